@@ -1,0 +1,73 @@
+"""Ray: connect to a cluster or start a local one, and read off what it has."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pipeline.config import Config, UserError
+
+# Before Ray is imported: no usage report leaves the machine unasked, and fewer lines that only concern Ray's authors.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING", "0")
+
+import ray
+import ray.data
+
+
+def connect(config: Config) -> None:
+    """Connect to the configured cluster, or start a local Ray that ends with this process; once is enough.
+
+    Raises:
+        UserError: if the cluster doesn't answer.
+    """
+    if ray.is_initialized():
+        return
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    local = address in (None, "local")
+    try:
+        ray.init(
+            address="local" if local else address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+            **({"include_dashboard": False, "object_store_memory": config.cluster.object_store_mb * 2**20} if local else {}),
+        )
+    except ConnectionError as error:
+        raise UserError(f"no Ray cluster answers at {address}: {' '.join(str(error).split())[:300]}") from None
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="ray")
+
+
+def training_resources(config: Config) -> tuple[int, dict[str, float]]:
+    """Number of training workers and what each of them reserves.
+
+    Raises:
+        UserError: if the cluster cannot hold them.
+    """
+    have = ray.cluster_resources()
+    cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
+    use_gpu = gpus > 0 if config.cluster.gpu is None else config.cluster.gpu
+    workers = config.cluster.workers or (max(gpus, 1) if use_gpu else 1)
+    per_worker = config.cluster.cpus_per_worker or max(cpus // workers, 1)
+    for kind, need, there in (("CPU", workers * per_worker, cpus), ("GPU", workers * use_gpu, gpus)):
+        if need > there:
+            raise UserError(
+                f"cluster.workers is {workers}, which needs {need} {kind}s, but the cluster has {there}: "
+                "expected fewer workers or a larger cluster"
+            )
+    return workers, {"CPU": per_worker, **({"GPU": 1} if use_gpu else {})}
+
+
+def map_rows(rows: list[dict[str, Any]], task: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Run a task on every row with Ray Data, one core each, and yield the results as they come, in any order."""
+    blocks = min(len(rows), 1000)
+    dataset = ray.data.from_items(rows, override_num_blocks=blocks).map(task, num_cpus=1)
+    yield from dataset.iter_rows()

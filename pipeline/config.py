@@ -1,0 +1,383 @@
+"""Every setting of the pipeline, typed, documented and validated in one place.
+
+`configs/*.yaml` are instances of `Config`; dotted command-line options override a file and are validated like it.
+`parse` turns a command line into a `Config`, `command` gives a stage's entry point its errors and exit codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.v1.utils import deep_update
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from sr_model import losses
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class UserError(Exception):
+    """A mistake or circumstance that the user can mend; its text is one sentence: what, where, what was expected."""
+
+
+class Preprocess(BaseModel):
+    """From pictures to a patch set."""
+
+    model_config = _STRICT
+
+    holdout: list[str] = []
+    """Names (glob patterns on the picture's name) of pictures kept for validation and never trained on."""
+    holdout_count: int = Field(0, ge=0)
+    """Pictures kept for validation where `holdout` is empty, chosen by their content; 0 keeps none."""
+    degradation: Literal["matlab", "legacy"] = "matlab"
+    """Bicubic form that makes the LR picture: today's MATLAB, or the 8-bit form of the published benchmark files."""
+    max_side: int | None = Field(None, ge=64)
+    """Pixels; a picture with a longer side is first reduced to it, which also removes JPEG and sensor noise."""
+    tile: int = Field(192, ge=32)
+    """HR pixels, side of a stored tile; larger than the training crop, so that crops stay random."""
+    stride: int | None = Field(None, ge=8)
+    """HR pixels between tiles; the tile's side where not given. The remainder at the far borders is always covered."""
+    row_group: int = Field(16, ge=1)
+    """Tiles in a Parquet row group, the unit of reading and of dealing to lanes."""
+    shard_mb: float = Field(128, gt=0)
+    """MB of raw tiles, target size of a shard."""
+    max_pixels: int = Field(200_000_000, ge=1)
+    """Pixels; a larger picture is rejected (decompression bombs)."""
+    max_reject_share: float = Field(0.05, ge=0, le=1)
+    """Share of rejected pictures above which preprocessing fails."""
+
+
+class Data(BaseModel):
+    """From a patch set to training samples. These settings define the sample order, together with `train.seed`."""
+
+    model_config = _STRICT
+
+    crop: int = Field(96, ge=16)
+    """HR pixels, side of a training patch."""
+    crops_per_tile: int | None = Field(None, ge=1)
+    """Random crops of each tile in an epoch; (tile / crop)^2 where not given, which covers about every pixel once."""
+    lanes: int = Field(8, ge=1)
+    """Fixed number of lanes that row groups are dealt to; at least the number of workers, at best a multiple."""
+    window: int = Field(256, ge=1)
+    """Tiles of a lane that are shuffled together; bounds the memory of a lane."""
+    augment: bool = True
+    """Random flips and quarter turns."""
+
+
+class Model(BaseModel):
+    """The network."""
+
+    model_config = _STRICT
+
+    channels: int = Field(64, ge=4)
+    """Feature channels."""
+    blocks: int = Field(16, ge=1)
+    """Residual blocks."""
+    batch_norm: bool = True
+    """BatchNorm after the convolutions of the body."""
+    init: Literal["upsampler", "paper"] = "upsampler"
+    """Initialisation: an interpolating upsampler from the start, or PyTorch's default (the paper names none)."""
+
+
+class Train(BaseModel):
+    """The training run."""
+
+    model_config = _STRICT
+
+    length: str = Field("1000 steps", pattern=r"^\d+(\.\d+)? (steps|epochs|minutes)$")
+    """Such as "1000 steps", "20 epochs" or "25 minutes"; minutes, validation included, are turned into steps by
+    measuring a few before the start."""
+    global_batch: int = Field(16, ge=1)
+    """Patches an optimizer step, over all workers and micro-batches."""
+    micro_batch: int = Field(16, ge=1)
+    """Largest number of patches a worker holds at once; gradients are accumulated up to the global batch."""
+    loss: dict[str, float] = {"mse": 1.0}
+    """Weight of each term of the objective."""
+    lr: float = Field(4e-4, gt=0)
+    """Peak learning rate of Adam."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates of the first and second moment."""
+    warmup: float = Field(0.03, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises linearly; it then falls along a cosine."""
+    lr_final: float = Field(0.01, ge=0, le=1)
+    """Learning rate at the end, as a share of the peak."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Gradient norm above which gradients are scaled down."""
+    ema_decay: float = Field(0.995, ge=0, lt=1)
+    """Decay of the weights' moving average (EMA), which is what is validated and shipped; it warms up from 0.1: a constant
+    0.999 from the first step would lag by a thousand steps."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of the forward and backward pass; "auto" takes bf16 where the device computes it in hardware."""
+    seed: int = 0
+    """Seed of initialisation, sample order and augmentation."""
+    init_from: str | None = None
+    """Weights to start from: a .safetensors file (path or URL) of the same network."""
+    validate_every: int = Field(200, ge=1)
+    """Steps between validations on the held-out pictures."""
+    checkpoint_every: int = Field(100, ge=1)
+    """Steps between checkpoints; no more than these are repeated after an interruption."""
+    log_every: int = Field(10, ge=1)
+    """Steps between records of loss, learning rate and throughput."""
+
+    @field_validator("loss")
+    @classmethod
+    def _known_terms(cls, value: dict[str, float]) -> dict[str, float]:
+        unknown = sorted(set(value) - set(losses.TERMS))
+        if unknown or not value:
+            raise ValueError(f"terms among {sorted(losses.TERMS)}")
+        return value
+
+
+class Evaluate(BaseModel):
+    """Measuring a trained network."""
+
+    model_config = _STRICT
+
+    benchmarks: dict[str, str] = {}
+    """Benchmark sets, name=folder; a folder with HR/ and LR*/ subfolders, or of HR pictures alone."""
+    pictures: int = Field(6, ge=0)
+    """Pictures shown in the report, per set."""
+
+
+class Tracking(BaseModel):
+    """MLflow."""
+
+    model_config = _STRICT
+
+    uri: str | None = None
+    """Tracking server or database; $MLFLOW_TRACKING_URI, else a SQLite file in the home of outputs."""
+    experiment: str = Field("super-resolution", min_length=1)
+    """Experiment that the runs belong to."""
+
+
+class Cluster(BaseModel):
+    """Where the work runs; nothing here changes a result beyond rounding."""
+
+    model_config = _STRICT
+
+    address: str | None = None
+    """Ray cluster; $RAY_ADDRESS, else a local Ray that ends with the command."""
+    workers: int | None = Field(None, ge=1)
+    """Training workers; one a GPU, or one on CPU, where not given."""
+    cpus_per_worker: int | None = Field(None, ge=1)
+    """CPU cores of a training worker; an equal share of the cluster's where not given."""
+    gpu: bool | None = None
+    """Train on GPUs; where not given, if the cluster has any."""
+    max_failures: int = Field(2, ge=-1)
+    """Restarts of training from its newest checkpoint after a worker was lost; -1 for any number."""
+    object_store_mb: int = Field(256, ge=80)
+    """MB of shared memory of a local Ray."""
+    timeout_s: int = Field(600, ge=30)
+    """Seconds after which a collective operation without answer ends the attempt."""
+
+
+class Config(BaseSettings):
+    """Settings of the super-resolution pipeline."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_kebab_case=False,
+    )
+
+    name: str = Field("srresnet", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the workflow, the start of its folder's name."""
+    home: str | None = None
+    """Folder or URL of all outputs; $SR_HOME, else runs/ here, or sr-runs in the home folder in a submitted job."""
+    source: list[str] = ["builtin"]
+    """Pictures: "builtin" (photographs that installed packages ship), folders, files or glob patterns, local or URLs."""
+    scale: Literal[2, 3, 4, 8] = 4
+    """Upscaling factor."""
+    preprocess: Preprocess = Preprocess()
+    """From pictures to a patch set."""
+    data: Data = Data()
+    """From a patch set to training samples: the sample order, together with train.seed."""
+    model: Model = Model()
+    """The network."""
+    train: Train = Train()
+    """The training run."""
+    evaluate: Evaluate = Evaluate()
+    """Measuring a trained network."""
+    tracking: Tracking = Tracking()
+    """MLflow."""
+    cluster: Cluster = Cluster()
+    """Where the work runs; nothing here changes a result beyond rounding."""
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _geometry(self) -> Config:
+        if not self.source:
+            raise ValueError("source is empty, expected at least one folder, file or URL")
+        sides = {
+            "data.crop": self.data.crop,
+            "preprocess.tile": self.preprocess.tile,
+            "preprocess.stride": self.preprocess.stride or self.scale,
+        }
+        for key, side in sides.items():
+            if side % self.scale:
+                raise ValueError(f"{key} is {side}, expected a multiple of the scale {self.scale}")
+        if self.data.crop > self.preprocess.tile:
+            raise ValueError(
+                f"data.crop is {self.data.crop}, expected no more than preprocess.tile, {self.preprocess.tile}"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # no environment variables: $HOME would become `home`
+
+    @property
+    def outputs(self) -> str:
+        """Absolute path or URL of the home of all outputs; call before Ray changes the working directory."""
+        in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        home = self.home or os.environ.get("SR_HOME") or ("~/sr-runs" if in_job else "runs")
+        return home if "://" in home else str(Path(home).expanduser().absolute())
+
+    @property
+    def tracking_uri(self) -> str:
+        """The MLflow tracking server or database."""
+        uri = self.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if uri:
+            return uri
+        if "://" in self.outputs:
+            raise UserError(
+                f"outputs go to {self.outputs}, where no SQLite file can live: "
+                "set tracking.uri to an MLflow server or to sqlite:////path/mlflow.db"
+            )
+        return f"sqlite:///{self.outputs}/mlflow.db"
+
+
+def parse(argv: Sequence[str], module: str, purpose: str) -> Config:
+    """Read a command line: `--config FILE` and dotted options such as `--train.lr 2e-4` or `train.lr=2e-4`.
+
+    Raises:
+        UserError: for an unknown key or a bad value, in the file or on the command line.
+        SystemExit: after `--help`.
+    """
+    parser = _Parser(
+        prog=f"python -m pipeline.{module}",
+        usage="%(prog)s [--config FILE] [--KEY VALUE | KEY=VALUE ...]",
+        description=f"{purpose} Options override the file.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, such as configs/demo.yaml")
+    source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(
+        Config, root_parser=parser, cli_exit_on_error=False
+    )
+    given = vars(parser.parse_args(_dashed(argv)))
+    file = given.pop("config")
+    try:
+        from_cli = source(parsed_args=given)()
+    except SettingsError as error:
+        raise UserError(" ".join(str(error).split())) from None
+    try:
+        return Config(**deep_update(_read_yaml(file) if file else {}, from_cli))
+    except ValidationError as error:
+        raise UserError(_sentence(error, file)) from None
+
+
+def command(main: Callable[[Sequence[str]], None]) -> Callable[[], None]:
+    """Wrap a stage's `main(argv)`: a `UserError` becomes one sentence and exit code 2, an interruption 130."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            main(sys.argv[1:])
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted: run the same command again to go on", file=sys.stderr, flush=True)
+            raise SystemExit(130) from None
+
+    return run
+
+
+def fingerprint(value: Any) -> str:
+    """Name of a JSON-like value by its content: 12 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _dashed(argv: Sequence[str]) -> list[str]:
+    """Turn bare `key=value` into `--key=value`, but leave the value of a preceding option alone."""
+    dashed: list[str] = []
+    for arg in argv:
+        is_value = bool(dashed) and dashed[-1].startswith("--") and "=" not in dashed[-1]
+        dashed.append(arg if arg.startswith("-") or is_value or "=" not in arg else f"--{arg}")
+    return dashed
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(file).read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the configuration {file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds {type(content).__name__}, expected a mapping of settings")
+    return content
+
+
+def _sentence(error: ValidationError, file: str | None) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    where = f" (settings of {file} and the command line)" if file else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key}{_closest(key)}{where}"
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if first["type"] == "value_error" and key in ("", *Config.model_fields):  # a check over several keys names them
+        return message + where
+    return f"{key} is {first['input']!r}, expected {message}{where}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+        if not message.startswith("unrecognized arguments"):
+            raise UserError(message)
+        if not unknown.startswith("--"):
+            raise UserError(f"cannot read {unknown!r}, expected --KEY VALUE or KEY=VALUE")
+        key = unknown.removeprefix("--").split("=")[0]
+        raise UserError(f"unknown key {key}{_closest(key)}; --help lists all")
+
+
+def _closest(key: str) -> str:
+    match = difflib.get_close_matches(key, _keys(Config), n=1)
+    return f", did you mean {match[0]}?" if match else ""
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+        keys += _keys(kind, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]  # type: ignore[arg-type]
+    return keys

@@ -1,0 +1,198 @@
+"""What training changes: network, moving average and optimizer, one step at a time, and as files of a checkpoint.
+
+Knows nothing of Ray; `pipeline.train` runs one `Learner` on every worker.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+import numpy as np
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.config import Config, Model, Train, UserError
+from pipeline.patchset import Bytes
+from sr_model.losses import objective
+from sr_model.srresnet import SRResNet
+
+
+class StepResult(NamedTuple):
+    """What a step tells; sums over this rank's samples, divided by the global batch, so that ranks add up."""
+
+    objective: Tensor
+    terms: dict[str, Tensor]
+    gradient_norm: Tensor
+    """Of the global gradient before clipping; the same on all ranks."""
+
+
+class Learner:
+    """Trains one network; every rank holds one and makes the same steps.
+
+    Args:
+        config: the pipeline's configuration.
+        steps: length of the training, which shapes the learning rate.
+        device: where to compute.
+        world: number of ranks; a process group must exist if more than one.
+    """
+
+    def __init__(self, config: Config, steps: int, device: torch.device, world: int = 1) -> None:
+        self.settings = config.train
+        self.steps, self.device, self.world = steps, device, world
+        net = build_network(config.scale, config.model, config.train.seed)
+        if config.train.init_from:
+            load_weights(net, config.train.init_from)
+        # channels_last is what convolutions on CPU and tensor cores want.
+        net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.ema = copy.deepcopy(net).eval().requires_grad_(False)
+        if world > 1 and config.model.batch_norm and device.type == "cuda":
+            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # refuses CPU tensors: there, statistics are per rank
+        self.net: SRResNet = net
+        self._forward: nn.Module = (
+            DistributedDataParallel(net, gradient_as_bucket_view=True, broadcast_buffers=config.model.batch_norm)
+            if world > 1
+            else net
+        )
+        self.bf16 = use_bf16(config.train.precision, device)
+        self.optimizer = torch.optim.Adam(net.parameters(), lr=config.train.lr, betas=config.train.betas, fused=True)
+
+    def step(self, step: int, lr: Bytes, hr: Bytes, micro_sizes: list[int]) -> StepResult:
+        """Make optimizer step number `step` (from 0) with this rank's samples.
+
+        Args:
+            step: sets the learning rate and the decay of the moving average.
+            lr: (n, h, w, 3) uint8.
+            hr: (n, s*h, s*w, 3) uint8.
+            micro_sizes: samples of each micro-batch, summing to n; as many on all ranks, 0 for none.
+        """
+        self._forward.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        start = 0
+        for i, size in enumerate(micro_sizes):
+            last = i == len(micro_sizes) - 1
+            with nullcontext() if last or self.world == 1 else self._forward.no_sync():  # type: ignore[operator]
+                loss, terms = self._micro_step(lr[start : start + size], hr[start : start + size])
+                # DDP divides the sum over ranks by their number.
+                (loss * self.world).backward()
+            start += size
+            for name, value in {"objective": loss.detach(), **terms}.items():
+                sums[name] = sums[name] + value if name in sums else value
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip_norm, foreach=True)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.steps, self.settings)
+        self.optimizer.step()
+        self._average(ema_decay(step, self.settings.ema_decay))
+        return StepResult(sums.pop("objective"), sums, norm)
+
+    def _micro_step(self, lr: Bytes, hr: Bytes) -> tuple[Tensor, dict[str, Tensor]]:
+        if len(lr) == 0:  # others still have samples: take part in the synchronisation, without weight
+            shape = (1, *lr.shape[1:]), (1, *hr.shape[1:])
+            lr, hr = np.zeros(shape[0], np.uint8), np.zeros(shape[1], np.uint8)
+            weight = 0.0
+        else:
+            weight = 1.0 / self.settings.global_batch
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            sr = self._forward(to_unit(lr, self.device))
+        total, terms = objective(sr.float(), to_unit(hr, self.device), self.settings.loss)
+        return total.sum() * weight, {name: term.sum() * weight for name, term in terms.items()}
+
+    @torch.no_grad()
+    def _average(self, decay: float) -> None:
+        mine, averaged = self.net.state_dict(), self.ema.state_dict()
+        floating = [name for name, value in mine.items() if value.is_floating_point()]
+        torch._foreach_lerp_([averaged[n] for n in floating], [mine[n] for n in floating], 1 - decay)
+        for name in mine.keys() - set(floating):  # BatchNorm's counters
+            averaged[name].copy_(mine[name])
+
+    def save(self, folder: Path, step: int, about: dict[str, Any]) -> None:
+        """Write weights, moving average, optimizer and `step` finished steps to a folder."""
+        safetensors.torch.save_file(contiguous(self.net), folder / "model.safetensors")
+        safetensors.torch.save_file(contiguous(self.ema), folder / "ema.safetensors")
+        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        (folder / "state.json").write_text(json.dumps({"step": step, **about}, indent=1))
+
+    def load(self, folder: Path) -> int:
+        """Restore what `save` wrote; returns the number of finished steps."""
+        self.net.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+        self.ema.load_state_dict(safetensors.torch.load_file(folder / "ema.safetensors"))
+        optimizer = torch.load(folder / "optimizer.pt", map_location=self.device, weights_only=True)
+        self.optimizer.load_state_dict(optimizer)
+        step: int = json.loads((folder / "state.json").read_text())["step"]
+        return step
+
+    def sum_over_ranks(self, *values: Tensor) -> list[float]:
+        """Add up scalars over the ranks."""
+        total = torch.stack([value.detach().float() for value in values])
+        if self.world > 1:
+            dist.all_reduce(total)
+        summed: list[float] = total.tolist()
+        return summed
+
+
+def build_network(scale: int, model: Model, seed: int) -> SRResNet:
+    """The network as it is before training: a function of the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SRResNet(scale, model.channels, model.blocks, model.batch_norm, model.init)
+
+
+def load_weights(net: nn.Module, url: str) -> None:
+    """Load a .safetensors file from a path or fsspec URL.
+
+    Raises:
+        UserError: if it cannot be read or belongs to another network.
+    """
+    try:
+        with fsspec.open(url, "rb") as file:
+            weights = safetensors.torch.load(file.read())
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot read the weights {url}: {error}, expected a .safetensors file") from None
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise UserError(f"the weights {url} are of another network than scale and model describe: {first}") from None
+
+
+def contiguous(net: nn.Module) -> dict[str, Tensor]:
+    """The state dict on CPU in plain layout, as safetensors wants it."""
+    return {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+
+
+def to_unit(pictures: Bytes, device: torch.device) -> Tensor:
+    """(n, h, w, 3) uint8 to (n, 3, h, w) float32 in [0, 1], channels_last."""
+    return torch.from_numpy(pictures).to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+
+
+def learning_rate(step: int, steps: int, settings: Train) -> float:
+    """Linear warm-up, then a cosine to `lr_final` of the peak; Loshchilov and Hutter 2017 (arXiv:1608.03983)."""
+    warmup = max(round(settings.warmup * steps), 1)
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(steps - warmup, 1)
+    return settings.lr * (settings.lr_final + (1 - settings.lr_final) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def ema_decay(step: int, decay: float) -> float:
+    """Decay of the moving average at a step: it warms up as (1 + step) / (10 + step), as TensorFlow's does."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to compute in bf16: asked for, or supported in hardware (emulated on a CPU it is 12x slower than fp32)."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))

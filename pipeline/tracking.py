@@ -1,0 +1,342 @@
+"""MLflow, and the journal by which workers reach it; the only module that knows MLflow.
+
+Workers append records to a journal on the run's storage. A process on the driver's node reads it and sends what is new
+to MLflow; what cannot be sent waits in the journal. Training therefore never waits for the server, never fails with
+it, and an outage is made good, if need be by running the command again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipeline import storage
+from pipeline.config import Config, UserError
+
+# Before MLflow is imported: fail within seconds instead of four minutes, the journal keeps what was not sent; and no
+# usage report leaves the machine unasked.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+Record = dict[str, Any]
+"""A journal record: `kind` ("train", "validation", …), `step`, `time` (Unix ms), `metrics`, `images` {key: file}."""
+
+
+class Journal:
+    """Append-only records of one training, in a folder at any fsspec URL; one writer at a time."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._pending: list[Record] = []
+
+    def append(self, kind: str, step: int, metrics: dict[str, float], images: dict[str, str] | None = None) -> None:
+        """Add a record; it becomes visible with `flush`."""
+        now = time.time_ns() // 1_000_000
+        self._pending.append({"kind": kind, "step": step, "time": now, "metrics": metrics, "images": images or {}})
+
+    def flush(self) -> None:
+        """Write what was appended as one file, named so that files sort by step, then time."""
+        if self._pending:
+            lines = "".join(json.dumps(record) + "\n" for record in self._pending)
+            name = f"{self._pending[0]['step']:09d}-{time.time_ns()}.jsonl"
+            storage.write(f"{self.url}/{name}", lines.encode())
+            self._pending = []
+
+    def save_image(self, name: str, picture: Image.Image) -> str:
+        """Keep a picture beside the records; returns the file name to put into a record."""
+        sink = io.BytesIO()
+        picture.save(sink, "PNG")
+        storage.write(f"{self.url}/images/{name}.png", sink.getvalue())
+        return f"images/{name}.png"
+
+
+class JournalReader:
+    """Yields each record of a journal once; steps repeated after an interruption are passed over."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._read: set[str] = set()
+        self._seen: set[tuple[str, int]] = set()
+
+    def new(self) -> Iterator[Record]:
+        """Records since the last call, in order of steps."""
+        files = [name for name in storage.names(self.url) if name.endswith(".jsonl") and name not in self._read]
+        for file in files:
+            content = storage.read(f"{self.url}/{file}")
+            self._read.add(file)
+            for line in (content or b"").splitlines():
+                record = json.loads(line)
+                key = (record["kind"], record["step"])
+                if key not in self._seen:
+                    self._seen.add(key)
+                    yield record
+
+
+class Tracker:
+    """Runs in one MLflow experiment.
+
+    Args:
+        config: names the tracking server or database and the experiment.
+
+    Raises:
+        UserError: if the tracking server doesn't answer; only this first contact is required to succeed.
+    """
+
+    def __init__(self, config: Config) -> None:
+        with _quiet():
+            import mlflow  # seconds of imports that a run that reuses everything can spare
+            from mlflow.exceptions import MlflowException
+
+            self._failures: tuple[type[Exception], ...] = (MlflowException, OSError)
+            self.uri = config.tracking_uri
+            if self.uri.startswith("sqlite:///"):
+                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            self._client = mlflow.MlflowClient(self.uri)
+            self._warned = False
+            try:
+                self.experiment_id = self._experiment(config)
+            except Exception as error:  # from SQLAlchemy, requests or MLflow, by the kind of store
+                reason = " ".join(str(error).split())[:300]
+                raise UserError(
+                    f"MLflow at {self.uri} cannot be used: {reason}; expected a running server or a database"
+                ) from None
+        self._close_abandoned()
+
+    def _experiment(self, config: Config) -> str:
+        name = config.tracking.experiment
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        artifacts = None
+        if self.uri.startswith("sqlite:"):
+            artifacts = Path(f"{config.outputs}/mlartifacts").as_uri()
+        return str(self._client.create_experiment(name, artifact_location=artifacts))
+
+    @contextlib.contextmanager
+    def run(self, folder: str, name: str, tags: dict[str, str], parent: str | None = None) -> Iterator[TrackedRun]:
+        """A run, whose id is kept in `folder`, so that the same work goes on in the same run.
+
+        It ends as FINISHED, KILLED (interrupted or stopped) or FAILED.
+        """
+        run = TrackedRun(self, self._open(folder, name, tags, parent))
+        try:
+            yield run
+        except (KeyboardInterrupt, SystemExit):
+            run.end("KILLED")
+            raise
+        except BaseException:
+            run.end("FAILED")
+            raise
+        run.end("FINISHED")
+
+    def attempt(self, call: Callable[[Any], Any]) -> bool:
+        """Make a call of the MLflow client; a failure is reported once and otherwise passed over."""
+        try:
+            call(self._client)
+        except self._failures as error:
+            if not self._warned:
+                reason = " ".join(str(error).split())[:200]
+                print(f"MLflow at {self.uri} doesn't answer; the run goes on without it ({reason})", file=sys.stderr)
+            self._warned = True
+            return False
+        if self._warned:
+            print(f"MLflow at {self.uri} answers again", file=sys.stderr)
+        self._warned = False
+        return True
+
+    def _open(self, folder: str, name: str, tags: dict[str, str], parent: str | None) -> str:
+        note = f"{folder}/tracking.json"
+        known = storage.read_json(note)
+        tags = {**tags, _PROCESS: _process(os.getpid())}
+        if known and known["uri"] == self.uri:
+            with contextlib.suppress(*self._failures):
+                run_id: str = known["run_id"]
+                self._client.update_run(run_id, status="RUNNING")
+                for key, value in tags.items():
+                    self._client.set_tag(run_id, key, value)
+                return run_id
+        if parent:
+            tags = {**tags, "mlflow.parentRunId": parent}
+        tags = {**tags, "mlflow.source.name": "pipeline", "mlflow.user": os.environ.get("USER", "unknown"), **_git()}
+        created = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
+        storage.write_json(note, {"uri": self.uri, "run_id": created.info.run_id})
+        return str(created.info.run_id)
+
+    def _close_abandoned(self) -> None:
+        """Mark runs as killed that a process of this machine left running when it was killed."""
+        with contextlib.suppress(*self._failures):
+            for run in self._client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'"):
+                host, _, pid = run.data.tags.get(_PROCESS, "").rpartition(":")
+                if host == platform.node() and not _alive(int(pid)):
+                    self._client.set_terminated(run.info.run_id, "KILLED")
+
+
+class TrackedRun:
+    """One MLflow run."""
+
+    def __init__(self, tracker: Tracker, run_id: str) -> None:
+        self._tracker = tracker
+        self.id = run_id
+
+    def describe(self, params: dict[str, Any], config: Config) -> None:
+        """Log parameters, flat, and the whole configuration as an artifact."""
+        import yaml
+        from mlflow.entities import Param
+
+        entries = [Param(key, str(value)) for key, value in params.items()]
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        self._tracker.attempt(lambda client: client.log_batch(self.id, params=entries[:100]))
+        self._tracker.attempt(lambda client: client.log_text(self.id, text, "config.yaml"))
+
+    def log_dataset(self, name: str, digest: str, source: str, profile: dict[str, Any]) -> None:
+        """Record the data that the run used."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(name, digest, "local", json.dumps({"uri": source}), profile=json.dumps(profile))
+        entry = DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+        self._tracker.attempt(lambda client: client.log_inputs(self.id, [entry]))
+
+    def log_metrics(self, metrics: dict[str, float], step: int = 0, time_ms: int | None = None) -> bool:
+        """Log values at a step; whether they arrived."""
+        from mlflow.entities import Metric
+
+        when = time_ms if time_ms is not None else time.time_ns() // 1_000_000
+        entries = [Metric(key, value, when, step) for key, value in metrics.items()]
+        return self._tracker.attempt(lambda client: client.log_batch(self.id, metrics=entries))
+
+    def log_image(self, picture: Image.Image, key: str, step: int) -> bool:
+        """Add a picture to the run's image grid; whether it arrived."""
+        return self._tracker.attempt(
+            lambda client: client.log_image(self.id, picture, key=key, step=step, synchronous=True)
+        )
+
+    def log_file(self, content: bytes, path: str) -> None:
+        """Add a file to the run's artifacts, at a path relative to their root."""
+
+        def upload(client: Any) -> None:
+            import tempfile
+
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder) / Path(path).name
+                file.write_bytes(content)
+                client.log_artifact(self.id, str(file), str(Path(path).parent) if "/" in path else None)
+
+        self._tracker.attempt(upload)
+
+    def end(self, status: str) -> None:
+        """Set the final state."""
+        self._tracker.attempt(lambda client: client.set_terminated(self.id, status))
+
+
+class Forwarder:
+    """Sends a journal to a run, in order, and keeps what the server could not take for the next call."""
+
+    def __init__(self, journal_url: str, run: TrackedRun) -> None:
+        self._reader = JournalReader(journal_url)
+        self._run = run
+        self._waiting: list[Record] = []
+        self._retry_at = 0.0
+
+    def pump(self) -> list[Record]:
+        """Read new records and try to send everything; returns the new ones."""
+        new = list(self._reader.new())
+        self._waiting += new
+        if time.monotonic() >= self._retry_at:
+            while self._waiting:
+                if not self._send(self._waiting[0]):
+                    self._retry_at = time.monotonic() + 15
+                    break
+                self._waiting.pop(0)
+        return new
+
+    def drain(self, patience_s: float = 60) -> bool:
+        """Try until everything is sent, or patience ends; whether all was sent. The journal keeps the rest."""
+        deadline = time.monotonic() + patience_s
+        self._retry_at = 0
+        self.pump()
+        while self._waiting and time.monotonic() < deadline:
+            time.sleep(2)
+            self.pump()
+        if self._waiting:
+            print(
+                f"{len(self._waiting)} records did not reach MLflow: they are in {self._reader.url}; "
+                "run the same command again to send them",
+                file=sys.stderr,
+            )
+        return not self._waiting
+
+    def _send(self, record: Record) -> bool:
+        if not self._run.log_metrics(record["metrics"], record["step"], record["time"]):
+            return False
+        for key, file in record["images"].items():
+            content = storage.read(f"{self._reader.url}/{file}")
+            if content is not None and not self._run.log_image(Image.open(io.BytesIO(content)), key, record["step"]):
+                return False
+        return True
+
+
+def ui_command(config: Config) -> str:
+    """The shell command that opens the MLflow UI on the runs, or says where the server is."""
+    uri = config.tracking_uri
+    if uri.startswith("http"):
+        return f"open {uri}"
+    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri} --port 5000"
+
+
+_PROCESS = "sr.process"
+
+
+def _process(pid: int) -> str:
+    return f"{platform.node()}:{pid}"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+def _git() -> dict[str, str]:
+    """Commit of the code, as MLflow's tag, if it lies in a git checkout; "-dirty" if it was changed since."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"mlflow.source.git.commit": commit}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the many INFO lines with which MLflow and alembic report a new database."""
+    import logging
+
+    previous = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(previous)

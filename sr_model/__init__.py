@@ -1,0 +1,1 @@
+"""SRResNet and what surrounds it, in PyTorch alone: network, degradation, losses, metrics."""

@@ -1,0 +1,80 @@
+"""PSNR and SSIM as the super-resolution papers measure them: on the luma Y of BT.601, the border left out.
+
+Both take 8-bit pictures. Y is what MATLAB's `rgb2ycbcr` returns for them: studio range, 16 to 235, rounded to integers.
+Unrounded, bicubic on Set5 reads 28.430 dB / 0.8111 instead of the published 28.42 / 0.810.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+# Y of ITU-R BT.601 for R, G, B in 0..255, as in MATLAB's rgb2ycbcr: 16 + (65.481 R + 128.553 G + 24.966 B) / 255
+_LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
+_PEAK = 255.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """How near one picture is to its ground truth."""
+
+    psnr_y: float
+    """dB, on BT.601 Y; infinite for equal pictures."""
+    ssim_y: float
+    """Wang et al. 2004 on BT.601 Y: Gaussian window 11x11, sigma 1.5, K1 0.01, K2 0.03, windows inside the picture."""
+    psnr_rgb: float
+    """dB, over all three channels."""
+
+
+def score(sr: Tensor, hr: Tensor, border: int) -> Score:
+    """Compare two pictures, (3, H, W) or (1, H, W) uint8 alike; a one-channel picture is compared on its 0..255 values.
+
+    Args:
+        sr: what was made.
+        hr: the ground truth.
+        border: pixels left out at each side; papers use the scale.
+
+    Raises:
+        ValueError: if shapes or dtypes differ, or nothing is left inside the border.
+    """
+    if sr.shape != hr.shape or sr.dtype != torch.uint8 or hr.dtype != torch.uint8:
+        raise ValueError(
+            f"compared {tuple(sr.shape)} {sr.dtype} with {tuple(hr.shape)} {hr.dtype}, expected equal shapes of uint8"
+        )
+    if min(hr.shape[-2:]) - 2 * border < 11:
+        raise ValueError(f"a picture of {tuple(hr.shape)} has less than 11 pixels inside a border of {border}")
+    inside = (slice(None), slice(border, -border or None), slice(border, -border or None))
+    sr, hr = sr[inside], hr[inside]
+    sr_y, hr_y = luma(sr), luma(hr)
+    return Score(psnr_y=psnr(sr_y, hr_y), ssim_y=ssim(sr_y, hr_y), psnr_rgb=psnr(sr.double(), hr.double()))
+
+
+def luma(rgb: Tensor) -> Tensor:
+    """BT.601 luma of (3, H, W) uint8: (H, W) integers 16..235 as float64; of (1, H, W): the values themselves."""
+    x = rgb.double()
+    if x.shape[0] == 1:
+        return x[0]
+    return torch.floor(16.5 + _LUMA[0] * x[0] + _LUMA[1] * x[1] + _LUMA[2] * x[2])
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """10 log10(255^2 / MSE) in dB for values in 0..255; infinite if equal."""
+    mse = (a - b).square().mean().item()
+    return 10 * math.log10(_PEAK**2 / mse) if mse > 0 else math.inf
+
+
+def ssim(a: Tensor, b: Tensor) -> float:
+    """Mean SSIM of two (H, W) pictures with values in 0..255."""
+    value = structural_similarity(
+        a.numpy(),
+        b.numpy(),
+        data_range=_PEAK,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+    )
+    return float(value)

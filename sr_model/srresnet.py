@@ -1,0 +1,174 @@
+"""SRResNet, the residual super-resolution network of Ledig et al. 2017 (arXiv:1609.04802).
+
+Shape legend: B pictures, C feature channels, (h, w) LR pixels, s scale, r factor of one upsampling stage.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Init = Literal["upsampler", "paper"]
+
+# The factor of each PixelShuffle stage, by scale.
+_STAGES = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
+SCALES = tuple(_STAGES)
+
+
+class SRResNet(nn.Module):
+    """9x9 head, residual blocks, a long skip, PixelShuffle stages, 9x9 tail; 1.55 M parameters by default.
+
+    Args:
+        scale: upscaling factor, one of 2, 3, 4, 8.
+        channels: feature channels C.
+        blocks: residual blocks.
+        batch_norm: whether convolutions of the body are followed by BatchNorm.
+        init: "paper" leaves PyTorch's default initialisation (the paper names none); "upsampler" is
+            `init_as_upsampler`, which trains faster and stays stable without BatchNorm.
+
+    Raises:
+        ValueError: for a scale without a stage layout.
+    """
+
+    def __init__(
+        self,
+        scale: int = 4,
+        channels: int = 64,
+        blocks: int = 16,
+        batch_norm: bool = True,
+        init: Init = "upsampler",
+    ) -> None:
+        super().__init__()
+        if scale not in _STAGES:
+            raise ValueError(f"scale is {scale}, expected one of {SCALES}")
+        self.scale = scale
+        self.conv_first = nn.Conv2d(3, channels, 9, padding=4)
+        self.act_first = nn.PReLU()
+        self.body = nn.Sequential(*(ResidualBlock(channels, batch_norm) for _ in range(blocks)))
+        self.conv_body = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn_body = nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
+        self.upsample = nn.ModuleList(UpsampleStage(channels, r) for r in _STAGES[scale])
+        self.conv_last = nn.Conv2d(channels, 3, 9, padding=4)
+        if init == "upsampler":
+            init_as_upsampler(self)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Upscale `lr` (B, 3, h, w) to (B, 3, s*h, s*w); RGB, both nominally in [0, 1], the output not clamped."""
+        x = self.act_first(self.conv_first(lr))  # (B, C, h, w)
+        x = x + self.bn_body(self.conv_body(self.body(x)))
+        *first, last = self.upsample
+        for stage in first:
+            x = F.pixel_shuffle(stage(x), stage.factor)
+        x = last(x)  # (B, C*r*r, s/r*h, s/r*w)
+        weight, bias = fuse_conv_after_shuffle(self.conv_last, last.factor)
+        return F.pixel_shuffle(F.conv2d(x, weight, bias, padding=2), last.factor)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv-[BN]-PReLU-conv-[BN](x), all (B, C, h, w)."""
+
+    def __init__(self, channels: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
+        self.act = nn.PReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
+        return x + y
+
+
+class UpsampleStage(nn.Module):
+    """(B, C, h, w) to (B, C*r*r, h, w), to be pixel-shuffled by r.
+
+    The paper puts PReLU after the shuffle; with one shared slope the two commute, and before it the last stage's
+    output can feed the output convolution directly.
+    """
+
+    def __init__(self, channels: int, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.conv = nn.Conv2d(channels, channels * factor * factor, 3, padding=1)
+        self.act = nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.act(self.conv(x))
+        return y
+
+
+def fuse_conv_after_shuffle(conv: nn.Conv2d, factor: int) -> tuple[Tensor, Tensor]:
+    """Rewrite "pixel shuffle by r, then a 9x9 convolution" as a 5x5 convolution that is followed by the shuffle.
+
+    Equal up to rounding, and faster: three output channels leave matrix units idle, 3*r*r channels less so. Output
+    pixel (r*y + a, r*x + b) of the 9x9 map sees, for each offset (a, b), the same kernel shifted by (a, b); on the
+    unshuffled grid that is `pixel_unshuffle` of the shifted kernel.
+
+    Returns:
+        Weight (3*r*r, C*r*r, 5, 5) and bias (3*r*r,), differentiable with respect to those of `conv`.
+    """
+    assert conv.kernel_size == (9, 9) and conv.bias is not None
+    out_channels = conv.out_channels
+    canvas, margin = 5 * factor, 2 * factor - 4
+    shifted = []
+    for a in range(factor):
+        for b in range(factor):
+            top, left = a + margin, b + margin
+            shifted.append(F.pad(conv.weight, (left, canvas - 9 - left, top, canvas - 9 - top)))
+    kernels = F.pixel_unshuffle(torch.stack(shifted, dim=1).flatten(0, 1), factor)
+    assert kernels.shape[0] == out_channels * factor**2
+    return kernels, conv.bias.repeat_interleave(factor**2)
+
+
+@torch.no_grad()
+def init_as_upsampler(net: SRResNet) -> None:
+    """Initialise so that the untrained network already is an interpolating upsampler.
+
+    - The first three channels carry RGB from head to tail: identity kernels at the head and the tail, and in every
+      upsampling stage the quadratic (three-point Lagrange) interpolation of the sub-pixel positions. The random
+      rest of the tail starts near zero.
+    - Other upsampling kernels are equal over the r*r sub-pixels, against checkerboards: ICNR, Aitken et al. 2017
+      (arXiv:1707.02937).
+    - The last convolution of every residual branch is scaled down: 0.1 as in ESRGAN (Wang et al. 2018,
+      arXiv:1809.00219, section 3.1); with BatchNorm, which undoes a scaled convolution, its gain is scaled instead,
+      as Goyal et al. 2017 (arXiv:1706.02677) do with zero.
+    - The rest: He et al. 2015 (arXiv:1502.01852), normal, fan-in.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, a=0.25)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+    for block in net.body:
+        assert isinstance(block, ResidualBlock)
+        _scale_branch(block.conv2, block.bn2)
+    _scale_branch(net.conv_body, net.bn_body)
+
+    rgb = torch.arange(3)
+    net.conv_first.weight[rgb] = 0
+    net.conv_first.weight[rgb, rgb, 4, 4] = 1
+    for stage in net.upsample:
+        assert isinstance(stage, UpsampleStage)
+        r = stage.factor
+        weight = stage.conv.weight
+        weight.copy_(weight[:: r * r].repeat_interleave(r * r, dim=0))
+        # Offsets of the r sub-pixels from the LR pixel's centre, in LR pixels.
+        t = (torch.arange(r) + 0.5) / r - 0.5
+        taps = torch.stack([t * (t - 1) / 2, 1 - t * t, t * (t + 1) / 2], dim=1)  # (r, 3)
+        kernels = torch.einsum("iy,jx->ijyx", taps, taps).reshape(r * r, 3, 3)
+        for c in range(3):
+            carried = slice(c * r * r, (c + 1) * r * r)
+            weight[carried] = 0
+            weight[carried, c] = kernels
+    net.conv_last.weight.mul_(0.01)
+    net.conv_last.weight[:, rgb] = 0
+    net.conv_last.weight[rgb, rgb, 4, 4] = 1
+
+
+def _scale_branch(conv: nn.Conv2d, norm: nn.Module, factor: float = 0.1) -> None:
+    target = norm if isinstance(norm, nn.BatchNorm2d) else conv
+    target.weight.mul_(factor)
