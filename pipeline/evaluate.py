@@ -12,19 +12,16 @@ from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
-from pipeline import cluster, patchset, sources, storage
-from pipeline.config import Config, Model, UserError, fingerprint
-from pipeline.learner import build_network, load_weights, to_unit
-from pipeline.patchset import Bytes, HoldoutPicture, PatchSet
-from sr_model.degrade import downscale, upscale_bicubic
-from sr_model.metrics import Score, score
+from pipeline import cluster, patchset, preprocess, sources, storage, train
+from pipeline.config import Config, Model, UserError, command, fingerprint, parse
+from pipeline.learner import build_network, load_weights
+from pipeline.patchset import Bytes, PatchSet
+from pipeline.scoring import bicubic_picture, channels_first, mean_scores, score_picture, upscale_picture
+from sr_model.degrade import downscale
 from sr_model.srresnet import SRResNet
-from sr_model.tiling import upscale
 
 ALGORITHM = 1
 """Version of the protocol; part of the name of what was measured."""
@@ -34,12 +31,31 @@ PROTOCOL = (
     "et al. 2004; PSNR(RGB) with the same border. Means over pictures."
 )
 
-METHODS = ("bicubic", "untrained", "trained")
+METHODS = {"bicubic": "bicubic", "untrained": "untrained network", "trained": "SRResNet"}
+"""What is scored, and how it is called."""
+
+METRICS = {"psnr_y": "PSNR (Y), dB", "ssim_y": "SSIM (Y)", "psnr_rgb": "PSNR (RGB), dB"}
+"""The fields of a score, and how they are called."""
 
 
-def evaluate_training(
-    config: Config, patch_set: PatchSet, weights: str, folder: str
-) -> tuple[dict[str, Any], bool]:
+Scores = dict[str, Any]
+"""{"protocol", "sets": {set: {"lr", "pictures": [{"name", "scores", "shown"}], "mean": {method: {metric: value}}}}}"""
+
+
+@command
+def main(argv: Sequence[str]) -> None:
+    """Entry point of `python -m pipeline.evaluate`."""
+    config = parse(argv, "evaluate", "Measure the finished training that the configuration describes.")
+    patch_set, _ = preprocess.prepare(config)
+    trained = train.find(config, patch_set)
+    if trained is None:
+        raise UserError("the training that the configuration describes isn't finished: run pipeline.train first")
+    folder = f"{config.outputs}/workflows/{trained.name}"
+    scores = find(config, patch_set, trained.weights, folder) or evaluate(config, patch_set, trained.weights, folder)
+    print(f"{table(scores)}\n\nscores: {folder}/scores.json")
+
+
+def evaluate(config: Config, patch_set: PatchSet, weights: str, folder: str) -> Scores:
     """Score bicubic, the untrained and the trained network on held-out pictures and benchmarks.
 
     Args:
@@ -48,15 +64,10 @@ def evaluate_training(
         weights: path or URL of the trained weights.
         folder: where scores.json and the upscaled pictures go.
 
-    Returns:
-        {"protocol", "sets": {set: {"lr", "pictures": [...], "mean": {method: {metric: value}}}}}, and whether it was
-        already there.
+    Raises:
+        UserError: if a benchmark's folder or one of its pictures cannot be used.
     """
     tasks = _tasks(config, patch_set, weights, folder)
-    identity = fingerprint([ALGORITHM, [{k: v for k, v in task.items() if k != "weights"} for task in tasks]])
-    scores = storage.read_json(f"{folder}/scores.json")
-    if scores and scores["identity"] == identity:
-        return scores, True
     cluster.connect(config)
     rows = sorted(cluster.map_rows(tasks, _evaluate_picture), key=lambda row: int(row["number"]))
     failed = next((row["error"] for row in rows if row["error"]), None)
@@ -68,66 +79,37 @@ def evaluate_training(
         entry["pictures"].append({"name": row["name"], "scores": row["scores"], "shown": row["shown"]})
     for entry in sets.values():
         entry["mean"] = {m: mean_scores([p["scores"][m] for p in entry["pictures"]]) for m in METHODS}
-    scores = {"identity": identity, "protocol": PROTOCOL, "sets": sets}
+    scores = {"identity": _identity(tasks), "protocol": PROTOCOL, "sets": sets}
     storage.write_json(f"{folder}/scores.json", scores)
-    return scores, False
+    return scores
 
 
-def upscale_picture(net: SRResNet, lr: Bytes, device: torch.device) -> Bytes:
-    """Upscale an 8-bit picture.
-
-    Args:
-        net: in eval mode.
-        lr: (h, w, 3) uint8; or (h, w, 1), which is fed as three equal channels and averaged back to one.
-        device: where the network is.
-
-    Returns:
-        (s*h, s*w, C) uint8.
-    """
-    grey = lr.shape[2] == 1
-    rgb = np.repeat(lr, 3, axis=2) if grey else np.array(lr)
-    x = to_unit(rgb[None], device)
-    sr = upscale(net, x)[0]
-    if grey:
-        sr = sr.mean(dim=0, keepdim=True)
-    eight_bit: Bytes = sr.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return eight_bit
+def find(config: Config, patch_set: PatchSet, weights: str, folder: str) -> Scores | None:
+    """The scores, if the same was measured before."""
+    scores: Scores | None = storage.read_json(f"{folder}/scores.json")
+    if scores and scores["identity"] == _identity(_tasks(config, patch_set, weights, folder)):
+        return scores
+    return None
 
 
-def score_picture(sr: Bytes, hr: Bytes, scale: int) -> Score:
-    """Score (H, W, C) uint8 pictures by the protocol."""
-    return score(_channels_first(sr), _channels_first(hr), border=scale)
+def table(scores: Scores) -> str:
+    """The mean scores as aligned text, one line for each set and method."""
+    rows = [["set", "", *METRICS.values()]]
+    for name, entry in scores["sets"].items():
+        for method, label in METHODS.items():
+            values = [format_value(key, entry["mean"][method][key]) for key in METRICS]
+            rows.append([f"{name} ({len(entry['pictures'])})", label, *values])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Mean of each metric in the given order, in float64; nothing for no scores."""
-    return {key: float(np.mean([s[key] for s in scores], dtype=np.float64)) for key in (scores[0] if scores else {})}
+def format_value(metric: str, value: float) -> str:
+    """A score as it is printed: four digits of SSIM, hundredths of a dB."""
+    return f"{value:.4f}" if metric.startswith("ssim") else f"{value:.2f}"
 
 
-def bicubic_picture(lr: Bytes, scale: int) -> Bytes:
-    """Enlarge (h, w, C) uint8 by MATLAB's bicubic."""
-    enlarged: Bytes = upscale_bicubic(_channels_first(lr), scale).permute(1, 2, 0).numpy()
-    return enlarged
-
-
-def busiest_crop(hr: Bytes, side: int) -> tuple[int, int]:
-    """Origin (y, x) of the square of `side` pixels with the most detail: the largest variance of the luma's slope."""
-    grey = hr.astype(np.float32).mean(axis=2)
-    slope = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
-    total = np.pad(slope.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    h, w = max(slope.shape[0] - side, 0), max(slope.shape[1] - side, 0)
-    ys, xs = np.arange(0, h + 1, 8), np.arange(0, w + 1, 8)
-    y1, x1 = np.minimum(ys + side, slope.shape[0]), np.minimum(xs + side, slope.shape[1])
-    sums = total[y1][:, x1] - total[ys][:, x1] - total[y1][:, xs] + total[ys][:, xs]
-    best = np.unravel_index(int(sums.argmax()), sums.shape)
-    return int(ys[best[0]]), int(xs[best[1]])
-
-
-def comparison_strip(picture: HoldoutPicture, sr: Bytes, scale: int, side: int = 160) -> Image.Image:
-    """The same crop of bicubic, SR and HR, side by side."""
-    y, x = busiest_crop(picture.hr, side)
-    crops = [p[y : y + side, x : x + side] for p in (bicubic_picture(picture.lr, scale), sr, picture.hr)]
-    return Image.fromarray(np.concatenate(crops, axis=1))
+def _identity(tasks: list[dict[str, Any]]) -> str:
+    return fingerprint([ALGORITHM, tasks])
 
 
 def _tasks(config: Config, patch_set: PatchSet, weights: str, folder: str) -> list[dict[str, Any]]:
@@ -187,7 +169,7 @@ def _load_pair(task: dict[str, Any]) -> tuple[Bytes, Bytes, str]:
     hr = sources.decode(sources.read_bytes(task["hr"]), task["max_pixels"], grey_ok=True)
     hr = hr[: hr.shape[0] // scale * scale, : hr.shape[1] // scale * scale]
     if not task["lr"]:
-        return hr, downscale(_channels_first(hr), scale).permute(1, 2, 0).numpy(), "made here, MATLAB's bicubic"
+        return hr, downscale(channels_first(hr), scale).permute(1, 2, 0).numpy(), "made here, MATLAB's bicubic"
     lr = sources.decode(sources.read_bytes(task["lr"]), task["max_pixels"], grey_ok=True)
     if (lr.shape[0] * scale, lr.shape[1] * scale, lr.shape[2]) != hr.shape:
         raise sources.RejectedPicture(f"has an LR file of {lr.shape}, which doesn't fit HR {hr.shape} at x{scale}")
@@ -203,11 +185,13 @@ def _networks(model: str, seed: int, scale: int, weights: str) -> tuple[SRResNet
     return nets[0], nets[1]
 
 
-def _channels_first(picture: Bytes) -> torch.Tensor:
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-
-
 def _png(picture: Bytes) -> bytes:
     sink = io.BytesIO()
     Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(sink, "PNG")
     return sink.getvalue()
+
+
+if __name__ == "__main__":
+    from pipeline import evaluate as module  # by its name, so that Ray's workers import what they run
+
+    module.main()

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 
-from pipeline import cluster, evaluate, patchset, preprocess, storage
+from pipeline import cluster, patchset, preprocess, scoring, storage
 from pipeline.config import Config, UserError, command, fingerprint, parse
 from pipeline.learner import Learner, contiguous, use_bf16
 from pipeline.patchset import BatchReader, PatchSet
@@ -56,6 +56,8 @@ class Trained:
     """Steps, seconds, patches a second, held-out metrics at the end."""
     found: bool
     """Whether it had been finished before."""
+    tracked: bool
+    """Whether MLflow has all of it."""
 
     @property
     def weights(self) -> str:
@@ -85,7 +87,7 @@ def find(config: Config, patch_set: PatchSet) -> Trained | None:
     name = training_name(config, patch_set)
     folder = f"{config.outputs}/trainings/{name}"
     result = storage.read_json(f"{folder}/result.json")
-    return Trained(name, folder, result, found=True) if result else None
+    return Trained(name, folder, result, found=True, tracked=storage.exists(f"{folder}/tracked")) if result else None
 
 
 def train(config: Config, patch_set: PatchSet, parent: str | None = None) -> Trained:
@@ -102,7 +104,7 @@ def train(config: Config, patch_set: PatchSet, parent: str | None = None) -> Tra
     name = training_name(config, patch_set)
     folder = f"{config.outputs}/trainings/{name}"
     found = find(config, patch_set)
-    if found and storage.exists(f"{folder}/tracked"):
+    if found and found.tracked:
         return found
     order = sample_order(config, patch_set)
     if not found:
@@ -134,9 +136,10 @@ def train(config: Config, patch_set: PatchSet, parent: str | None = None) -> Tra
         weights = storage.read(found.weights)
         if weights is not None:
             run.log_file(weights, "model/model.safetensors")
-        if forwarder.drain():
+        tracked = forwarder.drain()
+        if tracked:
             storage.write(f"{folder}/tracked", b"")
-    return Trained(name, folder, found.result, found=False)
+    return Trained(name, folder, found.result, found=False, tracked=tracked)
 
 
 def sample_order(config: Config, patch_set: PatchSet) -> SampleOrder:
@@ -387,20 +390,20 @@ class _Worker:
         for i, picture in enumerate(self.patch_set.read_holdout()):
             if i % self.world != self.rank:
                 continue
-            sr = evaluate.upscale_picture(learner.ema, picture.lr, self.device)
+            sr = scoring.upscale_picture(learner.ema, picture.lr, self.device)
             images = {}
             if step is not None and i < _SHOWN_PICTURES:
-                strip = evaluate.comparison_strip(picture, sr, self.config.scale)
+                strip = scoring.comparison_strip(picture, sr, self.config.scale)
                 stem = Path(picture.name).stem
                 file = self.journal.save_image(f"{stem}-{step:09d}", strip)
                 images[f"bicubic_sr_hr/{stem}"] = file
-            mine.append((i, asdict(evaluate.score_picture(sr, picture.hr, self.config.scale)), images))
+            mine.append((i, asdict(scoring.score_picture(sr, picture.hr, self.config.scale)), images))
         everyone = [mine]
         if self.world > 1:
             everyone = [[] for _ in range(self.world)]
             dist.all_gather_object(everyone, mine)
         ordered = sorted((entry for part in everyone for entry in part), key=lambda entry: entry[0])
-        means = evaluate.mean_scores([scores for _, scores, _ in ordered])
+        means = scoring.mean_scores([scores for _, scores, _ in ordered])
         shown = {key: file for _, _, images in ordered for key, file in images.items()}
         return {f"val/{key}": value for key, value in means.items()}, shown
 

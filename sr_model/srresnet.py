@@ -164,7 +164,7 @@ def init_as_upsampler(net: SRResNet) -> None:
             carried = slice(c * r * r, (c + 1) * r * r)
             weight[carried] = 0
             weight[carried, c] = kernels
-    net.conv_last.weight.mul_(0.01)
+    net.conv_last.weight.mul_(0.001)
     net.conv_last.weight[:, rgb] = 0
     net.conv_last.weight[rgb, rgb, 4, 4] = 1
 

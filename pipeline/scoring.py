@@ -1,0 +1,78 @@
+"""Upscale 8-bit pictures with a network, score them, and put crops side by side; for validation and evaluation alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.learner import to_unit
+from pipeline.patchset import Bytes, HoldoutPicture
+from sr_model.degrade import upscale_bicubic
+from sr_model.metrics import Score, score
+from sr_model.srresnet import SRResNet
+from sr_model.tiling import upscale
+
+
+def upscale_picture(net: SRResNet, lr: Bytes, device: torch.device) -> Bytes:
+    """Upscale an 8-bit picture.
+
+    Args:
+        net: in eval mode.
+        lr: (h, w, 3) uint8; or (h, w, 1), which is fed as three equal channels and averaged back to one.
+        device: where the network is.
+
+    Returns:
+        (s*h, s*w, C) uint8.
+    """
+    grey = lr.shape[2] == 1
+    rgb = np.repeat(lr, 3, axis=2) if grey else np.array(lr)
+    x = to_unit(rgb[None], device)
+    sr = upscale(net, x)[0]
+    if grey:
+        sr = sr.mean(dim=0, keepdim=True)
+    eight_bit: Bytes = sr.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return eight_bit
+
+
+def score_picture(sr: Bytes, hr: Bytes, scale: int) -> Score:
+    """Score (H, W, C) uint8 pictures by the protocol."""
+    return score(channels_first(sr), channels_first(hr), border=scale)
+
+
+def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric in the given order, in float64; nothing for no scores."""
+    return {key: float(np.mean([s[key] for s in scores], dtype=np.float64)) for key in (scores[0] if scores else {})}
+
+
+def bicubic_picture(lr: Bytes, scale: int) -> Bytes:
+    """Enlarge (h, w, C) uint8 by MATLAB's bicubic."""
+    enlarged: Bytes = upscale_bicubic(channels_first(lr), scale).permute(1, 2, 0).numpy()
+    return enlarged
+
+
+def busiest_crop(hr: Bytes, side: int) -> tuple[int, int]:
+    """Origin (y, x) of the square of `side` pixels with the most detail: the largest variance of the luma's slope."""
+    grey = hr.astype(np.float32).mean(axis=2)
+    slope = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
+    total = np.pad(slope.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    h, w = max(slope.shape[0] - side, 0), max(slope.shape[1] - side, 0)
+    ys, xs = np.arange(0, h + 1, 8), np.arange(0, w + 1, 8)
+    y1, x1 = np.minimum(ys + side, slope.shape[0]), np.minimum(xs + side, slope.shape[1])
+    sums = total[y1][:, x1] - total[ys][:, x1] - total[y1][:, xs] + total[ys][:, xs]
+    best = np.unravel_index(int(sums.argmax()), sums.shape)
+    return int(ys[best[0]]), int(xs[best[1]])
+
+
+def comparison_strip(picture: HoldoutPicture, sr: Bytes, scale: int, side: int = 160) -> Image.Image:
+    """The same crop of bicubic, SR and HR, side by side."""
+    y, x = busiest_crop(picture.hr, side)
+    crops = [p[y : y + side, x : x + side] for p in (bicubic_picture(picture.lr, scale), sr, picture.hr)]
+    return Image.fromarray(np.concatenate(crops, axis=1))
+
+
+def channels_first(picture: Bytes) -> torch.Tensor:
+    """(H, W, C) array to (C, H, W) tensor."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
