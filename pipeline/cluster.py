@@ -36,7 +36,11 @@ def connect(config: Config) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=True,
-            **({"include_dashboard": False, "object_store_memory": config.cluster.object_store_mb * 2**20} if local else {}),
+            **(
+                {"include_dashboard": False, "object_store_memory": config.cluster.object_store_mb * 2**20}
+                if local
+                else {}
+            ),
         )
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address}: {' '.join(str(error).split())[:300]}") from None
@@ -55,7 +59,8 @@ def training_resources(config: Config) -> tuple[int, dict[str, float]]:
     have = ray.cluster_resources()
     cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
     use_gpu = gpus > 0 if config.cluster.gpu is None else config.cluster.gpu
-    workers = config.cluster.workers or (max(gpus, 1) if use_gpu else 1)
+    # On CPU, two workers of half the cores beat one worker of all.
+    workers = config.cluster.workers or (max(gpus, 1) if use_gpu else min(cpus, 2))
     per_worker = config.cluster.cpus_per_worker or max(cpus // workers, 1)
     for kind, need, there in (("CPU", workers * per_worker, cpus), ("GPU", workers * use_gpu, gpus)):
         if need > there:

@@ -121,8 +121,8 @@ class Train(BaseModel):
     clip_norm: float = Field(1.0, gt=0)
     """Gradient norm above which gradients are scaled down."""
     ema_decay: float = Field(0.995, ge=0, lt=1)
-    """Decay of the weights' moving average (EMA), which is what is validated and shipped; it warms up from 0.1: a constant
-    0.999 from the first step would lag by a thousand steps."""
+    """Decay of the weights' moving average (EMA), which is what is validated and shipped. It warms up from 0.1: a
+    constant 0.999 from the first step would lag by a thousand steps."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of the forward and backward pass; "auto" takes bf16 where the device computes it in hardware."""
     seed: int = 0
@@ -168,14 +168,14 @@ class Tracking(BaseModel):
 
 
 class Cluster(BaseModel):
-    """Where the work runs; nothing here changes a result beyond rounding."""
+    """Where the work runs; changes no result beyond rounding, but for BatchNorm on CPU: statistics are per worker."""
 
     model_config = _STRICT
 
     address: str | None = None
     """Ray cluster; $RAY_ADDRESS, else a local Ray that ends with the command."""
     workers: int | None = Field(None, ge=1)
-    """Training workers; one a GPU, or one on CPU, where not given."""
+    """Training workers; where not given one a GPU, without GPUs two (or one on a single core)."""
     cpus_per_worker: int | None = Field(None, ge=1)
     """CPU cores of a training worker; an equal share of the cluster's where not given."""
     gpu: bool | None = None
@@ -205,7 +205,7 @@ class Config(BaseSettings):
     home: str | None = None
     """Folder or URL of all outputs; $SR_HOME, else runs/ here, or sr-runs in the home folder in a submitted job."""
     source: list[str] = ["builtin"]
-    """Pictures: "builtin" (photographs that installed packages ship), folders, files or glob patterns, local or URLs."""
+    """Pictures: "builtin" (photographs that installed packages ship), folders, files, glob patterns, local or URLs."""
     scale: Literal[2, 3, 4, 8] = 4
     """Upscaling factor."""
     preprocess: Preprocess = Preprocess()
@@ -221,7 +221,7 @@ class Config(BaseSettings):
     tracking: Tracking = Tracking()
     """MLflow."""
     cluster: Cluster = Cluster()
-    """Where the work runs; nothing here changes a result beyond rounding."""
+    """Where the work runs."""
 
     @field_validator("source", mode="before")
     @classmethod
@@ -248,9 +248,15 @@ class Config(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)  # no environment variables: $HOME would become `home`
+        """No environment variables: $HOME would become `home`."""
+        return (init_settings,)
 
     @property
     def outputs(self) -> str:

@@ -122,17 +122,24 @@ def _tasks(config: Config, patch_set: PatchSet, weights: str, folder: str) -> li
         "max_pixels": config.preprocess.max_pixels,
     }
     held_out = [record.name for shard in patch_set.holdout for record in shard.pictures if not record.rejected]
-    entries = [
+    entries: list[dict[str, Any]] = [
         {"set": "held-out", "name": name, "hr": "", "lr": "", "patch_set": patch_set.url, "index": i}
         for i, name in enumerate(held_out)
     ]
     for name, source in config.evaluate.benchmarks.items():
         for i, picture in enumerate(sources.find_benchmark(name, source, config.scale)):
             entries.append(
-                {"set": name, "name": picture.name, "hr": picture.hr, "lr": picture.lr or "", "patch_set": "", "index": i}
+                {
+                    "set": name,
+                    "name": picture.name,
+                    "hr": picture.hr,
+                    "lr": picture.lr or "",
+                    "patch_set": "",
+                    "index": i,
+                }
             )
     return [
-        {**shared, **entry, "number": n, "show": int(entry["index"]) < config.evaluate.pictures}
+        {**shared, **entry, "number": n, "show": entry["index"] < config.evaluate.pictures}
         for n, entry in enumerate(entries)
     ]
 
@@ -143,7 +150,7 @@ def _evaluate_picture(task: dict[str, Any]) -> dict[str, Any]:
     result = {"number": task["number"], "set": task["set"], "name": task["name"], "error": "", "shown": {}}
     try:
         hr, lr, origin = _load_pair(task)
-    except (sources.RejectedPicture, OSError) as error:
+    except (sources.RejectedPictureError, OSError) as error:
         return {**result, "lr": "", "scores": {}, "error": f"benchmark {task['set']}: {task['name']} {error}"}
     untrained, trained = _networks(task["model"], task["seed"], scale, task["weights"])
     pictures = {
@@ -172,7 +179,7 @@ def _load_pair(task: dict[str, Any]) -> tuple[Bytes, Bytes, str]:
         return hr, downscale(channels_first(hr), scale).permute(1, 2, 0).numpy(), "made here, MATLAB's bicubic"
     lr = sources.decode(sources.read_bytes(task["lr"]), task["max_pixels"], grey_ok=True)
     if (lr.shape[0] * scale, lr.shape[1] * scale, lr.shape[2]) != hr.shape:
-        raise sources.RejectedPicture(f"has an LR file of {lr.shape}, which doesn't fit HR {hr.shape} at x{scale}")
+        raise sources.RejectedPictureError(f"has an LR file of {lr.shape}, which doesn't fit HR {hr.shape} at x{scale}")
     return hr, lr, "the set's own files"
 
 

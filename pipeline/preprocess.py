@@ -23,7 +23,7 @@ from PIL import Image
 from pipeline import cluster, patchset, sources, storage
 from pipeline.config import Config, Preprocess, UserError, command, fingerprint, parse
 from pipeline.patchset import PatchSet, PictureRecord, Shard
-from pipeline.sources import Picture, Pixels, RejectedPicture
+from pipeline.sources import Picture, Pixels, RejectedPictureError
 from sr_model.degrade import downscale
 
 ALGORITHM = 1
@@ -134,7 +134,7 @@ def _inspect(row: dict[str, Any]) -> dict[str, Any]:
         content = sources.read_bytes(row["url"])
         digest = hashlib.sha256(content).hexdigest()
         width, height = sources.header(content)
-    except RejectedPicture as error:
+    except RejectedPictureError as error:
         reason = str(error)
     except OSError as error:
         reason = f"cannot be read: {error}"
@@ -232,7 +232,9 @@ def _spec(config: Config, pictures: list[_Known], held_out: bool) -> _ShardSpec:
         "held_out": held_out,
         "scale": config.scale,
         **config.preprocess.model_dump(
-            include={"degradation", "max_side"} if held_out else {"degradation", "max_side", "tile", "stride", "row_group"}
+            include={"degradation", "max_side"}
+            if held_out
+            else {"degradation", "max_side", "tile", "stride", "row_group"}
         ),
         "pictures": [[p.name, p.sha256] for p in pictures],
     }
@@ -311,7 +313,7 @@ def _shard_bytes(pictures: list[_Known], held_out: bool, settings: Preprocess, s
         for picture in pictures:
             try:
                 hr = _load(picture, settings, scale)
-            except RejectedPicture as error:
+            except RejectedPictureError as error:
                 records.append(picture.record(held_out=held_out, rejected=str(error)))
                 continue
             lr = downscale(torch.from_numpy(hr).permute(2, 0, 1), scale, settings.degradation).permute(1, 2, 0).numpy()
@@ -339,9 +341,9 @@ def _load(picture: _Known, settings: Preprocess, scale: int) -> Pixels:
     try:
         content = sources.read_bytes(picture.url)
     except OSError as error:
-        raise RejectedPicture(f"cannot be read: {error}") from None
+        raise RejectedPictureError(f"cannot be read: {error}") from None
     if hashlib.sha256(content).hexdigest() != picture.sha256:
-        raise RejectedPicture("changed while the patch set was being made")
+        raise RejectedPictureError("changed while the patch set was being made")
     rgb = sources.decode(content, settings.max_pixels)
     width, height = _reduced_size(settings, rgb.shape[1], rgb.shape[0])
     if (height, width) != rgb.shape[:2]:
@@ -349,9 +351,7 @@ def _load(picture: _Known, settings: Preprocess, scale: int) -> Pixels:
     return np.ascontiguousarray(rgb[: height // scale * scale, : width // scale * scale])
 
 
-def _tile_rows(
-    picture: _Known, hr: Pixels, lr: Pixels, settings: Preprocess, scale: int
-) -> Iterator[dict[str, Any]]:
+def _tile_rows(picture: _Known, hr: Pixels, lr: Pixels, settings: Preprocess, scale: int) -> Iterator[dict[str, Any]]:
     tile, lr_tile = settings.tile, settings.tile // scale
     for y in tile_origins(hr.shape[0], settings):
         for x in tile_origins(hr.shape[1], settings):

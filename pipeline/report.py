@@ -26,9 +26,7 @@ _LABELS = {**METHODS, "hr": "ground truth (HR)"}
 _CROP = 128
 
 
-def write_report(
-    folder: str, config: Config, scores: Scores, history: list[Record], facts: dict[str, str]
-) -> bytes:
+def write_report(folder: str, config: Config, scores: Scores, history: list[Record], facts: dict[str, str]) -> bytes:
     """Write report.html and comparison.png to a folder.
 
     Args:
@@ -41,7 +39,12 @@ def write_report(
     Returns:
         comparison.png.
     """
-    shown = [_Shown(name, picture) for name, entry in scores["sets"].items() for picture in entry["pictures"] if picture["shown"]]
+    shown = [
+        _Shown(name, picture)
+        for name, entry in scores["sets"].items()
+        for picture in entry["pictures"]
+        if picture["shown"]
+    ]
     comparison = _comparison(shown[:3])
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         (Path(__file__).parent / "report.html.j2").read_text()
@@ -70,7 +73,10 @@ class _Shown:
     def __init__(self, group: str, picture: dict[str, Any]) -> None:
         self.group, self.name = group, PurePosixPath(picture["name"]).stem
         self.scores: dict[str, dict[str, float]] = picture["scores"]
-        whole = {kind: Image.open(io.BytesIO(storage.read(url) or b"")).convert("RGB") for kind, url in picture["shown"].items()}
+        whole = {
+            kind: Image.open(io.BytesIO(storage.read(url) or b"")).convert("RGB")
+            for kind, url in picture["shown"].items()
+        }
         self.width, self.height = whole["hr"].size
         y, x = busiest_crop(np.asarray(whole["hr"]), _CROP)
         self.crops = {kind: image.crop((x, y, x + _CROP, y + _CROP)) for kind, image in whole.items()}

@@ -1,4 +1,4 @@
-"""Upscale 8-bit pictures with a network, score them, and put crops side by side; for validation and evaluation alike."""
+"""Upscale 8-bit pictures with a network, score them, put crops side by side; for validation and evaluation alike."""
 
 from __future__ import annotations
 

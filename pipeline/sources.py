@@ -51,7 +51,7 @@ class Picture:
     """Changes with the content: size and modification time or ETag."""
 
 
-class RejectedPicture(Exception):
+class RejectedPictureError(Exception):
     """A file that cannot be used; its text is the reason."""
 
 
@@ -93,18 +93,18 @@ def decode(content: bytes, max_pixels: int, grey_ok: bool = False) -> Pixels:
         grey_ok: leave a one-channel picture as (H, W, 1), as benchmark protocols ask.
 
     Raises:
-        RejectedPicture: if the file is no picture, damaged, or too large.
+        RejectedPictureError: if the file is no picture, damaged, or too large.
     """
     try:
         with Image.open(io.BytesIO(content)) as file:
             if file.width * file.height > max_pixels:
-                raise RejectedPicture(f"{file.width}x{file.height} is more than {max_pixels} pixels")
+                raise RejectedPictureError(f"{file.width}x{file.height} is more than {max_pixels} pixels")
             file.load()
             picture: Image.Image = ImageOps.exif_transpose(file)
-    except RejectedPicture:
+    except RejectedPictureError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions on damaged files
-        raise RejectedPicture(f"cannot be decoded: {' '.join(str(error).split())}") from None
+        raise RejectedPictureError(f"cannot be decoded: {' '.join(str(error).split())}") from None
     if picture.mode.startswith("I;16") or picture.mode == "I":
         wide = np.asarray(picture).astype(np.int64)
         picture = Image.fromarray((wide.clip(0, 65535) >> 8).astype(np.uint8))
@@ -120,14 +120,14 @@ def header(content: bytes) -> tuple[int, int]:
     """Width and height as the file's header states them, orientation applied.
 
     Raises:
-        RejectedPicture: if the file is no picture.
+        RejectedPictureError: if the file is no picture.
     """
     try:
         with Image.open(io.BytesIO(content)) as file:
             turned = file.getexif().get(0x0112, 1) >= 5
             return (file.height, file.width) if turned else (file.width, file.height)
     except Exception as error:  # as in `decode`
-        raise RejectedPicture(f"is no picture: {' '.join(str(error).split())[:200]}") from None
+        raise RejectedPictureError(f"is no picture: {' '.join(str(error).split())[:200]}") from None
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,11 @@ def _list_folder(source: str) -> list[Picture]:
 
 def _files(items: Iterable[tuple[str, dict[str, object]]]) -> Iterable[tuple[str, dict[str, object]]]:
     for path, info in sorted(items):
-        if info["type"] == "file" and path.lower().endswith(EXTENSIONS) and not PurePosixPath(path).name.startswith("."):
+        if (
+            info["type"] == "file"
+            and path.lower().endswith(EXTENSIONS)
+            and not PurePosixPath(path).name.startswith(".")
+        ):
             yield path, info
 
 

@@ -25,7 +25,7 @@ from pipeline.config import Config, UserError, command, fingerprint, parse
 from pipeline.learner import Learner, contiguous, use_bf16
 from pipeline.patchset import BatchReader, PatchSet
 from pipeline.sampler import SampleOrder, micro_batches
-from pipeline.tracking import Forwarder, Journal, JournalReader, Record, TrackedRun, Tracker
+from pipeline.tracking import Forwarder, Journal, JournalReader, Record, Tracker
 
 import ray.train  # after `cluster`, which sets what Ray reads when it is imported
 import ray.train.torch
@@ -132,7 +132,9 @@ def train(config: Config, patch_set: PatchSet, parent: str | None = None) -> Tra
             found = find(config, patch_set)
             if found is None:
                 raise UserError(f"training {folder} ended without a result, expected result.json: run it again")
-        run.log_metrics({f"final/{key}": value for key, value in found.result.items() if isinstance(value, (int, float))})
+        run.log_metrics(
+            {f"final/{key}": value for key, value in found.result.items() if isinstance(value, (int, float))}
+        )
         weights = storage.read(found.weights)
         if weights is not None:
             run.log_file(weights, "model/model.safetensors")
@@ -159,9 +161,7 @@ def sample_order(config: Config, patch_set: PatchSet) -> SampleOrder:
         ) from error
 
 
-def _fit(
-    config: Config, patch_set: PatchSet, order: SampleOrder, folder: str, name: str, forwarder: Forwarder
-) -> None:
+def _fit(config: Config, patch_set: PatchSet, order: SampleOrder, folder: str, name: str, forwarder: Forwarder) -> None:
     """Run Ray Train, and meanwhile forward the journal and print progress."""
     workers, resources = cluster.training_resources(config)
     for key, value in (("data.lanes", config.data.lanes), ("train.global_batch", config.train.global_batch)):
@@ -428,7 +428,9 @@ class _Worker:
             )
 
     def _finish(self, learner: Learner, steps: int, metrics: dict[str, Any]) -> None:
-        weights = safetensors.torch.save(contiguous(learner.ema), metadata={"format": "pt", "scale": str(self.config.scale)})
+        weights = safetensors.torch.save(
+            contiguous(learner.ema), metadata={"format": "pt", "scale": str(self.config.scale)}
+        )
         storage.write(f"{self.folder}/model.safetensors", weights)
         result = {"steps": steps, "workers": self.world, "device": self.device.type, "bf16": learner.bf16, **metrics}
         storage.write_json(f"{self.folder}/result.json", result)

@@ -5,7 +5,7 @@ Shape legend: B pictures, C feature channels, (h, w) LR pixels, s scale, r facto
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,7 @@ class SRResNet(nn.Module):
         """Upscale `lr` (B, 3, h, w) to (B, 3, s*h, s*w); RGB, both nominally in [0, 1], the output not clamped."""
         x = self.act_first(self.conv_first(lr))  # (B, C, h, w)
         x = x + self.bn_body(self.conv_body(self.body(x)))
-        *first, last = self.upsample
+        *first, last = cast("list[UpsampleStage]", list(self.upsample))
         for stage in first:
             x = F.pixel_shuffle(stage(x), stage.factor)
         x = last(x)  # (B, C*r*r, s/r*h, s/r*w)
@@ -79,6 +79,7 @@ class ResidualBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to the same shape."""
         y: Tensor = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
         return x + y
 
@@ -97,6 +98,7 @@ class UpsampleStage(nn.Module):
         self.act = nn.PReLU()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to (B, C*r*r, h, w)."""
         y: Tensor = self.act(self.conv(x))
         return y
 
@@ -111,7 +113,8 @@ def fuse_conv_after_shuffle(conv: nn.Conv2d, factor: int) -> tuple[Tensor, Tenso
     Returns:
         Weight (3*r*r, C*r*r, 5, 5) and bias (3*r*r,), differentiable with respect to those of `conv`.
     """
-    assert conv.kernel_size == (9, 9) and conv.bias is not None
+    assert conv.kernel_size == (9, 9)
+    assert conv.bias is not None
     out_channels = conv.out_channels
     canvas, margin = 5 * factor, 2 * factor - 4
     shifted = []
@@ -128,9 +131,9 @@ def fuse_conv_after_shuffle(conv: nn.Conv2d, factor: int) -> tuple[Tensor, Tenso
 def init_as_upsampler(net: SRResNet) -> None:
     """Initialise so that the untrained network already is an interpolating upsampler.
 
-    - The first three channels carry RGB from head to tail: identity kernels at the head and the tail, and in every
-      upsampling stage the quadratic (three-point Lagrange) interpolation of the sub-pixel positions. The random
-      rest of the tail starts near zero.
+    - The first three channels carry RGB from head to tail: identity kernels at the head and the tail, nothing added by
+      the body, and in every upsampling stage the quadratic (three-point Lagrange) interpolation of the sub-pixel
+      positions. The random rest of the tail starts near zero.
     - Other upsampling kernels are equal over the r*r sub-pixels, against checkerboards: ICNR, Aitken et al. 2017
       (arXiv:1707.02937).
     - The last convolution of every residual branch is scaled down: 0.1 as in ESRGAN (Wang et al. 2018,
@@ -149,6 +152,7 @@ def init_as_upsampler(net: SRResNet) -> None:
     _scale_branch(net.conv_body, net.bn_body)
 
     rgb = torch.arange(3)
+    (net.bn_body if isinstance(net.bn_body, nn.BatchNorm2d) else net.conv_body).weight[rgb] = 0
     net.conv_first.weight[rgb] = 0
     net.conv_first.weight[rgb, rgb, 4, 4] = 1
     for stage in net.upsample:
@@ -164,7 +168,7 @@ def init_as_upsampler(net: SRResNet) -> None:
             carried = slice(c * r * r, (c + 1) * r * r)
             weight[carried] = 0
             weight[carried, c] = kernels
-    net.conv_last.weight.mul_(0.001)
+    net.conv_last.weight.mul_(0.01)
     net.conv_last.weight[:, rgb] = 0
     net.conv_last.weight[rgb, rgb, 4, 4] = 1
 

@@ -1,0 +1,88 @@
+"""One Ray for all tests, small pictures, and the benchmark pictures where they are at hand."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Before Ray or MLflow are imported: leave the home directory alone, and send nothing anywhere.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.pop("SR_HOME", None)
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(os.environ.get("SR_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+torch.set_num_threads(2)
+settings.register_profile("here", deadline=None, max_examples=60)  # machines may be slow
+settings.load_profile("here")
+
+
+@pytest.fixture(scope="session")
+def benchmarks() -> Path:
+    """Folder with Set5 and Set14, for checks against published values."""
+    folder = DATA / "benchmarks"
+    if not folder.is_dir():
+        pytest.skip(f"no benchmark pictures in {folder}; name another place with SR_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local Ray of two cores, shared by all tests."""
+    from pipeline import cluster
+    from pipeline.config import Config
+
+    cluster.connect(Config())
+    yield
+    cluster.ray.shutdown()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of six small colour pictures, cut from photographs that scikit-image ships."""
+    folder = tmp_path / "photos"
+    write_photos(folder)
+    return folder
+
+
+def write_photos(folder: Path, side: int = 144) -> None:
+    from skimage import data
+
+    folder.mkdir(parents=True)
+    for name in ("astronaut", "chelsea", "coffee"):
+        picture = getattr(data, name)()
+        for i, x in enumerate((0, 160)):
+            Image.fromarray(picture[40 : 40 + side, x : x + side]).save(folder / f"{name}{i}.png")
+
+
+SMALL = [
+    "preprocess.tile=48", "preprocess.row_group=4", "preprocess.shard_mb=0.1", "preprocess.holdout=coffee*",
+    "data.crop=32", "data.lanes=2", "data.window=8",
+    "model.channels=8", "model.blocks=1", "model.batch_norm=false",
+    "train.length=8 steps", "train.global_batch=6", "train.micro_batch=2",
+    "train.validate_every=4", "train.checkpoint_every=2", "train.log_every=2", "train.precision=fp32",
+]  # fmt: skip
+"""Options of the smallest useful workflow."""
+
+
+@pytest.fixture
+def small(photos: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """The smallest workflow's command line, with further options."""
+
+    def options(*more: str) -> list[str]:
+        return [f"--source={photos}", f"--home={tmp_path / 'home'}", *SMALL, *more]
+
+    return options
+
+
+def random_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

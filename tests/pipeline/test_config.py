@@ -1,0 +1,111 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from pipeline.config import Config, UserError, parse
+from tests.conftest import ROOT
+
+
+def read(*argv: str) -> Config:
+    return parse(argv, "run", "Test.")
+
+
+def test_options_override_the_file_in_both_spellings(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("name: mine\ntrain: {lr: 0.1, seed: 3}\nsource: /photos\n")
+    config = read("--config", str(file), "--train.lr", "0.2", "train.global_batch=32")
+    assert (config.name, config.source) == ("mine", ["/photos"])
+    assert (config.train.lr, config.train.seed, config.train.global_batch) == (0.2, 3, 32)
+
+
+def test_values_with_equal_signs_stay_with_their_option() -> None:
+    config = read("--evaluate.benchmarks", "Set5=/a", "--evaluate.benchmarks", "Set14=/b")
+    assert config.evaluate.benchmarks == {"Set5": "/a", "Set14": "/b"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train.lrr=3"], "unknown key train.lrr, did you mean train.lr?; --help lists all"),
+        (["train.lr=-1"], "train.lr is '-1', expected greater than 0"),
+        (["train.lr=fast"], "train.lr is 'fast', expected a valid number, unable to parse string as a number"),
+        (["scale=5"], "scale is '5', expected 2, 3, 4 or 8"),
+        (["data.crop=98"], "data.crop is 98, expected a multiple of the scale 4"),
+        (["data.crop=256"], "data.crop is 256, expected no more than preprocess.tile, 192"),
+        (["train.loss=vgg=1"], "train.loss is {'vgg': '1'}, expected terms among ['l1', 'mse']"),
+        (["oops"], "cannot read 'oops', expected --KEY VALUE or KEY=VALUE"),
+        (["--config", "none.yaml"], "cannot read the configuration none.yaml: No such file or directory"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_key_value_and_what_was_expected(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        read(*argv)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_file_is_validated_like_the_options(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("train: {length: forever}\n")
+    with pytest.raises(UserError, match=r"train.length is 'forever', expected .*a.yaml"):
+        read("--config", str(file))
+    file.write_text("trian: {}\n")
+    with pytest.raises(UserError, match=r"unknown key trian, did you mean"):
+        read("--config", str(file))
+    file.write_text("[1, 2]\n")
+    with pytest.raises(UserError, match="holds list, expected a mapping"):
+        read("--config", str(file))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_configurations_are_valid_and_name_no_path(file: Path) -> None:
+    config = read("--config", str(file))
+    assert config.home is None
+    assert config.source == ["builtin"]
+
+
+def test_every_setting_is_documented() -> None:
+    def undocumented(model: type[BaseModel], prefix: str = "") -> list[str]:
+        missing = []
+        for name, field in model.model_fields.items():
+            if not field.description:
+                missing.append(prefix + name)
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                missing += undocumented(field.annotation, f"{prefix}{name}.")
+        return missing
+
+    assert undocumented(Config) == []
+
+
+def test_the_environment_sets_nothing_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/root-of-evil")
+    monkeypatch.setenv("NAME", "other")
+    assert (read().home, read().name) == (None, "srresnet")
+
+
+def test_outputs_go_where_the_contract_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read().outputs == str(tmp_path / "runs")
+    assert read("home=s3://bucket/x").outputs == "s3://bucket/x"
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert read().outputs == str(tmp_path / "me" / "sr-runs")
+    monkeypatch.setenv("SR_HOME", str(tmp_path / "elsewhere"))
+    assert read().outputs == str(tmp_path / "elsewhere")
+
+
+def test_a_remote_home_needs_a_tracking_server() -> None:
+    with pytest.raises(UserError, match=r"set tracking.uri to an MLflow server"):
+        _ = read("home=s3://bucket/x").tracking_uri
+
+
+@pytest.mark.parametrize("stage", ["run", "preprocess", "train", "evaluate"])
+def test_help_shows_every_key(stage: str) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", f"pipeline.{stage}", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    for key in ("--config", "--source", "--train.global_batch", "--cluster.workers", "(default: 0.0004)"):
+        assert key in shown

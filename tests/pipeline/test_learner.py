@@ -1,0 +1,140 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import Config, UserError, parse
+from pipeline.learner import Learner, build_network, ema_decay, learning_rate, load_weights, use_bf16
+from pipeline.patchset import Bytes
+
+CPU = torch.device("cpu")
+
+
+def config(*more: str) -> Config:
+    small = ["model.channels=8", "model.blocks=2", "model.batch_norm=false", "train.precision=fp32"]
+    return parse([*small, "train.global_batch=16", *more], "train", "")
+
+
+def batch(n: int = 16, seed: int = 0) -> tuple[Bytes, Bytes]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, 8, 8, 3), np.uint8), rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
+
+
+def gradients(micro_sizes: list[int]) -> dict[str, torch.Tensor]:
+    learner = Learner(config("train.clip_norm=1e9"), 10, CPU)
+    learner.net.double()
+    learner.optimizer = torch.optim.SGD(learner.net.parameters(), lr=0.0)
+    learner.ema.double()
+    original = learner.net.forward
+    learner.net.forward = lambda lr: original(lr.double())  # type: ignore[method-assign]
+    learner.step(0, *batch(), micro_sizes)
+    return {name: p.grad.clone() for name, p in learner.net.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("sizes", [[8, 8], [5, 5, 6], [1] * 16, [0, 16], [3, 13]])
+def test_accumulated_gradients_equal_those_of_one_batch(sizes: list[int]) -> None:
+    """The objective is computed in float32, hence 1e-6; scaling errors would be of the order of 1."""
+    whole = gradients([16])
+    for name, gradient in gradients(sizes).items():
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-5, atol=1e-8)
+
+
+def test_one_step_moves_once_however_many_micro_batches() -> None:
+    one, many = Learner(config(), 10, CPU), Learner(config(), 10, CPU)
+    one.step(0, *batch(), [16])
+    many.step(0, *batch(), [4, 4, 4, 4])
+    assert [s["step"] for s in many.optimizer.state.values()] == [s["step"] for s in one.optimizer.state.values()]
+    for a, b in zip(one.net.parameters(), many.net.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
+
+
+def test_the_moving_average_has_its_closed_form() -> None:
+    learner = Learner(config("train.ema_decay=0.9"), 100, CPU)
+    expected = {n: p.detach().clone().double() for n, p in learner.net.named_parameters()}
+    for step in range(25):
+        learner.step(step, *batch(seed=step), [16])
+        d = min(0.9, (1 + step) / (10 + step))
+        for name, p in learner.net.named_parameters():
+            expected[name] = d * expected[name] + (1 - d) * p.detach().double()
+    for name, p in learner.ema.named_parameters():
+        torch.testing.assert_close(p.double(), expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_average_warms_up() -> None:
+    assert ema_decay(0, 0.999) == pytest.approx(0.1)
+    assert ema_decay(10**6, 0.999) == 0.999
+
+
+def test_batch_norm_statistics_are_averaged_too() -> None:
+    learner = Learner(config("model.batch_norm=true"), 10, CPU)
+    learner.step(0, *batch(), [16])
+    mean = learner.ema.bn_body.running_mean
+    assert isinstance(mean, torch.Tensor)
+    assert mean.abs().sum() > 0
+
+
+def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
+    settings = config("train.lr=1.0", "train.warmup=0.1", "train.lr_final=0.1").train
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.55)
+    assert rates[99] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_stopped_and_restored_is_never_stopped(tmp_path: Path) -> None:
+    straight = Learner(config("model.batch_norm=true"), 10, CPU)
+    for step in range(6):
+        straight.step(step, *batch(seed=step), [8, 8])
+    first = Learner(config("model.batch_norm=true"), 10, CPU)
+    for step in range(3):
+        first.step(step, *batch(seed=step), [8, 8])
+    first.save(tmp_path, 3, {"training": "a"})
+    second = Learner(config("model.batch_norm=true"), 10, CPU)
+    assert second.load(tmp_path) == 3
+    for step in range(3, 6):
+        second.step(step, *batch(seed=step), [8, 8])
+    for mine, theirs in ((second.net, straight.net), (second.ema, straight.ema)):
+        for (name, a), b in zip(mine.state_dict().items(), theirs.state_dict().values(), strict=True):
+            assert torch.equal(a, b), name
+    assert second.optimizer.param_groups[0]["lr"] == straight.optimizer.param_groups[0]["lr"]
+    assert json.loads((tmp_path / "state.json").read_text())["training"] == "a"
+
+
+def test_training_starts_from_given_weights(tmp_path: Path) -> None:
+    learner = Learner(config(), 10, CPU)
+    learner.step(0, *batch(), [16])
+    learner.save(tmp_path, 1, {})
+    started = Learner(config(f"train.init_from={tmp_path / 'model.safetensors'}"), 10, CPU)
+    for a, b in zip(started.net.parameters(), learner.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    Learner(config(), 10, CPU).save(tmp_path, 0, {})
+    other = build_network(4, config("model.blocks=3").model, 0)
+    with pytest.raises(UserError, match="are of another network"):
+        load_weights(other, str(tmp_path / "model.safetensors"))
+    (tmp_path / "bad.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match="cannot read the weights"):
+        load_weights(other, str(tmp_path / "bad.safetensors"))
+    with pytest.raises(UserError, match="cannot read the weights"):
+        load_weights(other, str(tmp_path / "none.safetensors"))
+
+
+def test_the_initial_network_is_a_function_of_the_seed() -> None:
+    torch.manual_seed(1)
+    a = build_network(4, config().model, 7)
+    torch.manual_seed(2)
+    b, c = build_network(4, config().model, 7), build_network(4, config().model, 8)
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    assert not all(torch.equal(p, q) for p, q in zip(a.parameters(), c.parameters(), strict=True))
+
+
+def test_bf16_is_used_where_the_processor_has_it() -> None:
+    features = torch.cpu.get_capabilities()
+    assert use_bf16("auto", CPU) == bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+    assert use_bf16("bf16", CPU)
+    assert not use_bf16("fp32", CPU)

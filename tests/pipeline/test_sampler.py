@@ -1,0 +1,110 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.sampler import Sample, SampleOrder, augmentations, micro_batches, permutation
+
+orders = st.builds(
+    SampleOrder,
+    row_groups=st.lists(st.integers(1, 6), min_size=4, max_size=30).map(tuple),
+    seed=st.integers(0, 2**40),
+    lanes=st.integers(1, 4),
+    window=st.integers(1, 12),
+    crops_per_tile=st.integers(1, 4),
+)
+
+
+def epoch(order: SampleOrder, number: int = 0) -> list[Sample]:
+    length = order.epoch_length
+    return [order.sample(position) for position in range(number * length, (number + 1) * length)]
+
+
+@given(order=orders)
+def test_an_epoch_repeats_no_sample_and_has_a_fixed_length(order: SampleOrder) -> None:
+    for number in (0, 3):
+        samples = epoch(order, number)
+        assert len(set(samples)) == len(samples) == order.tiles // order.lanes * order.lanes * order.crops_per_tile
+        assert {sample.epoch for sample in samples} == {number}
+        assert all(0 <= sample.tile < order.tiles for sample in samples)
+
+
+def test_with_equal_row_groups_an_epoch_takes_every_crop_of_every_tile_once() -> None:
+    order = SampleOrder((4,) * 12, seed=5, lanes=3, window=8, crops_per_tile=2)
+    assert sorted((s.tile, s.k) for s in epoch(order)) == [(tile, k) for tile in range(48) for k in range(2)]
+
+
+@given(order=orders)
+def test_position_i_comes_from_lane_i_mod_lanes(order: SampleOrder) -> None:
+    ends = [sum(order.row_groups[: i + 1]) for i in range(len(order.row_groups))]
+    for i, sample in enumerate(epoch(order)):
+        group = next(g for g, end in enumerate(ends) if sample.tile < end)
+        assert group in order.groups(0, i % order.lanes)
+        assert group in order.window_groups(order.window_of(i))
+
+
+@given(order=orders)
+def test_every_row_group_is_dealt_to_one_lane(order: SampleOrder) -> None:
+    dealt = Counter(group for lane in range(order.lanes) for group in order.groups(2, lane))
+    assert dealt == Counter(range(len(order.row_groups)))
+
+
+@given(order=orders)
+def test_the_order_is_a_function_of_its_settings_alone(order: SampleOrder) -> None:
+    again = SampleOrder(order.row_groups, order.seed, order.lanes, order.window, order.crops_per_tile)
+    backwards = [again.sample(position) for position in reversed(range(order.epoch_length))]
+    assert backwards[::-1] == epoch(order)
+
+
+def test_seed_and_epoch_change_the_order() -> None:
+    order = SampleOrder((4,) * 8, seed=0, lanes=2, window=8, crops_per_tile=2)
+    other = SampleOrder((4,) * 8, seed=1, lanes=2, window=8, crops_per_tile=2)
+    tiles = [[s.tile for s in samples] for samples in (epoch(order), epoch(order, 1), epoch(other))]
+    assert tiles[0] != tiles[1] != tiles[2] != tiles[0]
+
+
+@given(order=orders, batch=st.integers(1, 40), step=st.integers(0, 50), world=st.integers(1, 5))
+def test_shares_of_any_number_of_ranks_make_the_same_step(
+    order: SampleOrder, batch: int, step: int, world: int
+) -> None:
+    shares = [order.share(step, batch, rank, world) for rank in range(world)]
+    assert sorted(position for share in shares for position in share) == list(range(step * batch, (step + 1) * batch))
+    for rank, share in enumerate(shares):
+        assert all(order.lane(position) % world == rank for position in share)
+
+
+@given(shares=st.lists(st.integers(0, 20), min_size=1, max_size=6).filter(any), micro=st.integers(1, 8))
+def test_all_ranks_make_as_many_micro_batches_none_too_large(shares: list[int], micro: int) -> None:
+    sizes = [micro_batches(shares, micro, rank) for rank in range(len(shares))]
+    assert len({len(s) for s in sizes}) == 1
+    assert [sum(s) for s in sizes] == shares
+    assert max(max(s) for s in sizes) <= micro
+    assert len(sizes[0]) == -(-max(shares) // micro)
+
+
+@given(count=st.integers(0, 200), key=st.lists(st.integers(0, 2**40), max_size=4))
+def test_a_permutation_takes_everything_once(count: int, key: list[int]) -> None:
+    assert sorted(permutation(count, *key)) == list(range(count))
+
+
+def test_the_random_numbers_are_pinned() -> None:
+    """A changed generator would silently change every resumed run."""
+    assert permutation(8, 1, 2, 3) == [7, 5, 4, 6, 0, 2, 1, 3]
+    assert augmentations([Sample(0, 1, 2)], seed=3, room=24, turn=True)[0] == (22, 17, True, 2)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**40), room=st.integers(0, 30))
+def test_crops_stay_within_the_tile_and_reach_its_ends(seed: int, room: int) -> None:
+    samples = [Sample(0, tile, k) for tile in range(150) for k in range(4)]
+    how = augmentations(samples, seed, room, turn=True)
+    assert {a.y for a in how} == {a.x for a in how} == set(range(room + 1))
+    assert {(a.flip, a.quarter_turns) for a in how} == {(flip, turns) for flip in (False, True) for turns in range(4)}
+    assert how == [augmentations([sample], seed, room, turn=True)[0] for sample in samples]
+    assert {a[2:] for a in augmentations(samples, seed, room, turn=False)} == {(False, 0)}
+
+
+def test_refuses_more_lanes_than_row_groups() -> None:
+    with pytest.raises(ValueError, match="8 lanes for 3 row groups"):
+        SampleOrder((4, 4, 4), seed=0, lanes=8, window=8, crops_per_tile=1)

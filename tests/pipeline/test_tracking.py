@@ -1,0 +1,166 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import pytest
+from PIL import Image
+
+from pipeline import storage
+from pipeline.config import Config, UserError, parse
+from pipeline.tracking import Forwarder, Journal, JournalReader, Tracker
+
+
+def config(tmp_path: Path, *more: str) -> Config:
+    return parse([f"home={tmp_path}", *more], "run", "")
+
+
+def test_repeated_steps_are_read_once(tmp_path: Path) -> None:
+    """After an interruption, the steps since the last checkpoint are made and recorded again."""
+    url = str(tmp_path / "journal")
+    first = Journal(url)
+    for step in (10, 20, 30):
+        first.append("train", step, {"loss": step / 10})
+    first.flush()
+    second = Journal(url)
+    for step in (20, 30, 40):
+        second.append("train", step, {"loss": step / 10})
+    second.append("validation", 40, {"psnr": 30})
+    second.flush()
+    reader = JournalReader(url)
+    assert [(r["kind"], r["step"]) for r in reader.new()] == [
+        ("train", 10), ("train", 20), ("train", 30), ("train", 40), ("validation", 40),
+    ]  # fmt: skip
+    assert list(reader.new()) == []
+    second.append("train", 50, {"loss": 5})
+    assert list(reader.new()) == []
+    second.flush()
+    assert [r["step"] for r in reader.new()] == [50]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(None, "FINISHED"), (ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
+)
+def test_runs_end_in_the_right_state(tmp_path: Path, error: type[BaseException] | None, status: str) -> None:
+    tracker = Tracker(config(tmp_path))
+
+    def work() -> str:
+        with tracker.run(str(tmp_path / "work"), "name", {}) as run:
+            if error:
+                raise error
+        return run.id
+
+    if error:
+        with pytest.raises(error):
+            work()
+    else:
+        work()
+    run_id = storage.read_json(f"{tmp_path}/work/tracking.json")["run_id"]
+    assert mlflow.MlflowClient(tracker.uri).get_run(run_id).info.status == status
+    with tracker.run(str(tmp_path / "work"), "name", {}) as run:
+        assert run.id == run_id  # the same work goes on in the same run
+        assert mlflow.MlflowClient(tracker.uri).get_run(run_id).info.status == "RUNNING"
+
+
+def test_a_run_whose_process_died_is_closed_by_the_next(tmp_path: Path) -> None:
+    code = "import os, sys; from pipeline.config import parse; from pipeline.tracking import Tracker\n" + (
+        f"with Tracker(parse(['home={tmp_path}'], 'run', '')).run('{tmp_path}/dead', 'dead', {{}}): os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    run_id = storage.read_json(f"{tmp_path}/dead/tracking.json")["run_id"]
+    client = mlflow.MlflowClient(config(tmp_path).tracking_uri)
+    assert client.get_run(run_id).info.status == "RUNNING"
+    Tracker(config(tmp_path))
+    assert client.get_run(run_id).info.status == "KILLED"
+
+
+def test_a_server_that_does_not_answer_at_the_start_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 cannot be used: .* expected a running server"):
+        Tracker(config(tmp_path, "tracking.uri=http://127.0.0.1:9"))
+
+
+def serve(tmp_path: Path, port: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/server.db",
+        "--artifacts-destination",
+        str(tmp_path / "art"),
+    ]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+            return server
+        except OSError:
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.3)
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    os.killpg(server.pid, 9)
+    server.wait()
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@pytest.mark.timeout(300)
+def test_nothing_is_lost_when_the_server_is_away(
+    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(str(tmp_path / "journal"))
+
+    def record(steps: range) -> None:
+        for step in steps:
+            images = {"crop": journal.save_image(f"crop-{step}", Image.new("RGB", (8, 8)))} if step == 15 else {}
+            journal.append("train", step, {"loss": float(step)}, images)
+        journal.flush()
+
+    server = serve(tmp_path, free_port)
+    try:
+        tracker = Tracker(config(tmp_path, f"tracking.uri=http://127.0.0.1:{free_port}"))
+        with tracker.run(str(tmp_path / "work"), "name", {}) as run:
+            forwarder = Forwarder(journal.url, run)
+            record(range(0, 10))
+            forwarder.pump()
+            stop(server)
+            record(range(10, 20))
+            assert len(forwarder.pump()) == 10  # what is new is known at once, sent or not
+            record(range(20, 30))
+            forwarder.pump()
+            assert "doesn't answer; the run goes on without it" in capsys.readouterr().err
+            server = serve(tmp_path, free_port)
+            assert forwarder.drain()
+        history = mlflow.MlflowClient(tracker.uri).get_metric_history(run.id, "loss")
+        assert [(m.step, m.value) for m in history] == [(step, float(step)) for step in range(30)]
+        images = mlflow.MlflowClient(tracker.uri).list_artifacts(run.id, "images")
+        assert any("crop+step+15" in image.path for image in images)
+        assert mlflow.MlflowClient(tracker.uri).get_run(run.id).info.status == "FINISHED"
+    finally:
+        stop(server)
+
+
+def test_sending_a_journal_twice_adds_nothing(tmp_path: Path) -> None:
+    journal = Journal(str(tmp_path / "journal"))
+    for step in range(5):
+        journal.append("train", step, {"loss": float(step)})
+    journal.flush()
+    tracker = Tracker(config(tmp_path))
+    with tracker.run(str(tmp_path / "work"), "name", {}) as run:
+        for _ in range(2):
+            assert Forwarder(journal.url, run).drain()
+    history = mlflow.MlflowClient(tracker.uri).get_metric_history(run.id, "loss")
+    assert [m.step for m in history] == [0, 1, 2, 3, 4]

@@ -1,0 +1,186 @@
+"""Real Ray Train with two workers; what is killed is really killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+import safetensors.torch
+import torch
+
+from pipeline import preprocess, storage, train
+from pipeline.config import Config, UserError, parse
+from pipeline.train import Trained
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+Small = Callable[..., list[str]]
+
+LONGER = ["train.length=240 steps", "train.checkpoint_every=20", "train.validate_every=120", "model.batch_norm=true"]
+
+
+def run(argv: list[str]) -> tuple[Config, Trained]:
+    config = parse(argv, "train", "")
+    patch_set, _ = preprocess.prepare(config)
+    return config, train.train(config, patch_set)
+
+
+def weights(trained: Trained) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(trained.weights)
+
+
+def assert_same_weights(a: Trained, b: Trained) -> None:
+    for name, value in weights(a).items():
+        assert torch.equal(value, weights(b)[name]), name
+
+
+def mlflow_run(config: Config, trained: Trained) -> mlflow.entities.Run:
+    run_id = storage.read_json(f"{trained.folder}/tracking.json")["run_id"]
+    return mlflow.MlflowClient(config.tracking_uri).get_run(run_id)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def test_a_training_leaves_weights_journal_and_a_finished_mlflow_run(small: Small) -> None:
+    config, trained = run(small("cluster.workers=2"))
+    assert trained.result["steps"] == 8
+    assert trained.result["workers"] == 2
+    history = trained.history()
+    assert [r["step"] for r in history if r["kind"] == "train"] == [2, 4, 6, 8]
+    assert [r["step"] for r in history if r["kind"] == "validation"] == [0, 4, 8]
+    tracked = mlflow_run(config, trained)
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.params["train.global_batch"] == "6"
+    assert tracked.data.tags["patch_set"] == tracked.inputs.dataset_inputs[0].dataset.digest
+    client = mlflow.MlflowClient(config.tracking_uri)
+    for key in ("train/objective", "train/mse", "train/lr", "train/gradient_norm", "train/patches_per_s"):
+        assert [m.step for m in client.get_metric_history(tracked.info.run_id, key)] == [2, 4, 6, 8], key
+    assert [m.step for m in client.get_metric_history(tracked.info.run_id, "val/psnr_y")] == [0, 4, 8]
+    files = {f.path for folder in ("", "model", "images") for f in client.list_artifacts(tracked.info.run_id, folder)}
+    assert {"config.yaml", "model/model.safetensors"} <= files
+    assert sum(f.startswith("images/bicubic_sr_hr~coffee0+step+") and f.endswith(".png") for f in files) == 3
+
+    _, again = run(small("cluster.workers=1", "train.checkpoint_every=3"))
+    assert again.found
+    assert again.name == trained.name
+
+    _, alone = run(small("cluster.workers=1", f"home={Path(trained.folder).parents[1]}-alone"))
+    for name, value in weights(trained).items():
+        torch.testing.assert_close(value, weights(alone)[name], rtol=1e-4, atol=1e-5)
+    for key in ("val/psnr_y", "val/ssim_y"):
+        assert alone.result[key] == pytest.approx(trained.result[key], abs=0.01)
+
+
+def test_the_name_tells_apart_what_shapes_the_weights(small: Small) -> None:
+    patch_set, _ = preprocess.prepare(parse(small(), "train", ""))
+
+    def name(*more: str) -> str:
+        return train.training_name(parse(small(*more), "train", ""), patch_set)
+
+    assert name() == name("cluster.workers=2", "train.checkpoint_every=7", "train.log_every=1")
+    different = [
+        name(),
+        name("train.seed=1"),
+        name("train.length=9 steps"),
+        name("data.window=9"),
+        name("model.blocks=2"),
+    ]
+    assert len(set(different)) == len(different)
+
+
+@pytest.mark.timeout(400)
+def test_killed_anywhere_and_run_again_is_as_never_killed(small: Small, tmp_path: Path) -> None:
+    options = small(*LONGER, "cluster.workers=2")
+    _, straight = run([*options, f"home={tmp_path / 'straight'}"])
+
+    # A worker dies: Ray Train restarts from the newest checkpoint.
+    killed_home = [*options, f"home={tmp_path / 'worker'}"]
+    config = parse(killed_home, "train", "")
+    patch_set, _ = preprocess.prepare(config)
+    folder = Path(config.outputs, "trainings", train.training_name(config, patch_set))
+    killer = subprocess.Popen([sys.executable, "-c", KILL_A_WORKER, str(folder), str(os.getpid())])
+    _, after_worker = run(killed_home)
+    assert killer.wait(10) == 0, "no worker was killed: the training was over too soon"
+    assert_same_weights(straight, after_worker)
+
+    # The driver dies.
+    options = [*options, f"home={tmp_path / 'driver'}"]
+    config = parse(options, "train", "")
+    patch_set, _ = preprocess.prepare(config)
+    folder = Path(config.outputs, "trainings", train.training_name(config, patch_set))
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipeline.train", *options], cwd=ROOT, start_new_session=True
+    ) as driver:
+        wait_for(lambda: any(folder.glob("checkpoint-*")))
+        os.kill(driver.pid, signal.SIGKILL)
+    time.sleep(2)
+    assert not (folder / "result.json").exists()
+    config, after_driver = run(options)
+    assert_same_weights(straight, after_driver)
+    for key in ("val/psnr_y", "val/ssim_y"):
+        assert after_driver.result[key] == straight.result[key]
+    assert [(r["kind"], r["step"]) for r in after_driver.history()] == [
+        (r["kind"], r["step"]) for r in straight.history()
+    ]
+    assert mlflow_run(config, after_driver).info.status == "FINISHED"
+
+
+KILL_A_WORKER = """
+import os, pathlib, psutil, signal, sys, time
+folder, driver = pathlib.Path(sys.argv[1]), psutil.Process(int(sys.argv[2]))
+while not list(folder.glob("checkpoint-*")):
+    time.sleep(0.02)
+workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+workers = [p for p in workers if driver in p.parents()]
+os.kill(workers[0].pid, signal.SIGKILL)
+sys.exit(bool((folder / "result.json").exists()))
+"""
+
+
+@pytest.mark.timeout(200)
+def test_an_interrupted_training_is_marked_killed_and_goes_on(small: Small, tmp_path: Path) -> None:
+    options = small(*LONGER, "cluster.workers=1", "train.length=2000 steps")
+    config = parse(options, "train", "")
+    patch_set, _ = preprocess.prepare(config)
+    folder = Path(config.outputs, "trainings", train.training_name(config, patch_set))
+    command = [sys.executable, "-m", "pipeline.train", *options]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as driver:
+        wait_for(lambda: any(folder.glob("checkpoint-*")))
+        os.kill(driver.pid, signal.SIGINT)
+        _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "interrupted: run the same command again to go on" in errors
+    assert "Traceback" not in errors
+    run_id = storage.read_json(f"{folder}/tracking.json")["run_id"]
+    assert mlflow.MlflowClient(config.tracking_uri).get_run(run_id).info.status == "KILLED"
+    assert not (folder / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("data.lanes=500", "data.lanes is 500, but the patch set has"),
+        ("train.init_from=/none.safetensors", "train.init_from is /none.safetensors, expected an existing"),
+        ("cluster.workers=64", "cluster.workers is 64, which needs 64 CPUs, but the cluster has"),
+        ("train.lr=1e30", "training diverged, expected a finite value"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(small: Small, option: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        run(small("cluster.workers=1", "cluster.max_failures=0", option))
+
+
+def test_minutes_become_steps_once(small: Small) -> None:
+    _, trained = run(small("cluster.workers=1", "train.length=0.05 minutes"))
+    plan = storage.read_json(f"{trained.folder}/plan.json")
+    assert trained.result["steps"] == plan["steps"] >= 1

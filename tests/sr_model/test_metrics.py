@@ -1,0 +1,76 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sr_model.degrade import upscale_bicubic
+from sr_model.metrics import luma, psnr, score, ssim
+
+
+@pytest.mark.parametrize(
+    ("rgb", "y"),
+    [((0, 0, 0), 16), ((255, 255, 255), 235), ((255, 0, 0), 81), ((0, 255, 0), 145), ((0, 0, 255), 41)],
+)
+def test_luma_of_pure_colours_is_that_of_bt601(rgb: tuple[int, int, int], y: int) -> None:
+    """16 + 65.481 = 81.481, 16 + 128.553 = 144.553, 16 + 24.966 = 40.966: rounded as rgb2ycbcr does."""
+    assert luma(torch.tensor(rgb, dtype=torch.uint8).view(3, 1, 1)).item() == y
+
+
+def test_psnr_is_the_hand_computed_value() -> None:
+    a = torch.zeros(4, 4, dtype=torch.float64)
+    b = a.clone()
+    b[0, 0] = 8  # MSE 64/16 = 4: 10 log10(255^2 / 4) = 42.1102
+    assert psnr(a, b) == pytest.approx(42.1102, abs=1e-4)
+    assert psnr(a, a) == math.inf
+
+
+def test_the_peak_is_255_even_for_a_dark_picture() -> None:
+    hr = torch.full((3, 32, 32), 20, dtype=torch.uint8)
+    assert score(hr + 1, hr, 4).psnr_rgb == pytest.approx(20 * math.log10(255))
+
+
+def test_the_border_is_left_out() -> None:
+    hr = torch.randint(0, 256, (3, 40, 40)).byte()
+    sr = hr.clone()
+    sr[:, :4], sr[:, :, :4], sr[:, -4:], sr[:, :, -4:] = 0, 0, 0, 0
+    assert score(sr, hr, 4).psnr_y == math.inf
+    assert score(sr, hr, 3).psnr_y < 40
+
+
+def test_ssim_equals_its_formula() -> None:
+    """Wang et al. 2004, equation 13, written out with an 11x11 Gaussian window, inside the picture only."""
+    rng = np.random.default_rng(0)
+    a = rng.uniform(0, 255, (24, 30))
+    b = np.clip(a + rng.normal(0, 30, a.shape), 0, 255)
+    t = np.arange(11) - 5
+    g = np.exp(-(t**2) / (2 * 1.5**2))
+    window = np.outer(g, g) / g.sum() ** 2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    values = []
+    for y in range(24 - 10):
+        for x in range(30 - 10):
+            p, q = a[y : y + 11, x : x + 11], b[y : y + 11, x : x + 11]
+            mp, mq = (window * p).sum(), (window * q).sum()
+            vp, vq = (window * p * p).sum() - mp**2, (window * q * q).sum() - mq**2
+            cov = (window * p * q).sum() - mp * mq
+            values.append((2 * mp * mq + c1) * (2 * cov + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2)))
+    assert ssim(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(np.mean(values), abs=1e-6)
+
+
+def test_refuses_unequal_pictures() -> None:
+    with pytest.raises(ValueError, match="expected equal shapes of uint8"):
+        score(torch.zeros(3, 40, 40, dtype=torch.uint8), torch.zeros(3, 40, 44, dtype=torch.uint8), 4)
+
+
+@pytest.mark.parametrize(("name", "psnr_y", "ssim_y"), [("Set5", 28.42, 0.810), ("Set14", 25.99, 0.703)])
+def test_bicubic_reads_the_published_values(benchmarks: Path, name: str, psnr_y: float, ssim_y: float) -> None:
+    scores = []
+    for file in sorted((benchmarks / name / "HR").glob("*.png")):
+        hr, lr = (np.asarray(Image.open(benchmarks / name / kind / file.name)) for kind in ("HR", "LRbicx4"))
+        pair = [torch.tensor(p)[None] if p.ndim == 2 else torch.tensor(p).permute(2, 0, 1) for p in (lr, hr)]
+        scores.append(score(upscale_bicubic(pair[0], 4), pair[1], 4))
+    assert np.mean([s.psnr_y for s in scores]) == pytest.approx(psnr_y, abs=0.01)
+    assert np.mean([s.ssim_y for s in scores]) == pytest.approx(ssim_y, abs=0.001)

@@ -1,0 +1,23 @@
+import pytest
+import torch
+
+from sr_model.srresnet import SCALES, SRResNet
+from sr_model.tiling import receptive_radius, upscale
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("shape", [(40, 41), (61, 23), (20, 70)])
+def test_tiled_equals_untiled(scale: int, shape: tuple[int, int]) -> None:
+    net = SRResNet(scale, channels=8, blocks=2, init="paper").eval()
+    lr = torch.rand(1, 3, *shape)
+    torch.testing.assert_close(upscale(net, lr, tile=20), upscale(net, lr, tile=1000), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_overlap_covers_what_an_output_pixel_sees(scale: int) -> None:
+    net = SRResNet(scale, channels=8, blocks=2, batch_norm=False, init="paper").double().eval()
+    lr = torch.rand(1, 3, 1, 61, dtype=torch.float64, requires_grad=True)
+    net(lr)[..., 0, 30 * scale : 31 * scale].sum().backward()
+    assert lr.grad is not None
+    seen = lr.grad.abs().sum(dim=(0, 1, 2)).nonzero().flatten()
+    assert 30 - receptive_radius(net) <= seen.min() <= seen.max() <= 30 + receptive_radius(net)
