@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pipeline.config import Config, UserError
+from pipeline.config import Config, UserError, stop_like_interrupt
 
 # Before Ray is imported: no usage report leaves the machine unasked, and fewer lines that only concern Ray's authors.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -44,6 +44,7 @@ def connect(config: Config) -> None:
         )
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address}: {' '.join(str(error).split())[:300]}") from None
+    stop_like_interrupt()  # ray.init put its own handler in place
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -12,7 +12,9 @@ import functools
 import hashlib
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -135,6 +137,12 @@ class Train(BaseModel):
     """Steps between checkpoints; no more than these are repeated after an interruption."""
     log_every: int = Field(10, ge=1)
     """Steps between records of loss, learning rate and throughput."""
+
+    @field_validator("init_from")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        """Workers run in folders of their own."""
+        return value if value is None or "://" in value else str(Path(value).expanduser().absolute())
 
     @field_validator("loss")
     @classmethod
@@ -313,9 +321,10 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[[], None]:
 
     @functools.wraps(main)
     def run() -> None:
+        stop_like_interrupt()
         try:
             main(sys.argv[1:])
-        except UserError as error:
+        except (UserError, OSError) as error:  # an OSError names its file: no permission, no space
             print(f"error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
@@ -323,6 +332,12 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[[], None]:
             raise SystemExit(130) from None
 
     return run
+
+
+def stop_like_interrupt() -> None:
+    """Let SIGTERM end this process as Ctrl-C does; `ray job stop` sends it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def fingerprint(value: Any) -> str:

@@ -121,10 +121,9 @@ def _tasks(config: Config, patch_set: PatchSet, weights: str, folder: str) -> li
         "seed": config.train.seed,
         "max_pixels": config.preprocess.max_pixels,
     }
-    held_out = [record.name for shard in patch_set.holdout for record in shard.pictures if not record.rejected]
     entries: list[dict[str, Any]] = [
         {"set": "held-out", "name": name, "hr": "", "lr": "", "patch_set": patch_set.url, "index": i}
-        for i, name in enumerate(held_out)
+        for i, name in enumerate(patch_set.holdout_names)
     ]
     for name, source in config.evaluate.benchmarks.items():
         for i, picture in enumerate(sources.find_benchmark(name, source, config.scale)):
@@ -169,8 +168,7 @@ def _evaluate_picture(task: dict[str, Any]) -> dict[str, Any]:
 
 def _load_pair(task: dict[str, Any]) -> tuple[Bytes, Bytes, str]:
     if task["patch_set"]:
-        pictures = patchset.load(task["patch_set"]).read_holdout()
-        picture = next(p for i, p in enumerate(pictures) if i == task["index"])
+        picture = patchset.load(task["patch_set"]).read_holdout(task["index"])
         return picture.hr, picture.lr, "made here"
     scale = task["scale"]
     hr = sources.decode(sources.read_bytes(task["hr"]), task["max_pixels"], grey_ok=True)

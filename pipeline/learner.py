@@ -114,6 +114,12 @@ class Learner:
         for name in mine.keys() - set(floating):  # BatchNorm's counters
             averaged[name].copy_(mine[name])
 
+    def share_statistics(self) -> None:
+        """Give all ranks rank 0's averaged BatchNorm statistics, which are the ones that a checkpoint holds."""
+        if self.world > 1:
+            for buffer in self.ema.buffers():
+                dist.broadcast(buffer, 0)
+
     def save(self, folder: Path, step: int, about: dict[str, Any]) -> None:
         """Write weights, moving average, optimizer and `step` finished steps to a folder."""
         safetensors.torch.save_file(contiguous(self.net), folder / "model.safetensors")

@@ -103,16 +103,20 @@ class PatchSet:
         table = _open(f"{self.url}/{file}").read_row_group(group, columns=["hr", "lr"])
         return _unpack(table["hr"], self.tile), _unpack(table["lr"], self.tile // self.scale)
 
-    def read_holdout(self) -> Iterator[HoldoutPicture]:
-        """The held-out pictures, one at a time, in the order of the manifest."""
-        for shard in self.holdout:
-            file = _open(f"{self.url}/{shard.file}")
-            for group in range(file.num_row_groups):
-                for row in file.read_row_group(group).to_pylist():
-                    height, width, s = row["height"], row["width"], self.scale
-                    hr = np.frombuffer(row["hr"], np.uint8).reshape(height, width, 3)
-                    lr = np.frombuffer(row["lr"], np.uint8).reshape(height // s, width // s, 3)
-                    yield HoldoutPicture(row["image_id"], hr, lr)
+    @cached_property
+    def holdout_names(self) -> list[str]:
+        """Names of the held-out pictures, in the order of `read_holdout`'s number."""
+        return [record.name for shard in self.holdout for record in shard.pictures if not record.rejected]
+
+    def read_holdout(self, number: int) -> HoldoutPicture:
+        """A held-out picture; each is a row group of its own."""
+        places = [(shard.file, group) for shard in self.holdout for group in range(len(shard.row_groups))]
+        file, group = places[number]
+        (row,) = _open(f"{self.url}/{file}").read_row_group(group).to_pylist()
+        height, width, s = row["height"], row["width"], self.scale
+        hr = np.frombuffer(row["hr"], np.uint8).reshape(height, width, 3)
+        lr = np.frombuffer(row["lr"], np.uint8).reshape(height // s, width // s, 3)
+        return HoldoutPicture(row["image_id"], hr, lr)
 
     def save(self) -> None:
         """Write the manifest: from now on the folder is a patch set."""

@@ -246,7 +246,7 @@ def _write_shards(config: Config, plan: list[_ShardSpec], home: str, url: str) -
     """Write the shards that aren't there yet, in parallel; a sibling patch set's shard of the same name is copied."""
     cluster.connect(config)
     elsewhere: dict[str, str] = {}
-    for sibling in storage.names(home):
+    for sibling in [*storage.names(home), url.rsplit("/", 1)[-1]]:  # its own shards take precedence
         elsewhere.update({file: f"{home}/{sibling}/{file}" for file in storage.names(f"{home}/{sibling}")})
     rows = cluster.map_rows(
         [

@@ -36,6 +36,8 @@ _BUILTIN = {
     "motorcycle_right": ("skimage", "data/motorcycle_right.png"),
     "rocket": ("skimage", "data/rocket.jpg"),
 }
+Image.MAX_IMAGE_PIXELS = None  # `decode` checks its own limit before anything is unpacked
+
 _BUILTIN_SCHEME = "builtin://"
 
 

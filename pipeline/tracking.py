@@ -130,7 +130,7 @@ class Tracker:
 
         It ends as FINISHED, KILLED (interrupted or stopped) or FAILED.
         """
-        run = TrackedRun(self, self._open(folder, name, tags, parent))
+        run = self._open(folder, name, tags, parent)
         try:
             yield run
         except (KeyboardInterrupt, SystemExit):
@@ -156,7 +156,7 @@ class Tracker:
         self._warned = False
         return True
 
-    def _open(self, folder: str, name: str, tags: dict[str, str], parent: str | None) -> str:
+    def _open(self, folder: str, name: str, tags: dict[str, str], parent: str | None) -> TrackedRun:
         note = f"{folder}/tracking.json"
         known = storage.read_json(note)
         tags = {**tags, _PROCESS: _process(os.getpid())}
@@ -166,13 +166,13 @@ class Tracker:
                 self._client.update_run(run_id, status="RUNNING")
                 for key, value in tags.items():
                     self._client.set_tag(run_id, key, value)
-                return run_id
+                return TrackedRun(self, run_id, new=False)
         if parent:
             tags = {**tags, "mlflow.parentRunId": parent}
         tags = {**tags, "mlflow.source.name": "pipeline", "mlflow.user": os.environ.get("USER", "unknown"), **_git()}
         created = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
         storage.write_json(note, {"uri": self.uri, "run_id": created.info.run_id})
-        return str(created.info.run_id)
+        return TrackedRun(self, str(created.info.run_id), new=True)
 
     def _close_abandoned(self) -> None:
         """Mark runs as killed that a process of this machine left running when it was killed."""
@@ -186,12 +186,17 @@ class Tracker:
 class TrackedRun:
     """One MLflow run."""
 
-    def __init__(self, tracker: Tracker, run_id: str) -> None:
+    def __init__(self, tracker: Tracker, run_id: str, new: bool) -> None:
         self._tracker = tracker
         self.id = run_id
+        self._new = new
+        self.ended = False
+        """Whether the server knows the final state."""
 
     def describe(self, params: dict[str, Any], config: Config) -> None:
-        """Log parameters, flat, and the whole configuration as an artifact."""
+        """Log parameters, flat, and the whole configuration as an artifact; once, as MLflow's are for good."""
+        if not self._new:
+            return
         import yaml
         from mlflow.entities import Param
 
@@ -222,8 +227,8 @@ class TrackedRun:
             lambda client: client.log_image(self.id, picture, key=key, step=step, synchronous=True)
         )
 
-    def log_file(self, content: bytes, path: str) -> None:
-        """Add a file to the run's artifacts, at a path relative to their root."""
+    def log_file(self, content: bytes, path: str) -> bool:
+        """Add a file to the run's artifacts, at a path relative to their root; whether it arrived."""
 
         def upload(client: Any) -> None:
             import tempfile
@@ -233,11 +238,11 @@ class TrackedRun:
                 file.write_bytes(content)
                 client.log_artifact(self.id, str(file), str(Path(path).parent) if "/" in path else None)
 
-        self._tracker.attempt(upload)
+        return self._tracker.attempt(upload)
 
     def end(self, status: str) -> None:
         """Set the final state."""
-        self._tracker.attempt(lambda client: client.set_terminated(self.id, status))
+        self.ended = self._tracker.attempt(lambda client: client.set_terminated(self.id, status))
 
 
 class Forwarder:

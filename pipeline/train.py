@@ -7,11 +7,12 @@ same command goes on after an interruption, and only says what it found when the
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,18 @@ class Trained:
 
 def training_name(config: Config, patch_set: PatchSet) -> str:
     """Name of a training by all that shapes its weights; how it is run (workers, cadence) does not."""
-    identity = {
+    identity: dict[str, Any] = {
         "algorithm": ALGORITHM,
         "patch_set": patch_set.name,
         "data": config.data.model_dump(),
         "model": config.model.model_dump(),
         "train": config.train.model_dump(exclude=_NOT_SHAPING),
     }
+    if config.train.init_from:
+        weights = storage.read(config.train.init_from)
+        if weights is None:
+            raise UserError(f"train.init_from is {config.train.init_from}, expected an existing .safetensors file")
+        identity["train"]["init_from"] = hashlib.sha256(weights).hexdigest()
     norm = "bn" if config.model.batch_norm else "nobn"
     return f"{config.name}-x{config.scale}-{norm}-{'+'.join(config.train.loss)}-{fingerprint(identity)}"
 
@@ -103,14 +109,10 @@ def train(config: Config, patch_set: PatchSet, parent: str | None = None) -> Tra
     """
     name = training_name(config, patch_set)
     folder = f"{config.outputs}/trainings/{name}"
-    found = find(config, patch_set)
-    if found and found.tracked:
-        return found
-    order = sample_order(config, patch_set)
-    if not found:
-        if config.train.init_from and not storage.exists(config.train.init_from):
-            raise UserError(f"train.init_from is {config.train.init_from}, expected an existing .safetensors file")
-        cluster.connect(config)
+    finished = find(config, patch_set)
+    if finished and finished.tracked:
+        return finished
+    sample_order(config, patch_set)  # refuses what doesn't fit before anything starts
     tags = {
         "stage": "train",
         "scale": str(config.scale),
@@ -120,7 +122,7 @@ def train(config: Config, patch_set: PatchSet, parent: str | None = None) -> Tra
     }
     with Tracker(config).run(folder, name, tags, parent) as run:
         forwarder = Forwarder(f"{folder}/journal", run)
-        if not found:
+        if not finished:
             run.describe(_flat(config), config)
             run.log_dataset(
                 ",".join(Path(source).name or source for source in config.source),
@@ -128,20 +130,17 @@ def train(config: Config, patch_set: PatchSet, parent: str | None = None) -> Tra
                 patch_set.url,
                 {"pictures": len(patch_set.pictures), "tiles": sum(patch_set.row_groups)},
             )
-            _fit(config, patch_set, order, folder, name, forwarder)
-            found = find(config, patch_set)
-            if found is None:
-                raise UserError(f"training {folder} ended without a result, expected result.json: run it again")
-        run.log_metrics(
-            {f"final/{key}": value for key, value in found.result.items() if isinstance(value, (int, float))}
-        )
-        weights = storage.read(found.weights)
-        if weights is not None:
-            run.log_file(weights, "model/model.safetensors")
-        tracked = forwarder.drain()
-        if tracked:
-            storage.write(f"{folder}/tracked", b"")
-    return Trained(name, folder, found.result, found=False, tracked=tracked)
+            _fit(config, patch_set, folder, name, forwarder)
+        trained = find(config, patch_set)
+        if trained is None:
+            raise UserError(f"training {folder} ended without a result, expected result.json: run it again")
+        final = {f"final/{key}": value for key, value in trained.result.items() if isinstance(value, (int, float))}
+        weights = storage.read(trained.weights)
+        assert weights is not None
+        sent = forwarder.drain() and run.log_metrics(final) and run.log_file(weights, "model/model.safetensors")
+    if sent and run.ended:
+        storage.write(f"{folder}/tracked", b"")
+    return replace(trained, found=finished is not None)
 
 
 def sample_order(config: Config, patch_set: PatchSet) -> SampleOrder:
@@ -161,8 +160,9 @@ def sample_order(config: Config, patch_set: PatchSet) -> SampleOrder:
         ) from error
 
 
-def _fit(config: Config, patch_set: PatchSet, order: SampleOrder, folder: str, name: str, forwarder: Forwarder) -> None:
+def _fit(config: Config, patch_set: PatchSet, folder: str, name: str, forwarder: Forwarder) -> None:
     """Run Ray Train, and meanwhile forward the journal and print progress."""
+    cluster.connect(config)
     workers, resources = cluster.training_resources(config)
     for key, value in (("data.lanes", config.data.lanes), ("train.global_batch", config.train.global_batch)):
         if value < workers:
@@ -192,36 +192,28 @@ def _fit(config: Config, patch_set: PatchSet, order: SampleOrder, folder: str, n
 
     def fit() -> None:
         try:
-            trainer.fit()
+            mistake = trainer.fit().return_value
+            if mistake:
+                failure.append(UserError(mistake))
         except Exception as error:  # raised again in the main thread
             failure.append(error)
 
     # Not in the main thread: Ray Train would take over its interrupt handler there.
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    progress = _Progress(config)
+    progress = _Progress()
     thread.start()
     while thread.is_alive():
         thread.join(1.0)
         for record in forwarder.pump():
             progress.show(record)
     if failure:
-        raise _explained(failure[0])
-
-
-def _explained(error: Exception) -> Exception:
-    """The user's mistake behind a worker's failure, else the failure itself."""
-    if isinstance(error, ray.train.WorkerGroupError):
-        for failure in error.worker_failures.values():
-            for cause in (failure, failure.__cause__):
-                if isinstance(cause, UserError):
-                    return UserError(str(cause))
-    return error
+        raise failure[0]
 
 
 class _Progress:
     """Prints a line now and then."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self) -> None:
         self._next = 0.0
         self._psnr = ""
 
@@ -253,20 +245,19 @@ def _flat(config: Config) -> dict[str, Any]:
 # From here on: what runs on the workers.
 
 
-def _train_loop(job: dict[str, Any]) -> None:
+def _train_loop(job: dict[str, Any]) -> str | None:
+    """Train; returns the sentence of a `UserError`, which every rank meets alike and which no restart would mend."""
     config = Config(**job["config"])
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(job["threads"])
-    _Worker(
-        config,
-        patchset.load(job["patch_set"]),
-        job["folder"],
-        device,
-        context.get_world_rank(),
-        context.get_world_size(),
-    ).run()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    try:
+        _Worker(config, patchset.load(job["patch_set"]), job["folder"], device, rank, world).run()
+    except UserError as error:
+        return str(error)
+    return None
 
 
 class _Worker:
@@ -386,10 +377,10 @@ class _Worker:
 
     def _scores(self, learner: Learner, step: int | None = None) -> tuple[dict[str, float], dict[str, str]]:
         """Score the moving average on the held-out pictures, spread over the ranks; mean in picture order."""
+        learner.share_statistics()
         mine: list[tuple[int, dict[str, float], dict[str, str]]] = []
-        for i, picture in enumerate(self.patch_set.read_holdout()):
-            if i % self.world != self.rank:
-                continue
+        for i in range(self.rank, len(self.patch_set.holdout_names), self.world):
+            picture = self.patch_set.read_holdout(i)
             sr = scoring.upscale_picture(learner.ema, picture.lr, self.device)
             images = {}
             if step is not None and i < _SHOWN_PICTURES:
