@@ -42,8 +42,11 @@ def connect(config: Config) -> None:
                 else {}
             ),
         )
-    except ConnectionError as error:
-        raise UserError(f"no Ray cluster answers at {address}: {' '.join(str(error).split())[:300]}") from None
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"no Ray cluster answers at {address}: {reason}; expected HOST:PORT of a head, often port 6379, or nothing"
+        ) from None
     stop_like_interrupt()  # ray.init put its own handler in place
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -57,23 +60,33 @@ def training_resources(config: Config) -> tuple[int, dict[str, float]]:
     Raises:
         UserError: if the cluster cannot hold them.
     """
-    have = ray.cluster_resources()
-    cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
-    use_gpu = gpus > 0 if config.cluster.gpu is None else config.cluster.gpu
-    # On CPU, two workers of half the cores beat one worker of all.
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    use_gpu = any(node.get("GPU") for node in nodes) if config.cluster.gpu is None else config.cluster.gpu
+    cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
+    # Without GPUs, two workers of half the cores beat one worker of all.
     workers = config.cluster.workers or (max(gpus, 1) if use_gpu else min(cpus, 2))
-    per_worker = config.cluster.cpus_per_worker or max(cpus // workers, 1)
-    for kind, need, there in (("CPU", workers * per_worker, cpus), ("GPU", workers * use_gpu, gpus)):
-        if need > there:
-            raise UserError(
-                f"cluster.workers is {workers}, which needs {need} {kind}s, but the cluster has {there}: "
-                "expected fewer workers or a larger cluster"
-            )
+
+    def places(per_worker: int) -> int:
+        """Workers that fit, each within one node."""
+        return sum(
+            int(min(node.get("CPU", 0) // per_worker, node.get("GPU", 0) if use_gpu else workers)) for node in nodes
+        )
+
+    fitting = [n for n in range(1, cpus + 1) if places(n) >= workers]
+    per_worker = config.cluster.cpus_per_worker or max(fitting, default=1)
+    if places(per_worker) < workers:
+        raise UserError(
+            f"cluster.workers is {workers} with {per_worker} CPUs{' and a GPU' if use_gpu else ''} each, but the "
+            f"cluster ({cpus} CPUs, {gpus} GPUs, {len(nodes)} nodes) has room for {places(per_worker)}: expected fewer "
+            "workers or a larger cluster"
+        )
     return workers, {"CPU": per_worker, **({"GPU": 1} if use_gpu else {})}
 
 
 def map_rows(rows: list[dict[str, Any]], task: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Run a task on every row with Ray Data, one core each, and yield the results as they come, in any order."""
+    if not rows:
+        return
     blocks = min(len(rows), 1000)
     dataset = ray.data.from_items(rows, override_num_blocks=blocks).map(task, num_cpus=1)
     yield from dataset.iter_rows()

@@ -12,16 +12,16 @@ import functools
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic.v1.utils import deep_update
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -31,6 +31,9 @@ from pydantic_settings import (
 )
 
 from sr_model import losses
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -46,8 +49,8 @@ class Preprocess(BaseModel):
 
     holdout: list[str] = []
     """Names (glob patterns on the picture's name) of pictures kept for validation and never trained on."""
-    holdout_count: int = Field(0, ge=0)
-    """Pictures kept for validation where `holdout` is empty, chosen by their content; 0 keeps none."""
+    holdout_count: int = Field(1, ge=1)
+    """Pictures kept for validation where `holdout` is empty, chosen by their content."""
     degradation: Literal["matlab", "legacy"] = "matlab"
     """Bicubic form that makes the LR picture: today's MATLAB, or the 8-bit form of the published benchmark files."""
     max_side: int | None = Field(None, ge=64)
@@ -56,7 +59,7 @@ class Preprocess(BaseModel):
     """HR pixels, side of a stored tile; larger than the training crop, so that crops stay random."""
     stride: int | None = Field(None, ge=8)
     """HR pixels between tiles; the tile's side where not given. The remainder at the far borders is always covered."""
-    row_group: int = Field(16, ge=1)
+    row_group: int = Field(8, ge=1)
     """Tiles in a Parquet row group, the unit of reading and of dealing to lanes."""
     shard_mb: float = Field(128, gt=0)
     """MB of raw tiles, target size of a shard."""
@@ -103,18 +106,18 @@ class Train(BaseModel):
 
     model_config = _STRICT
 
-    length: str = Field("1000 steps", pattern=r"^\d+(\.\d+)? (steps|epochs|minutes)$")
+    length: str = Field("1000 steps", pattern=r"^(?=.*[1-9])\d+(\.\d+)? (steps|epochs|minutes)$")
     """Such as "1000 steps", "20 epochs" or "25 minutes"; minutes, validation included, are turned into steps by
     measuring a few before the start."""
     global_batch: int = Field(16, ge=1)
     """Patches an optimizer step, over all workers and micro-batches."""
     micro_batch: int = Field(16, ge=1)
     """Largest number of patches a worker holds at once; gradients are accumulated up to the global batch."""
-    loss: dict[str, float] = {"mse": 1.0}
+    loss: dict[str, Weight] = {"mse": 1.0}
     """Weight of each term of the objective."""
     lr: float = Field(4e-4, gt=0)
     """Peak learning rate of Adam."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
     warmup: float = Field(0.03, ge=0, lt=1)
     """Share of the steps over which the learning rate rises linearly; it then falls along a cosine."""
@@ -273,10 +276,17 @@ class Config(BaseSettings):
         home = self.home or os.environ.get("SR_HOME") or ("~/sr-runs" if in_job else "runs")
         return home if "://" in home else str(Path(home).expanduser().absolute())
 
+    def to_yaml(self) -> str:
+        """All settings as YAML, without the passwords that a URL may hold."""
+        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+
     @property
     def tracking_uri(self) -> str:
         """The MLflow tracking server or database."""
         uri = self.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        if uri and uri.startswith("sqlite:///"):
+            return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"
         if uri:
             return uri
         if "://" in self.outputs:
@@ -311,7 +321,7 @@ def parse(argv: Sequence[str], module: str, purpose: str) -> Config:
     except SettingsError as error:
         raise UserError(" ".join(str(error).split())) from None
     try:
-        return Config(**deep_update(_read_yaml(file) if file else {}, from_cli))
+        return Config(**_override(_read_yaml(file) if file else {}, from_cli, Config))
     except ValidationError as error:
         raise UserError(_sentence(error, file)) from None
 
@@ -353,6 +363,18 @@ def _dashed(argv: Sequence[str]) -> list[str]:
         is_value = bool(dashed) and dashed[-1].startswith("--") and "=" not in dashed[-1]
         dashed.append(arg if arg.startswith("-") or is_value or "=" not in arg else f"--{arg}")
     return dashed
+
+
+def _override(values: dict[str, Any], by: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Merge sections key by key; a setting that is itself a mapping, such as train.loss, is replaced whole."""
+    merged = dict(values)
+    for key, value in by.items():
+        section = model.model_fields[key].annotation if key in model.model_fields else None
+        if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(merged.get(key), dict):
+            merged[key] = _override(merged[key], value, section)
+        else:
+            merged[key] = value
+    return merged
 
 
 def _read_yaml(file: str) -> dict[str, Any]:

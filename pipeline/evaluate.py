@@ -9,7 +9,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -122,7 +121,7 @@ def _tasks(config: Config, patch_set: PatchSet, weights: str, folder: str) -> li
         "max_pixels": config.preprocess.max_pixels,
     }
     entries: list[dict[str, Any]] = [
-        {"set": "held-out", "name": name, "hr": "", "lr": "", "patch_set": patch_set.url, "index": i}
+        {"set": "held-out", "name": name, "hr": "", "lr": "", "patch_set": patch_set.url, "index": i, "version": ""}
         for i, name in enumerate(patch_set.holdout_names)
     ]
     for name, source in config.evaluate.benchmarks.items():
@@ -135,6 +134,7 @@ def _tasks(config: Config, patch_set: PatchSet, weights: str, folder: str) -> li
                     "lr": picture.lr or "",
                     "patch_set": "",
                     "index": i,
+                    "version": picture.version,
                 }
             )
     return [
@@ -158,7 +158,7 @@ def _evaluate_picture(task: dict[str, Any]) -> dict[str, Any]:
         "trained": upscale_picture(trained, lr, torch.device("cpu")),
     }
     if task["show"]:
-        stem = f"{task['folder']}/pictures/{task['set']}/{PurePosixPath(task['name']).stem}"
+        stem = f"{task['folder']}/pictures/{task['set']}/{task['index']}_{storage.plain_name(task['name'])}"
         for kind, picture in {**pictures, "hr": hr}.items():
             storage.write(f"{stem}-{kind}.png", _png(picture))
             result["shown"][kind] = f"{stem}-{kind}.png"

@@ -10,7 +10,7 @@ import json
 import math
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import fsspec
 import numpy as np
@@ -43,9 +43,12 @@ class Learner:
         steps: length of the training, which shapes the learning rate.
         device: where to compute.
         world: number of ranks; a process group must exist if more than one.
+        bf16: whether to compute in bf16; by `use_bf16` where not given.
     """
 
-    def __init__(self, config: Config, steps: int, device: torch.device, world: int = 1) -> None:
+    def __init__(
+        self, config: Config, steps: int, device: torch.device, world: int = 1, bf16: bool | None = None
+    ) -> None:
         self.settings = config.train
         self.steps, self.device, self.world = steps, device, world
         net = build_network(config.scale, config.model, config.train.seed)
@@ -62,7 +65,7 @@ class Learner:
             if world > 1
             else net
         )
-        self.bf16 = use_bf16(config.train.precision, device)
+        self.bf16 = use_bf16(config.train.precision, device) if bf16 is None else bf16
         self.optimizer = torch.optim.Adam(net.parameters(), lr=config.train.lr, betas=config.train.betas, fused=True)
 
     def step(self, step: int, lr: Bytes, hr: Bytes, micro_sizes: list[int]) -> StepResult:
@@ -74,7 +77,6 @@ class Learner:
             hr: (n, s*h, s*w, 3) uint8.
             micro_sizes: samples of each micro-batch, summing to n; as many on all ranks, 0 for none.
         """
-        self._forward.train()
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         start = 0
@@ -95,7 +97,10 @@ class Learner:
         return StepResult(sums.pop("objective"), sums, norm)
 
     def _micro_step(self, lr: Bytes, hr: Bytes) -> tuple[Tensor, dict[str, Tensor]]:
-        if len(lr) == 0:  # others still have samples: take part in the synchronisation, without weight
+        # Without samples, while others still have some: take part in the synchronisation, without weight, and without
+        # a trace in BatchNorm's statistics (SyncBatchNorm must stay in step with the others, and counts it).
+        self._forward.train(len(lr) > 0 or self.device.type == "cuda")
+        if len(lr) == 0:
             shape = (1, *lr.shape[1:]), (1, *hr.shape[1:])
             lr, hr = np.zeros(shape[0], np.uint8), np.zeros(shape[1], np.uint8)
             weight = 0.0
@@ -120,12 +125,12 @@ class Learner:
             for buffer in self.ema.buffers():
                 dist.broadcast(buffer, 0)
 
-    def save(self, folder: Path, step: int, about: dict[str, Any]) -> None:
+    def save(self, folder: Path, step: int) -> None:
         """Write weights, moving average, optimizer and `step` finished steps to a folder."""
         safetensors.torch.save_file(contiguous(self.net), folder / "model.safetensors")
         safetensors.torch.save_file(contiguous(self.ema), folder / "ema.safetensors")
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-        (folder / "state.json").write_text(json.dumps({"step": step, **about}, indent=1))
+        (folder / "state.json").write_text(json.dumps({"step": step}))
 
     def load(self, folder: Path) -> int:
         """Restore what `save` wrote; returns the number of finished steps."""

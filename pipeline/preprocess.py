@@ -123,7 +123,8 @@ def _inventory(config: Config, pictures: list[Picture], cache_url: str) -> list[
         rows = cluster.map_rows([asdict(p) for p in unknown], _inspect)
         for row in _progress(rows, len(unknown), "inventory", "pictures"):
             cache[row.pop("url")] = row
-        storage.write_json(cache_url, cache)
+        # What could not be read may be readable the next time.
+        storage.write_json(cache_url, {url: row for url, row in cache.items() if row["sha256"]})
     known = ("sha256", "width", "height", "rejected")
     return [_Known(p.name, p.url, **{key: cache[p.url][key] for key in known}) for p in pictures]
 
@@ -269,7 +270,10 @@ def _write_shards(config: Config, plan: list[_ShardSpec], home: str, url: str) -
 
 
 def _write_shard(row: dict[str, Any]) -> dict[str, Any]:
-    """Ray Data task: write one shard, unless it is there and whole; an OSError becomes the row's error."""
+    """Ray Data task: write one shard, unless it is there and whole; an OSError becomes the row's error.
+
+    That includes a picture that cannot be read any more: as a reject it would stay one, since it isn't in the name.
+    """
     spec = json.loads(row["spec"])
     pictures = [_Known(**picture) for picture in spec["pictures"]]
     try:
@@ -283,7 +287,7 @@ def _write_shard(row: dict[str, Any]) -> dict[str, Any]:
         if row["finished"] != row["url"] or content is None:
             storage.write(row["url"], content)
     except OSError as error:
-        return {"shard": "", "error": f"cannot write {row['url']}: {error}"}
+        return {"shard": "", "error": f"{spec['file']} could not be made ({error})"}
     records, row_groups = found
     shard = Shard(spec["file"], row_groups, len(content), hashlib.sha256(content).hexdigest(), records)
     return {"shard": json.dumps(asdict(shard)), "error": ""}
@@ -296,7 +300,7 @@ def _finished(content: bytes | None) -> tuple[list[PictureRecord], list[int]] | 
     try:
         metadata, row_groups = patchset.read_metadata(content)
         return [PictureRecord(**record) for record in json.loads(metadata["pictures"])], row_groups
-    except (pa.ArrowInvalid, KeyError, ValueError):
+    except (pa.ArrowException, OSError, KeyError, ValueError):
         return None
 
 
@@ -338,10 +342,7 @@ def _shard_bytes(pictures: list[_Known], held_out: bool, settings: Preprocess, s
 
 def _load(picture: _Known, settings: Preprocess, scale: int) -> Pixels:
     """Decode a picture, reduce it to `max_side`, crop it to a multiple of the scale."""
-    try:
-        content = sources.read_bytes(picture.url)
-    except OSError as error:
-        raise RejectedPictureError(f"cannot be read: {error}") from None
+    content = sources.read_bytes(picture.url)
     if hashlib.sha256(content).hexdigest() != picture.sha256:
         raise RejectedPictureError("changed while the patch set was being made")
     rgb = sources.decode(content, settings.max_pixels)

@@ -10,7 +10,6 @@ from typing import Any
 import jinja2
 import matplotlib
 import numpy as np
-import yaml
 
 matplotlib.use("Agg")  # no display
 from matplotlib import pyplot as plt
@@ -26,8 +25,10 @@ _LABELS = {**METHODS, "hr": "ground truth (HR)"}
 _CROP = 128
 
 
-def write_report(folder: str, config: Config, scores: Scores, history: list[Record], facts: dict[str, str]) -> bytes:
-    """Write report.html and comparison.png to a folder.
+def write_report(
+    folder: str, config: Config, scores: Scores, history: list[Record], facts: dict[str, str]
+) -> tuple[bytes, bytes]:
+    """Write comparison.png and report.html to a folder.
 
     Args:
         folder: path or URL, with the pictures that `evaluate` left.
@@ -37,7 +38,7 @@ def write_report(folder: str, config: Config, scores: Scores, history: list[Reco
         facts: what else to state, by name.
 
     Returns:
-        comparison.png.
+        comparison.png and report.html.
     """
     shown = [
         _Shown(name, picture)
@@ -60,11 +61,11 @@ def write_report(folder: str, config: Config, scores: Scores, history: list[Reco
         pictures=shown,
         curves=_curves(history, scores),
         facts=facts,
-        settings=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
+        settings=config.to_yaml(),
     )
     storage.write(f"{folder}/comparison.png", comparison)
     storage.write(f"{folder}/report.html", page.encode())
-    return comparison
+    return comparison, page.encode()
 
 
 class _Shown:

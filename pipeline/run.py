@@ -17,7 +17,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
     # Started as a script: Python put pipeline/ on the path, whose modules are not meant to be imported bare.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import evaluate, preprocess, report, storage, tracking, train
+from pipeline import evaluate, preprocess, report, sources, storage, tracking, train
 from pipeline.config import Config, command, parse
 from pipeline.patchset import PatchSet
 
@@ -35,6 +35,8 @@ def run(config: Config) -> str:
         Path or URL of the folder with report.html, comparison.png and scores.json.
     """
     start = time.monotonic()
+    for name, source in config.evaluate.benchmarks.items():  # a mistake shows before the work, not after it
+        sources.find_benchmark(name, source, config.scale)
     patch_set, found = preprocess.prepare(config)
     print(f"patch set {'reused' if found else 'made'}: {patch_set.url}: {preprocess.describe(patch_set)}", flush=True)
     folder = f"{config.outputs}/workflows/{train.training_name(config, patch_set)}"
@@ -49,10 +51,9 @@ def run(config: Config) -> str:
             scores = evaluate.find(config, patch_set, trained.weights, folder) or evaluate.evaluate(
                 config, patch_set, trained.weights, folder
             )
-            comparison = report.write_report(
-                folder, config, scores, trained.history(), _facts(config, patch_set, trained, time.monotonic() - start)
-            )
-            parent.log_metrics(
+            facts = _facts(config, patch_set, trained, time.monotonic() - start)
+            comparison, page = report.write_report(folder, config, scores, trained.history(), facts)
+            sent = parent.log_metrics(
                 {
                     f"{name}/{method}/{metric}": value
                     for name, entry in scores["sets"].items()
@@ -60,18 +61,21 @@ def run(config: Config) -> str:
                     for metric, value in means.items()
                 }
             )
-            parent.log_file(comparison, "comparison.png")
-            parent.log_file(storage.read(f"{folder}/report.html") or b"", "report.html")
+            sent &= parent.log_file(comparison, "comparison.png") and parent.log_file(page, "report.html")
+        if sent and parent.ended:
+            storage.write_json(f"{folder}/finished.json", {"scores": scores["identity"]})
     print(f"\n{evaluate.table(scores)}\n\nreport: {folder}/report.html\nMLflow: {tracking.ui_command(config)}")
     return folder
 
 
 def _finished(config: Config, patch_set: PatchSet, folder: str) -> evaluate.Scores | None:
-    """The scores, if training, evaluation and report were all finished before."""
+    """The scores, if training, evaluation and report were all finished before, and MLflow has them."""
     trained = train.find(config, patch_set)
-    if trained is None or not trained.tracked or not storage.exists(f"{folder}/report.html"):
+    marker = storage.read_json(f"{folder}/finished.json")
+    if trained is None or not trained.tracked or marker is None:
         return None
-    return evaluate.find(config, patch_set, trained.weights, folder)
+    scores = evaluate.find(config, patch_set, trained.weights, folder)
+    return scores if scores and scores["identity"] == marker["scores"] else None
 
 
 def _facts(config: Config, patch_set: PatchSet, trained: train.Trained, seconds: float) -> dict[str, str]:

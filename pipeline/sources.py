@@ -69,7 +69,9 @@ def find_pictures(sources: Sequence[str]) -> list[Picture]:
         if not pictures:
             raise UserError(f"source {source} holds no picture, expected files ending in {', '.join(EXTENSIONS)}")
         for picture in pictures:
-            name = picture.name if picture.name not in found else f"{number}/{picture.name}"
+            name = picture.name
+            while name in found:
+                name = f"{number}/{name}"
             found[name] = Picture(name, picture.url, picture.version)
     return [found[name] for name in sorted(found)]
 
@@ -139,6 +141,8 @@ class BenchmarkPicture:
     name: str
     hr: str
     lr: str | None
+    version: str
+    """Changes with the files' content."""
 
 
 def find_benchmark(name: str, folder: str, scale: int) -> list[BenchmarkPicture]:
@@ -147,18 +151,23 @@ def find_benchmark(name: str, folder: str, scale: int) -> list[BenchmarkPicture]
     Raises:
         UserError: if the folder doesn't exist, holds no picture, or lacks the LR file of some HR one.
     """
-    stems = {PurePosixPath(p.name): p.url for p in _list_folder(folder)}
+    stems = {PurePosixPath(p.name): p for p in _list_folder(folder)}
     if not stems:
         raise UserError(f"benchmark {name}: {folder} holds no picture, expected HR/ and LR*/ or pictures")
-    hr = {path.stem: url for path, url in stems.items() if path.parts[0] == "HR"}
+    hr = {path.stem: picture for path, picture in stems.items() if path.parts[0] == "HR"}
     if not hr:
-        return [BenchmarkPicture(path.stem, url, None) for path, url in sorted(stems.items())]
+        return [BenchmarkPicture(path.stem, p.url, None, p.version) for path, p in sorted(stems.items())]
     lr_folders = (f"LRbicx{scale}", f"LR_bicubic/X{scale}")
-    lr = {p.stem.removesuffix(f"x{scale}"): url for p, url in stems.items() if str(p.parent) in lr_folders}
+    lr = {p.stem.removesuffix(f"x{scale}"): picture for p, picture in stems.items() if str(p.parent) in lr_folders}
     missing = sorted(set(hr) - set(lr))
     if lr and missing:
         raise UserError(f"benchmark {name}: {folder} has no LR file for {', '.join(missing)}")
-    return [BenchmarkPicture(stem, url, lr.get(stem)) for stem, url in sorted(hr.items())]
+    return [
+        BenchmarkPicture(stem, p.url, lr[stem].url, f"{p.version} {lr[stem].version}")
+        if lr
+        else BenchmarkPicture(stem, p.url, None, p.version)
+        for stem, p in sorted(hr.items())
+    ]
 
 
 def _builtin() -> list[Picture]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -66,6 +67,11 @@ def names(folder: str) -> list[str]:
         return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
     except FileNotFoundError:
         return []
+
+
+def plain_name(name: str) -> str:
+    """A file's relative path as a name that any store and MLflow take."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
 def _fs(url: str) -> fsspec.AbstractFileSystem:

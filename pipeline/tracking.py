@@ -8,6 +8,7 @@ it, and an outage is made good, if need be by running the command again.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -120,8 +121,10 @@ class Tracker:
         if found is not None:
             return str(found.experiment_id)
         artifacts = None
-        if self.uri.startswith("sqlite:"):
+        if self.uri.startswith("sqlite:") and "://" not in config.outputs:
             artifacts = Path(f"{config.outputs}/mlartifacts").as_uri()
+        elif self.uri.startswith("sqlite:"):
+            artifacts = f"{config.outputs}/mlartifacts"
         return str(self._client.create_experiment(name, artifact_location=artifacts))
 
     @contextlib.contextmanager
@@ -145,7 +148,7 @@ class Tracker:
         """Make a call of the MLflow client; a failure is reported once and otherwise passed over."""
         try:
             call(self._client)
-        except self._failures as error:
+        except Exception as error:  # of MLflow, of a database's or an object store's client
             if not self._warned:
                 reason = " ".join(str(error).split())[:200]
                 print(f"MLflow at {self.uri} doesn't answer; the run goes on without it ({reason})", file=sys.stderr)
@@ -164,12 +167,13 @@ class Tracker:
             with contextlib.suppress(*self._failures):
                 run_id: str = known["run_id"]
                 self._client.update_run(run_id, status="RUNNING")
-                for key, value in tags.items():
+                for key, value in {**tags, **({"mlflow.parentRunId": parent} if parent else {})}.items():
                     self._client.set_tag(run_id, key, value)
                 return TrackedRun(self, run_id, new=False)
         if parent:
             tags = {**tags, "mlflow.parentRunId": parent}
-        tags = {**tags, "mlflow.source.name": "pipeline", "mlflow.user": os.environ.get("USER", "unknown"), **_git()}
+        user = os.environ.get("USER", "unknown")
+        tags = {**tags, "mlflow.source.name": "pipeline", "mlflow.user": user, "sr.code": _code(), **_git()}
         created = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
         storage.write_json(note, {"uri": self.uri, "run_id": created.info.run_id})
         return TrackedRun(self, str(created.info.run_id), new=True)
@@ -194,16 +198,13 @@ class TrackedRun:
         """Whether the server knows the final state."""
 
     def describe(self, params: dict[str, Any], config: Config) -> None:
-        """Log parameters, flat, and the whole configuration as an artifact; once, as MLflow's are for good."""
-        if not self._new:
-            return
-        import yaml
+        """Log parameters, flat (once: MLflow's are for good), and the whole configuration as an artifact."""
         from mlflow.entities import Param
 
-        entries = [Param(key, str(value)) for key, value in params.items()]
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        self._tracker.attempt(lambda client: client.log_batch(self.id, params=entries[:100]))
-        self._tracker.attempt(lambda client: client.log_text(self.id, text, "config.yaml"))
+        if self._new:
+            entries = [Param(key, str(value)) for key, value in params.items()]
+            self._tracker.attempt(lambda client: client.log_batch(self.id, params=entries[:100]))
+        self._tracker.attempt(lambda client: client.log_text(self.id, config.to_yaml(), "config.yaml"))
 
     def log_dataset(self, name: str, digest: str, source: str, profile: dict[str, Any]) -> None:
         """Record the data that the run used."""
@@ -253,6 +254,9 @@ class Forwarder:
         self._run = run
         self._waiting: list[Record] = []
         self._retry_at = 0.0
+        # Unlike metrics, a picture sent twice would stand there twice.
+        self._images_note = f"{journal_url}/images/sent.json"
+        self._images_sent: list[str] = storage.read_json(self._images_note) or []
 
     def pump(self) -> list[Record]:
         """Read new records and try to send everything; returns the new ones."""
@@ -286,9 +290,13 @@ class Forwarder:
         if not self._run.log_metrics(record["metrics"], record["step"], record["time"]):
             return False
         for key, file in record["images"].items():
-            content = storage.read(f"{self._reader.url}/{file}")
-            if content is not None and not self._run.log_image(Image.open(io.BytesIO(content)), key, record["step"]):
+            content = None if file in self._images_sent else storage.read(f"{self._reader.url}/{file}")
+            if content is None:
+                continue
+            if not self._run.log_image(Image.open(io.BytesIO(content)), key, record["step"]):
                 return False
+            self._images_sent.append(file)
+            storage.write_json(self._images_note, self._images_sent)
         return True
 
 
@@ -305,6 +313,13 @@ _PROCESS = "sr.process"
 
 def _process(pid: int) -> str:
     return f"{platform.node()}:{pid}"
+
+
+def _code() -> str:
+    """Hash of the package's sources: identifies the code where no git checkout is, as in a submitted job's copy."""
+    root = Path(__file__).resolve().parent.parent
+    files = sorted(file for package in ("pipeline", "sr_model") for file in (root / package).glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def _alive(pid: int) -> bool:

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from pipeline import cluster, patchset, preprocess, scoring, storage
 from pipeline.config import Config, UserError, command, fingerprint, parse
-from pipeline.learner import Learner, contiguous, use_bf16
+from pipeline.learner import Learner, build_network, contiguous, load_weights, use_bf16
 from pipeline.patchset import BatchReader, PatchSet
 from pipeline.sampler import SampleOrder, micro_batches
 from pipeline.tracking import Forwarder, Journal, JournalReader, Record, Tracker
@@ -54,7 +54,7 @@ class Trained:
     name: str
     folder: str
     result: dict[str, Any]
-    """Steps, seconds, patches a second, held-out metrics at the end."""
+    """Steps, seconds of the last session, workers, device, held-out metrics at the end."""
     found: bool
     """Whether it had been finished before."""
     tracked: bool
@@ -246,7 +246,7 @@ def _flat(config: Config) -> dict[str, Any]:
 
 
 def _train_loop(job: dict[str, Any]) -> str | None:
-    """Train; returns the sentence of a `UserError`, which every rank meets alike and which no restart would mend."""
+    """Train; returns the sentence of a `UserError`, which no restart would mend."""
     config = Config(**job["config"])
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
@@ -254,8 +254,21 @@ def _train_loop(job: dict[str, Any]) -> str | None:
         torch.set_num_threads(job["threads"])
     rank, world = context.get_world_rank(), context.get_world_size()
     try:
-        _Worker(config, patchset.load(job["patch_set"]), job["folder"], device, rank, world).run()
-    except UserError as error:
+        patch_set = patchset.load(job["patch_set"])
+        if config.train.init_from:
+            load_weights(build_network(config.scale, config.model, 0), config.train.init_from)
+        mistake = None
+    except UserError as error:  # perhaps on this node only: the others must not wait
+        mistake = str(error)
+    mistakes = [mistake]
+    if world > 1:
+        mistakes = [None] * world
+        dist.all_gather_object(mistakes, mistake)
+    if any(mistakes):
+        return next(filter(None, mistakes))
+    try:
+        _Worker(config, patch_set, job["folder"], device, rank, world).run()
+    except UserError as error:  # divergence, which all ranks see alike
         return str(error)
     return None
 
@@ -285,10 +298,9 @@ class _Worker:
         settings = self.config.train
         plan = self._plan()
         steps: int = plan["steps"]
-        learner = Learner(self.config, steps, self.device, self.world)
+        learner = Learner(self.config, steps, self.device, self.world, plan["bf16"])
         done = self._restore(learner)
-        if done == 0:
-            self._validate(learner, 0)
+        scores = self._validate(learner, done) if done in (0, steps) else {}
         meter = _Meter(settings.global_batch, steps)
         started = time.monotonic()
         batches = self.reader.read(done, steps)
@@ -301,13 +313,12 @@ class _Worker:
                 self._log(learner, meter, done)
             if done % settings.validate_every == 0 or done == steps:
                 with meter.paused():
-                    last = self._validate(learner, done)
+                    scores = self._validate(learner, done)
             if done % settings.checkpoint_every == 0 or done == steps:
                 with meter.paused():
-                    self._checkpoint(learner, done, plan)
+                    self._checkpoint(learner, done)
         if self.rank == 0:
-            seconds = time.monotonic() - started
-            self._finish(learner, steps, {**last, "seconds_last_session": seconds})
+            self._finish(learner, steps, {**scores, "seconds_last_session": time.monotonic() - started})
 
     def _plan(self) -> dict[str, Any]:
         """What was decided before the first step and holds for every resumption: read, or decided now by all ranks."""
@@ -318,6 +329,8 @@ class _Worker:
         if plan[0] is None:
             steps = self._steps()
             plan = [{"steps": steps, "bf16": use_bf16(self.config.train.precision, self.device)}]
+            if self.world > 1:
+                dist.broadcast_object_list(plan)
             if self.rank == 0:
                 storage.write_json(url, plan[0])
         decided: dict[str, Any] = plan[0]
@@ -385,9 +398,8 @@ class _Worker:
             images = {}
             if step is not None and i < _SHOWN_PICTURES:
                 strip = scoring.comparison_strip(picture, sr, self.config.scale)
-                stem = Path(picture.name).stem
-                file = self.journal.save_image(f"{stem}-{step:09d}", strip)
-                images[f"bicubic_sr_hr/{stem}"] = file
+                name = f"{i}_{storage.plain_name(picture.name)}"
+                images[f"bicubic_sr_hr/{name}"] = self.journal.save_image(f"{name}-{step:09d}", strip)
             mine.append((i, asdict(scoring.score_picture(sr, picture.hr, self.config.scale)), images))
         everyone = [mine]
         if self.world > 1:
@@ -405,13 +417,13 @@ class _Worker:
             self.journal.flush()
         return metrics
 
-    def _checkpoint(self, learner: Learner, done: int, plan: dict[str, Any]) -> None:
+    def _checkpoint(self, learner: Learner, done: int) -> None:
         if self.rank != 0:
             ray.train.report({"step": done})
             return
         self.journal.flush()
         with tempfile.TemporaryDirectory() as folder:
-            learner.save(Path(folder), done, {"plan": plan, "training": Path(self.folder).name})
+            learner.save(Path(folder), done)
             ray.train.report(
                 {"step": done},
                 checkpoint=ray.train.Checkpoint.from_directory(folder),

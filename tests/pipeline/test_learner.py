@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +90,7 @@ def test_stopped_and_restored_is_never_stopped(tmp_path: Path) -> None:
     first = Learner(config("model.batch_norm=true"), 10, CPU)
     for step in range(3):
         first.step(step, *batch(seed=step), [8, 8])
-    first.save(tmp_path, 3, {"training": "a"})
+    first.save(tmp_path, 3)
     second = Learner(config("model.batch_norm=true"), 10, CPU)
     assert second.load(tmp_path) == 3
     for step in range(3, 6):
@@ -100,20 +99,19 @@ def test_stopped_and_restored_is_never_stopped(tmp_path: Path) -> None:
         for (name, a), b in zip(mine.state_dict().items(), theirs.state_dict().values(), strict=True):
             assert torch.equal(a, b), name
     assert second.optimizer.param_groups[0]["lr"] == straight.optimizer.param_groups[0]["lr"]
-    assert json.loads((tmp_path / "state.json").read_text())["training"] == "a"
 
 
 def test_training_starts_from_given_weights(tmp_path: Path) -> None:
     learner = Learner(config(), 10, CPU)
     learner.step(0, *batch(), [16])
-    learner.save(tmp_path, 1, {})
+    learner.save(tmp_path, 1)
     started = Learner(config(f"train.init_from={tmp_path / 'model.safetensors'}"), 10, CPU)
     for a, b in zip(started.net.parameters(), learner.net.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    Learner(config(), 10, CPU).save(tmp_path, 0, {})
+    Learner(config(), 10, CPU).save(tmp_path, 0)
     other = build_network(4, config("model.blocks=3").model, 0)
     with pytest.raises(UserError, match="are of another network"):
         load_weights(other, str(tmp_path / "model.safetensors"))

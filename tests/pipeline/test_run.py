@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 from PIL import Image
 
@@ -61,7 +62,7 @@ def test_leaves_scores_report_and_pictures(finished: tuple[list[str], Path, str]
     assert [p["name"] for p in scores["sets"]["held-out"]["pictures"]] == ["coffee0.png", "coffee1.png"]
     assert 20 < scores["sets"]["Bench"]["mean"]["bicubic"]["psnr_y"] < 45
     assert Image.open(folder / "comparison.png").width > 600
-    assert Image.open(folder / "pictures/Bench/grey-trained.png").mode == "L"
+    assert Image.open(folder / "pictures/Bench/1_grey-trained.png").mode == "L"
 
 
 def test_the_report_asks_nothing_of_the_network(finished: tuple[list[str], Path, str]) -> None:
@@ -110,12 +111,16 @@ def test_evaluate_by_itself_prints_the_same_table(finished: tuple[list[str], Pat
         (["train.lrr=1"], "error: unknown key train.lrr, did you mean train.lr?"),
         (["--source=/no/such/folder"], "error: source /no/such/folder does not exist, expected a folder"),
         (["--evaluate.benchmarks", "Set5=/none"], "error: source /none does not exist"),
+        (["cluster.address=http://127.0.0.1:8265"], "error: no Ray cluster answers at http://127.0.0.1:8265"),
         (["tracking.uri=http://127.0.0.1:9"], "error: MLflow at http://127.0.0.1:9 cannot be used"),
         (["cluster.address=127.0.0.1:9"], "error: no Ray cluster answers at 127.0.0.1:9"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_code_2(small: Small, options: list[str], message: str) -> None:
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    small: Small, tmp_path: Path, options: list[str], message: str
+) -> None:
     _, errors = run(*small(*options), code=2)
+    assert not (tmp_path / "home/trainings").exists()
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
     assert lines[0].startswith(message)
@@ -185,32 +190,37 @@ class Head:
         self.process = subprocess.Popen(
             start, cwd=ROOT, env=self.env, stdout=self.log, stderr=self.log, start_new_session=True
         )
-        self.address = f"http://127.0.0.1:{ports[1]}"
+        self.env["RAY_ADDRESS"] = f"http://127.0.0.1:{ports[1]}"
+
+    def wait(self) -> None:
         deadline = time.monotonic() + 120
         while self.ray("job", "list").returncode:
-            assert self.process.poll() is None, (folder / "head.log").read_text()
+            assert self.process.poll() is None, Path(self.log.name).read_text()
             assert time.monotonic() < deadline
             time.sleep(1)
 
     def ray(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        env = {**self.env, "RAY_ADDRESS": self.address} if hasattr(self, "address") else self.env
-        return subprocess.run(["ray", *argv], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        return subprocess.run(["ray", *argv], cwd=ROOT, env=self.env, capture_output=True, text=True, check=False)
 
     def stop(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
         marker = str(self.temp)
-        for process in __import__("psutil").process_iter(["cmdline"]):
+        for process in psutil.process_iter(["cmdline"]):
             if marker in " ".join(process.info["cmdline"] or []):
                 process.kill()
         shutil.rmtree(self.temp, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    started = Head(tmp_path_factory.mktemp("head"))
-    yield started
-    started.stop()
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[Head]:
+    started = Head(tmp_path)
+    try:
+        started.wait()
+        yield started
+    finally:
+        started.stop()
 
 
 def statuses(home: Path) -> dict[str, str]:
@@ -219,44 +229,38 @@ def statuses(home: Path) -> dict[str, str]:
     return {r.info.run_name: r.info.status for r in client.search_runs(experiments)}
 
 
-@pytest.mark.timeout(500)
-def test_ray_job_submit(head: Head, tmp_path: Path) -> None:
-    """Uploaded and bare; the outputs outlive head and upload."""
+@pytest.mark.timeout(600)
+def test_ray_job_submit_and_stop(head: Head, tmp_path: Path) -> None:
+    """Uploaded and bare; stopped and submitted again; and what they leave outlives head and upload."""
     write_photos(tmp_path / "photos")
-    options = [f"--source={tmp_path / 'photos'}", *SMALL]
-    for form, name in (("--working-dir=.", "uploaded"), (None, "bare")):
-        argv = [*([form] if form else []), "pipeline/run.py", *options, f"name={name}"]
-        done = head.ray("job", "submit", *argv)
+    common = [f"source={tmp_path / 'photos'}", *SMALL]
+    for form, name in (["--working-dir=."], "uploaded"), ([], "bare"):
+        done = head.ray("job", "submit", *form, "pipeline/run.py", *common, f"name={name}")
         assert done.returncode == 0, done.stdout + done.stderr
         assert "succeeded" in done.stdout
+
+    longer = [*common, "name=stopped", "train.length=1500 steps", "train.checkpoint_every=50"]
+    submitted = head.ray("job", "submit", "--no-wait", "--submission-id=first", "--", "pipeline/run.py", *longer)
+    assert submitted.returncode == 0, submitted.stderr
+    deadline = time.monotonic() + 150
+    while not list((head.home / "trainings").glob("stopped-*/checkpoint-*")):
+        assert time.monotonic() < deadline, head.ray("job", "logs", "first").stdout
+        time.sleep(0.5)
+    assert head.ray("job", "stop", "first").returncode == 0
+    assert "STOPPED" in head.ray("job", "status", "first").stdout
+    stopped = {name: status for name, status in statuses(head.home).items() if name.startswith("stopped")}
+    assert set(stopped.values()) == {"KILLED"}
+    assert len(stopped) == 2
+    assert not list((head.home / "trainings").glob("stopped-*/result.json"))
+    again = head.ray("job", "submit", "--", "python", "pipeline/run.py", *longer)
+    assert again.returncode == 0, again.stdout + again.stderr
+
+    head.stop()
+    assert not head.temp.exists()  # and with it the uploaded copy
+    for name in ("uploaded", "bare", "stopped"):
         (folder,) = (head.home / "workflows").glob(f"{name}-*")
         assert (folder / "report.html").stat().st_size > 10_000
         (training,) = (head.home / "trainings").glob(f"{name}-*")
-        assert list(training.glob("checkpoint-*"))
+        assert list(training.glob("checkpoint-*/ema.safetensors"))
     assert set(statuses(head.home).values()) == {"FINISHED"}
-    assert len(statuses(head.home)) == 4
-
-
-@pytest.mark.timeout(300)
-def test_ray_job_stop_leaves_a_resumable_run_marked_killed(head: Head, tmp_path: Path) -> None:
-    write_photos(tmp_path / "photos")
-    options = [
-        f"--source={tmp_path / 'photos'}",
-        *SMALL,
-        "name=stopped",
-        "train.length=3000 steps",
-        "train.checkpoint_every=50",
-    ]
-    assert (
-        head.ray("job", "submit", "--no-wait", "--submission-id", "to-stop", "pipeline/run.py", *options).returncode
-        == 0
-    )
-    deadline = time.monotonic() + 150
-    while not list((head.home / "trainings").glob("stopped-*/checkpoint-*")):
-        assert time.monotonic() < deadline, head.ray("job", "logs", "to-stop").stdout
-        time.sleep(0.5)
-    assert head.ray("job", "stop", "to-stop").returncode == 0
-    assert "STOPPED" in head.ray("job", "status", "to-stop").stdout
-    ended = {name: status for name, status in statuses(head.home).items() if name.startswith("stopped")}
-    assert set(ended.values()) == {"KILLED"}
-    assert len(ended) == 2
+    assert len(statuses(head.home)) == 6

@@ -68,17 +68,21 @@ def test_a_training_leaves_weights_journal_and_a_finished_mlflow_run(small: Smal
     assert [m.step for m in client.get_metric_history(tracked.info.run_id, "val/psnr_y")] == [0, 4, 8]
     files = {f.path for folder in ("", "model", "images") for f in client.list_artifacts(tracked.info.run_id, folder)}
     assert {"config.yaml", "model/model.safetensors"} <= files
-    assert sum(f.startswith("images/bicubic_sr_hr~coffee0+step+") and f.endswith(".png") for f in files) == 3
+    assert sum(f.startswith("images/bicubic_sr_hr~0_coffee0.png+step+") and f.endswith(".png") for f in files) == 3
 
     _, again = run(small("cluster.workers=1", "train.checkpoint_every=3"))
     assert again.found
     assert again.name == trained.name
 
-    _, alone = run(small("cluster.workers=1", f"home={Path(trained.folder).parents[1]}-alone"))
-    for name, value in weights(trained).items():
-        torch.testing.assert_close(value, weights(alone)[name], rtol=1e-4, atol=1e-5)
-    for key in ("val/psnr_y", "val/ssim_y"):
-        assert alone.result[key] == pytest.approx(trained.result[key], abs=0.01)
+
+def test_unequal_shares_have_the_gradients_of_one_worker(small: Small, tmp_path: Path) -> None:
+    """Three lanes on two workers, five samples a step, one at a time: some micro-batches of a worker are empty."""
+    options = small("data.lanes=3", "train.global_batch=5", "train.micro_batch=1", "train.log_every=1")
+    _, two = run([*options, "cluster.workers=2", f"home={tmp_path / 'two'}"])
+    _, one = run([*options, "cluster.workers=1", f"home={tmp_path / 'one'}"])
+    for a, b in zip(two.history(), one.history(), strict=True):
+        for key in ("train/objective", "train/gradient_norm", "val/psnr_y", "val/ssim_y"):
+            assert a["metrics"].get(key) == pytest.approx(b["metrics"].get(key), rel=2e-3), (a["step"], key)
 
 
 def test_the_name_tells_apart_what_shapes_the_weights(small: Small) -> None:
@@ -147,9 +151,11 @@ sys.exit(bool((folder / "result.json").exists()))
 """
 
 
-@pytest.mark.timeout(200)
-def test_an_interrupted_training_is_marked_killed_and_goes_on(small: Small, tmp_path: Path) -> None:
-    options = small(*LONGER, "cluster.workers=1", "train.length=2000 steps")
+@pytest.mark.timeout(300)
+def test_interrupted_it_is_marked_killed_and_goes_on_with_another_number_of_workers(
+    small: Small, tmp_path: Path
+) -> None:
+    options = small(*LONGER, "model.batch_norm=false", "train.length=400 steps", "cluster.workers=2")
     config = parse(options, "train", "")
     patch_set, _ = preprocess.prepare(config)
     folder = Path(config.outputs, "trainings", train.training_name(config, patch_set))
@@ -164,6 +170,26 @@ def test_an_interrupted_training_is_marked_killed_and_goes_on(small: Small, tmp_
     run_id = storage.read_json(f"{folder}/tracking.json")["run_id"]
     assert mlflow.MlflowClient(config.tracking_uri).get_run(run_id).info.status == "KILLED"
     assert not (folder / "result.json").exists()
+
+    config, resumed = run([*options, "cluster.workers=1"])
+    assert mlflow_run(config, resumed).info.run_id == run_id
+    assert mlflow_run(config, resumed).info.status == "FINISHED"
+    assert resumed.result["workers"] == 1
+    images = mlflow.MlflowClient(config.tracking_uri).list_artifacts(run_id, "images")
+    shown = [image.path.split("+timestamp")[0] for image in images if image.path.endswith(".png")]
+    assert len(shown) == len(set(shown))
+    _, straight = run([*options, "cluster.workers=1", f"home={tmp_path / 'straight'}"])
+    for a, b in zip(resumed.history(), straight.history(), strict=True):
+        assert a["metrics"].get("train/objective") == pytest.approx(b["metrics"].get("train/objective"), rel=0.02)
+    assert resumed.result["val/psnr_y"] == pytest.approx(straight.result["val/psnr_y"], abs=0.05)
+
+
+def test_a_training_that_lost_only_its_result_finishes(small: Small) -> None:
+    _, trained = run(small("cluster.workers=1"))
+    Path(trained.folder, "result.json").unlink()
+    Path(trained.folder, "model.safetensors").unlink()
+    _, again = run(small("cluster.workers=1"))
+    assert again.result["val/psnr_y"] == trained.result["val/psnr_y"]
 
 
 @pytest.mark.parametrize(
@@ -183,4 +209,7 @@ def test_what_cannot_work_is_one_sentence(small: Small, option: str, message: st
 def test_minutes_become_steps_once(small: Small) -> None:
     _, trained = run(small("cluster.workers=1", "train.length=0.05 minutes"))
     plan = storage.read_json(f"{trained.folder}/plan.json")
-    assert trained.result["steps"] == plan["steps"] >= 1
+    assert trained.result["steps"] == plan["steps"] > 5
+    Path(trained.folder, "result.json").unlink()
+    _, again = run(small("cluster.workers=1", "train.length=0.05 minutes"))
+    assert again.result["steps"] == plan["steps"]
