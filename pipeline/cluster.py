@@ -76,9 +76,8 @@ def training_resources(config: Config) -> tuple[int, dict[str, float]]:
     per_worker = config.cluster.cpus_per_worker or max(fitting, default=1)
     if places(per_worker) < workers:
         raise UserError(
-            f"cluster.workers is {workers} with {per_worker} CPUs{' and a GPU' if use_gpu else ''} each, but the "
-            f"cluster ({cpus} CPUs, {gpus} GPUs, {len(nodes)} nodes) has room for {places(per_worker)}: expected fewer "
-            "workers or a larger cluster"
+            f"cluster.workers is {workers}, with {per_worker} CPU{' and a GPU' if use_gpu else ''} each, but the "
+            f"cluster has room for {places(per_worker)} (CPU {cpus}, GPU {gpus}, nodes {len(nodes)}): expected fewer"
         )
     return workers, {"CPU": per_worker, **({"GPU": 1} if use_gpu else {})}
 

@@ -106,7 +106,7 @@ class Train(BaseModel):
 
     model_config = _STRICT
 
-    length: str = Field("1000 steps", pattern=r"^(?=.*[1-9])\d+(\.\d+)? (steps|epochs|minutes)$")
+    length: str = "1000 steps"
     """Such as "1000 steps", "20 epochs" or "25 minutes"; minutes, validation included, are turned into steps by
     measuring a few before the start."""
     global_batch: int = Field(16, ge=1)
@@ -140,6 +140,13 @@ class Train(BaseModel):
     """Steps between checkpoints; no more than these are repeated after an interruption."""
     log_every: int = Field(10, ge=1)
     """Steps between records of loss, learning rate and throughput."""
+
+    @field_validator("length")
+    @classmethod
+    def _amount_and_unit(cls, value: str) -> str:
+        if not re.fullmatch(r"(0\.0*[1-9]\d*|[1-9]\d*(\.\d+)?) (steps|epochs|minutes)", value):
+            raise ValueError('such as "1000 steps", "20 epochs" or "25 minutes"')
+        return value
 
     @field_validator("init_from")
     @classmethod

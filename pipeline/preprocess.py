@@ -284,7 +284,8 @@ def _write_shard(row: dict[str, Any]) -> dict[str, Any]:
             content = _shard_bytes(pictures, spec["held_out"], settings, row["scale"])
             found = _finished(content)
             assert found is not None
-        if row["finished"] != row["url"] or content is None:
+            storage.write(row["url"], content)
+        elif row["finished"] != row["url"]:
             storage.write(row["url"], content)
     except OSError as error:
         return {"shard": "", "error": f"{spec['file']} could not be made ({error})"}

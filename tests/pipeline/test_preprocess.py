@@ -73,7 +73,7 @@ def test_the_same_inputs_are_never_preprocessed_twice(small: Small) -> None:
 
 
 def test_cut_short_and_run_again_it_is_as_run_once(small: Small) -> None:
-    whole, _ = prepare(small())
+    whole, _ = prepare(small("preprocess.shard_mb=0.05"))
     expected = digests(whole)
     shards = [Path(whole.url, file) for file in expected]
     # As a kill leaves it: no manifest, one shard missing, one half, one with rubbish, a leftover part.
@@ -83,7 +83,7 @@ def test_cut_short_and_run_again_it_is_as_run_once(small: Small) -> None:
     shards[2].write_bytes(b"rubbish")
     Path(whole.url, f"{shards[0].name}.part").write_bytes(b"PAR1")
     kept = shards[3].stat().st_mtime_ns
-    again, found = prepare(small())
+    again, found = prepare(small("preprocess.shard_mb=0.05"))
     assert not found
     assert again == whole
     assert digests(again) == expected
