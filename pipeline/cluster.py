@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -31,6 +33,7 @@ def connect(config: Config) -> None:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     local = address in (None, "local")
     try:
+        _reach(address or "local")
         ray.init(
             address="local" if local else address,
             log_to_driver=False,
@@ -42,7 +45,7 @@ def connect(config: Config) -> None:
                 else {}
             ),
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"no Ray cluster answers at {address}: {reason}; expected HOST:PORT of a head, often port 6379, or nothing"
@@ -52,6 +55,13 @@ def connect(config: Config) -> None:
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="ray")
+
+
+def _reach(address: str) -> None:
+    """Open a connection to HOST:PORT and close it: Ray itself would try for minutes."""
+    match = re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address)
+    if match:
+        socket.create_connection((match[1], int(match[2])), timeout=10).close()
 
 
 def training_resources(config: Config) -> tuple[int, dict[str, float]]:

@@ -156,6 +156,7 @@ def test_the_slider_moves_in_a_browser(finished: tuple[list[str], Path, str], br
     page.on("request", lambda r: None if r.url.startswith(("file:", "data:")) else problems.append(r.url))  # type: ignore[attr-defined]
     page.goto((finished[1] / "report.html").as_uri())  # type: ignore[attr-defined]
     slider = page.locator(".slider:visible")  # type: ignore[attr-defined]
+    slider.scroll_into_view_if_needed()
     box = slider.bounding_box()
     page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + box["height"] / 2)  # type: ignore[attr-defined]
     at = float(slider.evaluate("e => e.style.getPropertyValue('--at')").rstrip("%"))

@@ -206,6 +206,7 @@ def test_what_cannot_work_is_one_sentence(small: Small, option: str, message: st
         run(small("cluster.workers=1", "cluster.max_failures=0", option))
 
 
+@pytest.mark.long
 def test_minutes_become_steps_once_and_a_lost_result_is_made_again(small: Small) -> None:
     _, trained = run(small("cluster.workers=1", "train.length=0.05 minutes"))
     plan = storage.read_json(f"{trained.folder}/plan.json")
