@@ -26,7 +26,7 @@ ALGORITHM = 1
 """Version of the protocol; part of the name of what was measured."""
 
 PROTOCOL = (
-    "PSNR and SSIM on the luma Y of BT.601 (MATLAB's rgb2ycbcr, 8 bits), `scale` border pixels left out; SSIM of Wang "
+    "PSNR and SSIM on the luma Y of BT.601 (MATLAB's rgb2ycbcr, 8 bits), as many border pixels left out as the scale; SSIM of Wang "
     "et al. 2004; PSNR(RGB) with the same border. Means over pictures."
 )
 
