@@ -125,7 +125,10 @@ class Tracker:
             artifacts = Path(f"{config.outputs}/mlartifacts").as_uri()
         elif self.uri.startswith("sqlite:"):
             artifacts = f"{config.outputs}/mlartifacts"
-        return str(self._client.create_experiment(name, artifact_location=artifacts))
+        kind = {
+            "mlflow.experimentKind": "custom_model_development"
+        }  # the UI's training pages instead of its GenAI ones
+        return str(self._client.create_experiment(name, artifact_location=artifacts, tags=kind))
 
     @contextlib.contextmanager
     def run(self, folder: str, name: str, tags: dict[str, str], parent: str | None = None) -> Iterator[TrackedRun]:

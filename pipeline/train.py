@@ -134,7 +134,8 @@ def train(config: Config, patch_set: PatchSet, parent: str | None = None) -> Tra
         trained = find(config, patch_set)
         if trained is None:
             raise UserError(f"training {folder} ended without a result, expected result.json: run it again")
-        final = {f"final/{key}": value for key, value in trained.result.items() if isinstance(value, (int, float))}
+        numbers = {key: value for key, value in trained.result.items() if type(value) in (int, float)}
+        final = {f"final/{key}": value for key, value in numbers.items()}
         weights = storage.read(trained.weights)
         assert weights is not None
         sent = forwarder.drain() and run.log_metrics(final) and run.log_file(weights, "model/model.safetensors")
