@@ -26,8 +26,8 @@ ALGORITHM = 1
 """Version of the protocol; part of the name of what was measured."""
 
 PROTOCOL = (
-    "PSNR and SSIM on the luma Y of BT.601 (MATLAB's rgb2ycbcr, 8 bits), as many border pixels left out as the scale; SSIM of Wang "
-    "et al. 2004; PSNR(RGB) with the same border. Means over pictures."
+    "PSNR and SSIM on the luma Y of BT.601 (MATLAB's rgb2ycbcr, 8 bits), as many border pixels left out as the scale; "
+    "SSIM of Wang et al. 2004; PSNR(RGB) with the same border. Means over pictures."
 )
 
 METHODS = {"bicubic": "bicubic", "untrained": "untrained network", "trained": "SRResNet"}
