@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import fsspec
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.config import UserError
 
@@ -107,6 +107,8 @@ def decode(content: bytes, max_pixels: int, grey_ok: bool = False) -> Pixels:
             picture: Image.Image = ImageOps.exif_transpose(file)
     except RejectedPictureError:
         raise
+    except UnidentifiedImageError:
+        raise RejectedPictureError("is no picture of a known format") from None
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions on damaged files
         raise RejectedPictureError(f"cannot be decoded: {' '.join(str(error).split())}") from None
     if picture.mode.startswith("I;16") or picture.mode == "I":
@@ -130,8 +132,8 @@ def header(content: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(content)) as file:
             turned = file.getexif().get(0x0112, 1) >= 5
             return (file.height, file.width) if turned else (file.width, file.height)
-    except Exception as error:  # as in `decode`
-        raise RejectedPictureError(f"is no picture: {' '.join(str(error).split())[:200]}") from None
+    except Exception:  # as in `decode`
+        raise RejectedPictureError("is no picture of a known format") from None
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def test_a_grey_picture_may_stay_grey() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"not a picture", "cannot be decoded"),
+        (b"not a picture", "is no picture of a known format"),
         (encoded(RGB)[:500], "cannot be decoded: .*truncated"),
         (encoded(RGB, "JPEG")[:400], "cannot be decoded: .*[Tt]runcated"),
         (encoded(RGB)[:60] + bytes(50) + encoded(RGB)[110:], "cannot be decoded"),

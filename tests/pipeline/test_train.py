@@ -152,7 +152,7 @@ folder, driver = pathlib.Path(sys.argv[1]), psutil.Process(int(sys.argv[2]))
 while not list(folder.glob("checkpoint-*")):
     time.sleep(0.02)
 workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
-workers = [p for p in workers if driver in p.parents()]
+workers = [p for p in workers if p.pid != os.getpid() and driver in p.parents()]
 os.kill(workers[0].pid, signal.SIGKILL)
 sys.exit(bool((folder / "result.json").exists()))
 """
