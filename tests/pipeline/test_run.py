@@ -275,7 +275,7 @@ def test_ray_job_stop_leaves_a_resumable_run_marked_killed(head: Head, tmp_path:
         assert time.monotonic() < deadline, head.ray("job", "logs", "first").stdout
         time.sleep(0.5)
     assert head.ray("job", "stop", "first").returncode == 0
-    assert "STOPPED" in head.ray("job", "status", "first").stdout
+    assert "was stopped" in head.ray("job", "status", "first").stdout
     assert list(statuses(head.home).values()) == ["KILLED", "KILLED"]
     assert not list((head.home / "trainings").glob("stopped-*/result.json"))
     submit(head, *job)
