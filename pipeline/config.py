@@ -346,7 +346,8 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[[], None]:
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("interrupted: run the same command again to go on", file=sys.stderr, flush=True)
-            raise SystemExit(130) from None
+            sys.stdout.flush()
+            os._exit(130)  # a thread may still wait in Ray, whose shutdown would then end the process with another code
 
     return run
 

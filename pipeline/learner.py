@@ -108,7 +108,8 @@ class Learner:
             weight = 1.0 / self.settings.global_batch
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             sr = self._forward(to_unit(lr, self.device))
-        total, terms = objective(sr.float(), to_unit(hr, self.device), self.settings.loss)
+        target = to_unit(hr, self.device)
+        total, terms = objective(sr.to(target.dtype), target, self.settings.loss)
         return total.sum() * weight, {name: term.sum() * weight for name, term in terms.items()}
 
     @torch.no_grad()
@@ -181,8 +182,9 @@ def contiguous(net: nn.Module) -> dict[str, Tensor]:
 
 
 def to_unit(pictures: Bytes, device: torch.device) -> Tensor:
-    """(n, h, w, 3) uint8 to (n, 3, h, w) float32 in [0, 1], channels_last."""
-    return torch.from_numpy(pictures).to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+    """(n, h, w, 3) uint8 to (n, 3, h, w) in [0, 1], channels_last, of torch's default dtype, float32."""
+    x = torch.from_numpy(pictures).to(device, non_blocking=True).permute(0, 3, 1, 2)
+    return x.to(torch.get_default_dtype()).div_(255)
 
 
 def learning_rate(step: int, steps: int, settings: Train) -> float:

@@ -123,15 +123,14 @@ def decode(content: bytes, max_pixels: int, grey_ok: bool = False) -> Pixels:
 
 
 def header(content: bytes) -> tuple[int, int]:
-    """Width and height as the file's header states them, orientation applied.
+    """Width and height as the file's header states them, before its orientation is applied.
 
     Raises:
         RejectedPictureError: if the file is no picture.
     """
     try:
         with Image.open(io.BytesIO(content)) as file:
-            turned = file.getexif().get(0x0112, 1) >= 5
-            return (file.height, file.width) if turned else (file.width, file.height)
+            return file.size
     except Exception:  # as in `decode`
         raise RejectedPictureError("is no picture of a known format") from None
 

@@ -3,6 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch import multiprocessing
 
 from pipeline.config import Config, UserError, parse
 from pipeline.learner import Learner, build_network, ema_decay, learning_rate, load_weights, use_bf16
@@ -21,23 +23,44 @@ def batch(n: int = 16, seed: int = 0) -> tuple[Bytes, Bytes]:
     return rng.integers(0, 256, (n, 8, 8, 3), np.uint8), rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
 
 
-def gradients(micro_sizes: list[int]) -> dict[str, torch.Tensor]:
-    learner = Learner(config("train.clip_norm=1e9"), 10, CPU)
-    learner.net.double()
-    learner.optimizer = torch.optim.SGD(learner.net.parameters(), lr=0.0)
-    learner.ema.double()
-    original = learner.net.forward
-    learner.net.forward = lambda lr: original(lr.double())  # type: ignore[method-assign]
-    learner.step(0, *batch(), micro_sizes)
-    return {name: p.grad.clone() for name, p in learner.net.named_parameters() if p.grad is not None}
+def gradients(micro_sizes: list[int], start: int = 0, world: int = 1) -> dict[str, torch.Tensor]:
+    """In float64, of this rank's samples [start, start + sum(micro_sizes)) of the batch of 16."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        learner = Learner(config("train.clip_norm=1e9", "train.lr=1e-9"), 10, CPU, world)
+        lr, hr = batch()
+        stop = start + sum(micro_sizes)
+        learner.step(0, lr[start:stop], hr[start:stop], micro_sizes)
+        return {name: p.grad.clone() for name, p in learner.net.named_parameters() if p.grad is not None}
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("sizes", [[8, 8], [5, 5, 6], [1] * 16, [0, 16], [3, 13]])
 def test_accumulated_gradients_equal_those_of_one_batch(sizes: list[int]) -> None:
-    """The objective is computed in float32, hence 1e-6; scaling errors would be of the order of 1."""
     whole = gradients([16])
     for name, gradient in gradients(sizes).items():
-        torch.testing.assert_close(gradient, whole[name], rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-10, atol=1e-14)
+
+
+SHARES = ([3, 3], [2, 3], [0, 5])
+"""Micro-batches of three ranks."""
+
+
+def test_ranks_with_unequal_shares_have_the_gradients_of_one_batch(tmp_path: Path) -> None:
+    multiprocessing.spawn(_save_gradients, (str(tmp_path),), nprocs=len(SHARES))
+    whole = gradients([16])
+    for rank in range(len(SHARES)):
+        for name, gradient in torch.load(tmp_path / f"{rank}.pt").items():
+            torch.testing.assert_close(gradient, whole[name], rtol=1e-10, atol=1e-14)
+
+
+def _save_gradients(rank: int, folder: str) -> None:
+    world = len(SHARES)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    start = sum(sum(sizes) for sizes in SHARES[:rank])
+    torch.save(gradients(SHARES[rank], start, world), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
 
 
 def test_one_step_moves_once_however_many_micro_batches() -> None:
