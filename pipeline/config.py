@@ -35,11 +35,29 @@ from sr_model import losses
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-_STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+# Defaults are validated, too, so that 0 is the 0.0 that a file or command line gives: names are made of them.
+_STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
 
 class UserError(Exception):
     """A mistake or circumstance that the user can mend; its text is one sentence: what, where, what was expected."""
+
+
+class Degradation(BaseModel):
+    """What makes the LR picture of an HR one, in this order; computed on whole pictures."""
+
+    model_config = _STRICT
+
+    blur: float = Field(0, ge=0, le=20)
+    """HR pixels, standard deviation of a Gaussian blur; 0 for none."""
+    bicubic: Literal["matlab", "legacy"] = "matlab"
+    """Form of the reduction: today's MATLAB, or the 8-bit form of the published benchmark files."""
+    noise: float = Field(0, ge=0, le=100)
+    """Grey levels of 255, standard deviation of Gaussian noise on the LR picture; 0 for none."""
+    jpeg: int | None = Field(None, ge=1, le=100)
+    """Quality of a JPEG compression of the LR picture; none where not given."""
+    seed: int = 0
+    """Of the noise, together with the picture's content."""
 
 
 class Preprocess(BaseModel):
@@ -48,21 +66,23 @@ class Preprocess(BaseModel):
     model_config = _STRICT
 
     holdout: list[str] = []
-    """Names (glob patterns on the picture's name) of pictures kept for validation and never trained on."""
+    """Names (glob patterns on the picture's path in its source) of pictures kept for validation, never trained on."""
     holdout_count: int = Field(1, ge=1)
     """Pictures kept for validation where `holdout` is empty, chosen by their content."""
-    degradation: Literal["matlab", "legacy"] = "matlab"
-    """Bicubic form that makes the LR picture: today's MATLAB, or the 8-bit form of the published benchmark files."""
+    degradation: Degradation = Degradation()
+    """What makes the LR picture of an HR one."""
     max_side: int | None = Field(None, ge=64)
     """Pixels; a picture with a longer side is first reduced to it, which also removes JPEG and sensor noise."""
     tile: int = Field(192, ge=32)
     """HR pixels, side of a stored tile; larger than the training crop, so that crops stay random."""
     stride: int | None = Field(None, ge=8)
     """HR pixels between tiles; the tile's side where not given. The remainder at the far borders is always covered."""
+    min_detail: float = Field(0, ge=0, le=128)
+    """Grey levels; tiles whose luma has a smaller standard deviation (sky, walls) are dropped."""
     row_group: int = Field(8, ge=1)
     """Tiles in a Parquet row group, the unit of reading and of dealing to lanes."""
     shard_mb: float = Field(128, gt=0)
-    """MB of raw tiles, target size of a shard."""
+    """MB, target size of a shard."""
     max_pixels: int = Field(200_000_000, ge=1)
     """Pixels; a larger picture is rejected (decompression bombs)."""
     max_reject_share: float = Field(0.05, ge=0, le=1)
@@ -169,7 +189,7 @@ class Evaluate(BaseModel):
     model_config = _STRICT
 
     benchmarks: dict[str, str] = {}
-    """Benchmark sets, name=folder; a folder with HR/ and LR*/ subfolders, or of HR pictures alone."""
+    """Benchmark sets, name=folder, in a layout of docs/data.md: with the set's LR files, or HR pictures alone."""
     pictures: int = Field(6, ge=0)
     """Pictures shown in the report, per set."""
 
@@ -222,8 +242,11 @@ class Config(BaseSettings):
     """Name of the workflow, the start of its folder's name."""
     home: str | None = None
     """Folder or URL of all outputs; $SR_HOME, else runs/ here, or sr-runs in the home folder in a submitted job."""
+    cache: str | None = None
+    """Folder or URL that downloads are kept in; $SR_CACHE, else ~/.cache/sr-pipeline."""
     source: list[str] = ["builtin"]
-    """Pictures: "builtin" (photographs that installed packages ship), folders, files, glob patterns, local or URLs."""
+    """Pictures: "builtin" (photographs that installed packages ship), "div2k" (downloaded; or one part, div2k/train,
+    div2k/valid), folders, files, glob patterns, zip and tar archives; local paths or URLs; several with commas."""
     scale: Literal[2, 3, 4, 8] = 4
     """Upscaling factor."""
     preprocess: Preprocess = Preprocess()
@@ -275,6 +298,12 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """No environment variables: $HOME would become `home`."""
         return (init_settings,)
+
+    @property
+    def downloads(self) -> str:
+        """Absolute path or URL of the folder that downloads are kept in."""
+        cache = self.cache or os.environ.get("SR_CACHE") or "~/.cache/sr-pipeline"
+        return cache if "://" in cache else str(Path(cache).expanduser().absolute())
 
     @property
     def outputs(self) -> str:

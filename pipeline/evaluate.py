@@ -18,6 +18,7 @@ from pipeline import cluster, patchset, preprocess, sources, storage, train
 from pipeline.config import Config, Model, UserError, command, fingerprint, parse
 from pipeline.learner import build_network, load_weights
 from pipeline.patchset import Bytes, PatchSet
+from pipeline.pictures import RejectedPictureError, decode
 from pipeline.scoring import bicubic_picture, channels_first, mean_scores, score_picture, upscale_picture
 from sr_model.degrade import downscale
 from sr_model.srresnet import SRResNet
@@ -125,7 +126,7 @@ def _tasks(config: Config, patch_set: PatchSet, weights: str, folder: str) -> li
         for i, name in enumerate(patch_set.holdout_names)
     ]
     for name, source in config.evaluate.benchmarks.items():
-        for i, picture in enumerate(sources.find_benchmark(name, source, config.scale)):
+        for i, picture in enumerate(sources.find_benchmark(name, source, config.scale, config.downloads)):
             entries.append(
                 {
                     "set": name,
@@ -149,7 +150,7 @@ def _evaluate_picture(task: dict[str, Any]) -> dict[str, Any]:
     result = {"number": task["number"], "set": task["set"], "name": task["name"], "error": "", "shown": {}}
     try:
         hr, lr, origin = _load_pair(task)
-    except (sources.RejectedPictureError, OSError) as error:
+    except (RejectedPictureError, OSError) as error:
         return {**result, "lr": "", "scores": {}, "error": f"benchmark {task['set']}: {task['name']} {error}"}
     untrained, trained = _networks(task["model"], task["seed"], scale, task["weights"])
     pictures = {
@@ -171,13 +172,13 @@ def _load_pair(task: dict[str, Any]) -> tuple[Bytes, Bytes, str]:
         picture = patchset.load(task["patch_set"]).read_holdout(task["index"])
         return picture.hr, picture.lr, "made here"
     scale = task["scale"]
-    hr = sources.decode(sources.read_bytes(task["hr"]), task["max_pixels"], grey_ok=True)
+    hr = decode(sources.read_bytes(task["hr"]), task["max_pixels"], as_stored=True)
     hr = hr[: hr.shape[0] // scale * scale, : hr.shape[1] // scale * scale]
     if not task["lr"]:
         return hr, downscale(channels_first(hr), scale).permute(1, 2, 0).numpy(), "made here, MATLAB's bicubic"
-    lr = sources.decode(sources.read_bytes(task["lr"]), task["max_pixels"], grey_ok=True)
+    lr = decode(sources.read_bytes(task["lr"]), task["max_pixels"], as_stored=True)
     if (lr.shape[0] * scale, lr.shape[1] * scale, lr.shape[2]) != hr.shape:
-        raise sources.RejectedPictureError(f"has an LR file of {lr.shape}, which doesn't fit HR {hr.shape} at x{scale}")
+        raise RejectedPictureError(f"has an LR file of {lr.shape}, which doesn't fit HR {hr.shape} at x{scale}")
     return hr, lr, "the set's own files"
 
 

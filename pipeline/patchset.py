@@ -3,16 +3,22 @@
 A row of a training shard is one tile: `image_id`, `y`, `x` (HR pixel origin), `hr` and `lr` as raw bytes (uint8 RGB,
 row-major HWC). A row of a held-out shard is one whole picture: `image_id`, `height`, `width` (HR pixels), `hr`, `lr`.
 Shape, scale, degradation and format version stand in the Parquet metadata, so that a shard explains itself.
+
+`python -m pipeline.patchset show URL` tells what is in a patch set, `verify URL` whether it is still as it was made.
 """
 
 from __future__ import annotations
 
-import io
-import queue
-import threading
-from collections.abc import Iterator
+import argparse
+import hashlib
+import json
+import random
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
@@ -20,12 +26,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from pipeline import storage
-from pipeline.config import UserError
-from pipeline.sampler import SampleOrder, Window, augmentations
+from pipeline.config import UserError, command
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout; part of every patch set's and shard's name."""
 
 TILE_SCHEMA = pa.schema(
@@ -36,6 +42,40 @@ HOLDOUT_SCHEMA = pa.schema(
 )
 
 Bytes = npt.NDArray[np.uint8]
+
+
+@command
+def main(argv: Sequence[str]) -> None:
+    """Entry point of `python -m pipeline.patchset`."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.patchset", description="Look at a patch set.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("show", help="print a summary and write a contact sheet of HR/LR pairs")
+    show.add_argument("url", metavar="URL", help="folder of the patch set, local or any fsspec URL")
+    show.add_argument("--sheet", metavar="FILE", help="PNG to write; NAME-sheet.png in the current folder by default")
+    show.add_argument("--pairs", type=int, default=24, help="tiles on the sheet (default 24)")
+    show.add_argument("--seed", type=int, default=0, help="which tiles (default 0)")
+    verify = commands.add_parser("verify", help="recompute checksums and counts; exit code 1 if something is wrong")
+    verify.add_argument("url", metavar="URL", help="as above")
+    given = parser.parse_args(argv)
+    patch_set = load(given.url.rstrip("/"))
+    if given.command == "show":
+        print(summary(patch_set))
+        sheet = Path(given.sheet or f"{patch_set.name}-sheet.png")
+        contact_sheet(patch_set, given.pairs, given.seed).save(sheet)
+        print(f"contact sheet: {sheet.absolute()}")
+        return
+    faults = 0
+    for i, shard in enumerate(patch_set.all_shards, start=1):
+        print(f"\rverifying shard {i} of {len(patch_set.all_shards)}", end="", file=sys.stderr, flush=True)
+        for fault in find_faults(patch_set, shard):
+            faults += 1
+            print(f"\n{shard.file}: {fault}", flush=True)
+    print(file=sys.stderr)
+    for file in sorted(set(storage.names(patch_set.url)) - {s.file for s in patch_set.all_shards} - {"manifest.json"}):
+        print(f"{file} doesn't belong to the patch set (left by an interrupted run, or put there); it is never read")
+    if faults:
+        raise SystemExit(1)
+    print(f"{patch_set.url} is whole: {describe(patch_set)}")
 
 
 @dataclass(frozen=True)
@@ -51,6 +91,8 @@ class PictureRecord:
     held_out: bool
     rejected: str | None = None
     """Why it isn't in the set."""
+    flat: int = 0
+    """Tiles dropped for lack of detail."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +125,14 @@ class PatchSet:
     format: int = FORMAT
 
     @property
+    def all_shards(self) -> list[Shard]:
+        """Training shards, then held-out ones."""
+        return [*self.shards, *self.holdout]
+
+    @property
     def pictures(self) -> list[PictureRecord]:
         """Every source picture, rejected ones included, sorted by name."""
-        records = [record for shard in (*self.shards, *self.holdout) for record in shard.pictures]
+        records = [record for shard in self.all_shards for record in shard.pictures]
         return sorted(records + self.rejected, key=lambda record: record.name)
 
     @cached_property
@@ -141,7 +188,10 @@ def load(url: str) -> PatchSet:
     Raises:
         UserError: if there is no manifest, or one of another format.
     """
-    manifest = storage.read_json(f"{url}/manifest.json")
+    try:
+        manifest = storage.read_json(f"{url}/manifest.json")
+    except ValueError as error:
+        raise UserError(f"{url}/manifest.json is damaged: {error}") from None
     if manifest is None:
         raise UserError(f"{url} has no manifest.json, so it is no (finished) patch set: run pipeline.preprocess")
     if manifest["format"] != FORMAT:
@@ -157,134 +207,142 @@ def _shard(record: dict[str, Any]) -> Shard:
     return Shard(pictures=pictures, **record)
 
 
-class Batch(NamedTuple):
-    """A rank's samples of one optimizer step."""
-
-    step: int
-    lr: Bytes
-    """(n, crop/scale, crop/scale, 3)"""
-    hr: Bytes
-    """(n, crop, crop, 3)"""
-
-
-class BatchReader:
-    """Reads a rank's samples of one step after the other, ahead of time, in a thread.
-
-    Memory: for each lane of the rank the row groups of one window, and `ahead` batches.
-
-    Args:
-        patch_set: what to read.
-        order: which samples make a step.
-        batch: global batch size.
-        crop: HR pixels, side of a training patch.
-        augment: whether to flip and turn.
-        rank: this worker.
-        world: number of workers.
-        ahead: batches to have ready.
-    """
-
-    def __init__(
-        self,
-        patch_set: PatchSet,
-        order: SampleOrder,
-        *,
-        batch: int,
-        crop: int,
-        augment: bool,
-        rank: int,
-        world: int,
-        ahead: int = 4,
-    ) -> None:
-        self._set = patch_set
-        self._order = order
-        self._batch, self._crop, self._augment = batch, crop, augment
-        self._rank, self._world, self._ahead = rank, world, ahead
-        self._first_tile = np.cumsum([0, *patch_set.row_groups])
-        self._held: dict[int, tuple[Window, dict[int, tuple[Bytes, Bytes]]]] = {}  # lane -> its row groups
-
-    def read(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps [start, stop)."""
-        ready: queue.Queue[Batch | Exception] = queue.Queue(self._ahead)
-        closed = threading.Event()
-
-        def put(item: Batch | Exception) -> None:
-            while not closed.is_set():
-                try:
-                    ready.put(item, timeout=0.2)
-                    return
-                except queue.Full:
-                    continue
-
-        def produce() -> None:
-            try:
-                for step in range(start, stop):
-                    if closed.is_set():
-                        return
-                    put(self.step(step))
-            except Exception as error:  # handed to the consumer, whose thread raises it
-                put(error)
-
-        thread = threading.Thread(target=produce, name="batch-reader", daemon=True)
-        thread.start()
-        try:
-            for _ in range(start, stop):
-                item = ready.get()
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-        finally:
-            closed.set()
-            thread.join()
-
-    def step(self, step: int) -> Batch:
-        """The samples of one step, read now."""
-        order, scale = self._order, self._set.scale
-        positions = order.share(step, self._batch, self._rank, self._world)
-        samples = [order.sample(position) for position in positions]
-        side = self._crop // scale
-        hr = np.empty((len(samples), self._crop, self._crop, 3), np.uint8)
-        lr = np.empty((len(samples), side, side, 3), np.uint8)
-        room = self._set.tile // scale - side
-        how = augmentations(samples, order.seed, room, self._augment)
-        for i, (position, sample) in enumerate(zip(positions, samples, strict=True)):
-            tile_hr, tile_lr = self._tile(order.window_of(position), sample.tile)
-            y, x, flip, turns = how[i]
-            for out, tile, s in ((hr, tile_hr, scale), (lr, tile_lr, 1)):
-                patch = tile[y * s : (y + side) * s, x * s : (x + side) * s]
-                out[i] = np.rot90(patch[:, ::-1] if flip else patch, turns)
-        return Batch(step, lr, hr)
-
-    def _tile(self, window: Window, tile: int) -> tuple[Bytes, Bytes]:
-        current, groups = self._held.get(window.lane, (None, {}))
-        if current != window:
-            needed = sorted(self._order.window_groups(window))
-            groups = {g: groups.get(g) or self._set.read_group(g) for g in needed}
-            self._held[window.lane] = window, groups
-        group = int(np.searchsorted(self._first_tile, tile, side="right")) - 1
-        hr, lr = groups[group]
-        row = tile - int(self._first_tile[group])
-        return hr[row], lr[row]
+def describe(patch_set: PatchSet) -> str:
+    """Counts of a patch set in a line."""
+    records = patch_set.pictures
+    held_out = sum(record.held_out and not record.rejected for record in records)
+    rejected = sum(record.rejected is not None for record in records)
+    megabytes = sum(shard.bytes for shard in patch_set.all_shards) / 1e6
+    return (
+        f"{len(records)} pictures ({held_out} held out, {rejected} left out), "
+        f"{sum(patch_set.row_groups)} tiles of {patch_set.tile}, {megabytes:.0f} MB"
+    )
 
 
-def write_rows(schema: pa.Schema, row_groups: Iterator[list[dict[str, Any]]], metadata: dict[str, str]) -> bytes:
-    """A shard's bytes: one row group per list of rows; `metadata` may be filled until the last list was taken."""
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, schema, compression="none", use_dictionary=["image_id"]) as writer:
+def summary(patch_set: PatchSet) -> str:
+    """All that a person may want to know of a patch set, as lines of text."""
+    records = patch_set.pictures
+    tiles, flat = sum(patch_set.row_groups), sum(record.flat for record in records)
+    reasons = Counter(_kind(record.rejected) for record in records if record.rejected)
+    sizes = [shard.bytes / 1e6 for shard in patch_set.all_shards]
+    groups = patch_set.row_groups
+    degradation = ", ".join(f"{key} {value}" for key, value in patch_set.settings["degradation"].items() if value)
+    lines = {
+        "patch set": patch_set.url,
+        "scale": f"x{patch_set.scale}, LR made by {degradation}",
+        "pictures": f"{len(records)}: {sum(bool(r.tiles) for r in records)} to train on, "
+        f"{len(patch_set.holdout_names)} held out, {sum(reasons.values())} left out",
+        **{f"  left out, {reason}": f"{count}" for reason, count in reasons.most_common()},
+        "tiles": f"{tiles} of {patch_set.tile}x{patch_set.tile}, in row groups of {max(groups, default=0)}; "
+        f"{flat} ({flat / max(tiles + flat, 1):.1%}) dropped as flat",
+        "files": f"{len(sizes)} shards, {sum(sizes):.1f} MB, {min(sizes):.1f} to {max(sizes):.1f} MB each",
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{key:{width}}  {value}" for key, value in lines.items())
+
+
+def _kind(reason: str) -> str:
+    """A reason without the numbers and names that are the picture's own."""
+    for kind in ("same content", "too small", "more than", "known format", "cannot be decoded", "cannot be read"):
+        if kind in reason:
+            return kind
+    return reason
+
+
+def contact_sheet(patch_set: PatchSet, pairs: int, seed: int) -> Image.Image:
+    """Random tiles, each HR beside its LR enlarged to the same size without interpolation."""
+    chosen = random.Random(seed).sample(range(sum(patch_set.row_groups)), min(pairs, sum(patch_set.row_groups)))  # noqa: S311
+    first = np.cumsum([0, *patch_set.row_groups])
+    side, gap, columns = patch_set.tile, 8, min(4, max(len(chosen), 1))
+    rows = -(-len(chosen) // columns)
+    sheet = Image.new("RGB", (columns * (2 * side + gap) + gap, rows * (side + gap) + gap), "white")
+    for place, tile in enumerate(sorted(chosen)):
+        group = int(np.searchsorted(first, tile, side="right")) - 1
+        hr, lr = (tiles[tile - first[group]] for tiles in patch_set.read_group(group))
+        x, y = gap + place % columns * (2 * side + gap), gap + place // columns * (side + gap)
+        sheet.paste(Image.fromarray(hr), (x, y))
+        sheet.paste(Image.fromarray(lr).resize((side, side), Image.Resampling.NEAREST), (x + side, y))
+    return sheet
+
+
+def find_faults(patch_set: PatchSet, shard: Shard) -> Iterator[str]:
+    """What is wrong with a shard: its bytes, its rows, or what the manifest says of them."""
+    try:
+        with storage.local_copy(f"{patch_set.url}/{shard.file}") as file:
+            size = file.stat().st_size
+            if size != shard.bytes:
+                yield f"has {size} bytes, the manifest says {shard.bytes}"
+            elif sha256(file) != shard.sha256:
+                yield "has another checksum than the manifest says"
+            else:
+                yield from _row_faults(patch_set, shard, file)
+    except FileNotFoundError:
+        yield "is missing"
+
+
+def _row_faults(patch_set: PatchSet, shard: Shard, file: Path) -> Iterator[str]:
+    held_out = shard in patch_set.holdout
+    parquet = pq.ParquetFile(file)
+    if not parquet.schema_arrow.equals(HOLDOUT_SCHEMA if held_out else TILE_SCHEMA):
+        yield f"has the columns {parquet.schema_arrow.names}, expected those of format {FORMAT}"
+        return
+    found: Counter[str] = Counter()
+    rows = []
+    for group in range(parquet.num_row_groups):
+        table = parquet.read_row_group(group)
+        rows.append(table.num_rows)
+        found.update(table["image_id"].to_pylist())
+        for row in table.to_pylist():
+            height, width = (row["height"], row["width"]) if held_out else (patch_set.tile, patch_set.tile)
+            if (len(row["hr"]), len(row["lr"]) * patch_set.scale**2) != (height * width * 3, height * width * 3):
+                yield f"row of {row['image_id']} has {len(row['hr'])} and {len(row['lr'])} bytes"
+    if rows != shard.row_groups:
+        yield f"has row groups of {rows}, the manifest says {shard.row_groups}"
+    expected = {r.name: 1 if held_out else r.tiles for r in shard.pictures if not r.rejected and (held_out or r.tiles)}
+    if found != expected:
+        yield f"has rows of {dict(found)}, the manifest says {expected}"
+
+
+def write_shard(
+    file: Path, schema: pa.Schema, row_groups: Iterable[list[dict[str, Any]]], metadata: dict[str, str]
+) -> None:
+    """Write a Parquet file: one row group per list of rows; `metadata` may be filled until the last list was taken."""
+    with pq.ParquetWriter(
+        file,
+        schema,
+        compression="none",
+        use_dictionary=["image_id"],
+        write_statistics=["image_id"],
+        write_page_checksum=True,
+    ) as writer:
         for rows in row_groups:
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
         writer.add_key_value_metadata(metadata)
-    return sink.getvalue()
 
 
-def read_metadata(content: bytes) -> tuple[dict[str, str], list[int]]:
-    """Metadata and rows of each row group of a shard's bytes.
+def read_shard(file: Path, name: str, check: bool) -> Shard | None:
+    """What the manifest will say of a shard; None if it isn't whole.
 
-    Raises:
-        pyarrow.ArrowInvalid: if the bytes are no whole Parquet file.
+    Args:
+        file: local file.
+        name: its name in the set.
+        check: whether to read all of it against its own checksums.
     """
-    footer = pq.ParquetFile(io.BytesIO(content)).metadata
-    metadata = {key.decode(): value.decode() for key, value in (footer.metadata or {}).items()}
-    return metadata, [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+    try:
+        parquet = pq.ParquetFile(file, page_checksum_verification=check)
+        for group in range(parquet.num_row_groups if check else 0):
+            parquet.read_row_group(group)
+        pictures = [PictureRecord(**record) for record in json.loads(parquet.metadata.metadata[b"pictures"])]
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        return None
+    groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+    return Shard(name, groups, file.stat().st_size, sha256(file), pictures)
+
+
+def sha256(file: Path) -> str:
+    """Checksum of a local file, hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _unpack(column: pa.ChunkedArray, side: int) -> Bytes:
@@ -301,3 +359,9 @@ def _unpack(column: pa.ChunkedArray, side: int) -> Bytes:
 def _open(url: str) -> pq.ParquetFile:
     fs, path = fsspec.url_to_fs(url)
     return pq.ParquetFile(fs.open(path, "rb"))
+
+
+if __name__ == "__main__":
+    from pipeline import patchset as module  # one module, not a second one called __main__
+
+    module.main()

@@ -17,7 +17,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
     # Started as a script: Python put pipeline/ on the path, whose modules are not meant to be imported bare.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import evaluate, preprocess, report, sources, storage, tracking, train
+from pipeline import evaluate, patchset, preprocess, report, sources, storage, tracking, train
 from pipeline.config import Config, command, parse
 from pipeline.patchset import PatchSet
 
@@ -36,9 +36,9 @@ def run(config: Config) -> str:
     """
     start = time.monotonic()
     for name, source in config.evaluate.benchmarks.items():  # a mistake shows before the work, not after it
-        sources.find_benchmark(name, source, config.scale)
+        sources.find_benchmark(name, source, config.scale, config.downloads)
     patch_set, found = preprocess.prepare(config)
-    print(f"patch set {'reused' if found else 'made'}: {patch_set.url}: {preprocess.describe(patch_set)}", flush=True)
+    print(f"patch set {'reused' if found else 'made'}: {patch_set.url}: {patchset.describe(patch_set)}", flush=True)
     folder = f"{config.outputs}/workflows/{train.training_name(config, patch_set)}"
     scores = _finished(config, patch_set, folder)
     if scores:
@@ -86,7 +86,7 @@ def _facts(config: Config, patch_set: PatchSet, trained: train.Trained, seconds:
         "workers": f"{result['workers']} on {result['device']}, {'bf16' if result['bf16'] else 'fp32'}",
         "throughput": f"{statistics.median(rates):.1f} patches/s (median)",
         "time": f"{seconds / 60:.1f} minutes for what this command did",
-        "patch set": f"{patch_set.name}: {preprocess.describe(patch_set)}",
+        "patch set": f"{patch_set.name}: {patchset.describe(patch_set)}",
         "training": trained.folder,
         "source": ", ".join(config.source),
     }

@@ -1,27 +1,23 @@
-"""Where pictures come from, and how each kind of file becomes an RGB array.
-
-A source is "builtin", a folder, a file or a glob pattern; folders and files are local paths or any fsspec URL.
-"""
+"""Where pictures come from: installed packages, DIV2K, folders, files, patterns and archives, local or at any URL."""
 
 from __future__ import annotations
 
 import importlib.util
-import io
+import re
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import fsspec
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pipeline import download, storage
 from pipeline.config import UserError
-
-Pixels = npt.NDArray[np.uint8]
-"""(H, W, 3) RGB, or (H, W, 1) grey, 8 bits."""
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+from pipeline.pictures import EXTENSIONS, RejectedPictureError
 
 # Colour photographs inside packages that this project depends on: package, file. The two motorcycle pictures are a
 # stereo pair: a held-out pattern must match both or none.
@@ -36,8 +32,33 @@ _BUILTIN = {
     "motorcycle_right": ("skimage", "data/motorcycle_right.png"),
     "rocket": ("skimage", "data/rocket.jpg"),
 }
-Image.MAX_IMAGE_PIXELS = None  # `decode` checks its own limit before anything is unpacked
 
+
+class Archive(NamedTuple):
+    """A file on the web."""
+
+    url: str
+    size: int
+    sha256: str
+
+
+# Sizes and checksums: github.com/tensorflow/datasets, tensorflow_datasets/url_checksums/div2k.txt.
+DIV2K = {
+    "train": Archive(
+        "https://data.vision.ee.ethz.ch/cvl/DIV2K/DIV2K_train_HR.zip",
+        3530603713,
+        "9d0b9c463f6e35b6c62cc6a930ee2224f670b34c1df841a57670f9acf0f6c335",
+    ),
+    "valid": Archive(
+        "https://data.vision.ee.ethz.ch/cvl/DIV2K/DIV2K_valid_HR.zip",
+        448993893,
+        "20dd31fd84d777bc1cf5d6b7654a3f569c0aec74458ae094122ad1d0489900fc",
+    ),
+}
+"""The official HR archives of DIV2K (Agustsson and Timofte, CVPR workshops 2017): 800 and 100 pictures."""
+
+_ZIP = (".zip",)
+_TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _BUILTIN_SCHEME = "builtin://"
 
 
@@ -48,91 +69,56 @@ class Picture:
     name: str
     """Path inside its source, with extension; unique within the listing."""
     url: str
-    """Absolute path, fsspec URL, or builtin://NAME."""
+    """Absolute path, fsspec URL, builtin://NAME, or zip://MEMBER::ARCHIVE (tar:// alike)."""
     version: str
-    """Changes with the content: size and modification time or ETag."""
+    """Changes with the content: size, and modification time, ETag or checksum."""
+    bytes: int
 
 
-class RejectedPictureError(Exception):
-    """A file that cannot be used; its text is the reason."""
+def find_pictures(sources: Sequence[str], cache: str) -> list[Picture]:
+    """List the pictures of all sources, sorted by name; names of later sources that repeat one get a prefix.
 
-
-def find_pictures(sources: Sequence[str]) -> list[Picture]:
-    """List the pictures of all sources, sorted by name; names of later sources that repeat one get a suffix.
+    Args:
+        sources: "builtin", "div2k" (or one part, "div2k/train", "div2k/valid"), folders, files, glob patterns, zip or
+            tar archives; local paths or fsspec URLs.
+        cache: folder or URL for archives that are downloaded.
 
     Raises:
-        UserError: if a source doesn't exist or holds no picture.
+        UserError: if a source doesn't exist, cannot be downloaded or holds no picture.
     """
     found: dict[str, Picture] = {}
     for number, source in enumerate(sources):
-        pictures = _builtin() if source == "builtin" else _list_folder(source)
+        pictures = _list(source, cache)
         if not pictures:
             raise UserError(f"source {source} holds no picture, expected files ending in {', '.join(EXTENSIONS)}")
         for picture in pictures:
             name = picture.name
             while name in found:
                 name = f"{number}/{name}"
-            found[name] = Picture(name, picture.url, picture.version)
+            found[name] = replace(picture, name=name)
     return [found[name] for name in sorted(found)]
 
 
 def read_bytes(url: str) -> bytes:
-    """The file's content."""
+    """The content of a picture file.
+
+    Raises:
+        RejectedPictureError: if it is a damaged or encrypted member of an archive.
+        OSError: if it cannot be read.
+    """
     if url.startswith(_BUILTIN_SCHEME):
         return _builtin_path(url.removeprefix(_BUILTIN_SCHEME)).read_bytes()
-    with fsspec.open(url, "rb") as file:
-        content: bytes = file.read()
-    return content
-
-
-def decode(content: bytes, max_pixels: int, grey_ok: bool = False) -> Pixels:
-    """Decode a picture file.
-
-    EXIF orientation is applied; 16 bits become 8 (the high byte); grey, palette and CMYK become RGB; transparency is
-    put on white; of an animation, the first picture is taken.
-
-    Args:
-        content: the file.
-        max_pixels: larger pictures are rejected before they are unpacked.
-        grey_ok: leave a one-channel picture as (H, W, 1), as benchmark protocols ask.
-
-    Raises:
-        RejectedPictureError: if the file is no picture, damaged, or too large.
-    """
+    member, _, archive = url.rpartition("::")
+    if not member:
+        content = storage.read(url)
+        if content is None:
+            raise FileNotFoundError(f"{url} is gone")
+        return content
+    kind, _, path = member.partition("://")
     try:
-        with Image.open(io.BytesIO(content)) as file:
-            if file.width * file.height > max_pixels:
-                raise RejectedPictureError(f"{file.width}x{file.height} is more than {max_pixels} pixels")
-            file.load()
-            picture: Image.Image = ImageOps.exif_transpose(file)
-    except RejectedPictureError:
-        raise
-    except UnidentifiedImageError:
-        raise RejectedPictureError("is no picture of a known format") from None
-    except Exception as error:  # Pillow's decoders raise many kinds of exceptions on damaged files
-        raise RejectedPictureError(f"cannot be decoded: {' '.join(str(error).split())}") from None
-    if picture.mode.startswith("I;16") or picture.mode == "I":
-        wide = np.asarray(picture).astype(np.int64)
-        picture = Image.fromarray((wide.clip(0, 65535) >> 8).astype(np.uint8))
-    if picture.mode == "L" and grey_ok:
-        return np.asarray(picture)[:, :, None]
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.asarray(picture.convert("RGB"))
-
-
-def header(content: bytes) -> tuple[int, int]:
-    """Width and height as the file's header states them, before its orientation is applied.
-
-    Raises:
-        RejectedPictureError: if the file is no picture.
-    """
-    try:
-        with Image.open(io.BytesIO(content)) as file:
-            return file.size
-    except Exception:  # as in `decode`
-        raise RejectedPictureError("is no picture of a known format") from None
+        return bytes(_open_archive(kind, archive).cat_file(path))
+    except _BAD_MEMBER as error:
+        raise RejectedPictureError(f"cannot be read from its archive: {' '.join(str(error).split())}") from None
 
 
 @dataclass(frozen=True)
@@ -146,23 +132,35 @@ class BenchmarkPicture:
     """Changes with the files' content."""
 
 
-def find_benchmark(name: str, folder: str, scale: int) -> list[BenchmarkPicture]:
-    """List a benchmark set: HR/ beside LR_bicubic/X4 or LRbicx4, or a folder of HR pictures whose LR is made here.
+def find_benchmark(name: str, source: str, scale: int, cache: str) -> list[BenchmarkPicture]:
+    """List a benchmark set in one of the layouts that people have.
+
+    - `HR/` or `GTmod12/` beside `LR_bicubic/X4/` or `LRbicx4/`, files named alike or with `x4` appended;
+    - `image_SRF_4/*_HR.png` beside `*_LR.png`, or such files alone;
+    - pictures, whose LR is then made here.
 
     Raises:
-        UserError: if the folder doesn't exist, holds no picture, or lacks the LR file of some HR one.
+        UserError: if there is no such folder, it holds no picture, or lacks the LR file of some HR one.
     """
-    stems = {PurePosixPath(p.name): p for p in _list_folder(folder)}
-    if not stems:
-        raise UserError(f"benchmark {name}: {folder} holds no picture, expected HR/ and LR*/ or pictures")
-    hr = {path.stem: picture for path, picture in stems.items() if path.parts[0] == "HR"}
+    pictures = _list(source, cache)
+    if not pictures:
+        raise UserError(f"benchmark {name}: {source} holds no picture, expected HR/ and LR*/ or pictures")
+    hr: dict[str, Picture] = {}
+    lr: dict[str, Picture] = {}
+    for picture in pictures:
+        path = PurePosixPath(picture.name)
+        parent, stem = str(path.parent), path.stem
+        if parent.endswith(("HR", "GTmod12")):
+            hr[stem] = picture
+        elif parent.endswith((f"LRbicx{scale}", f"LR_bicubic/X{scale}")):
+            lr[stem.removesuffix(f"x{scale}")] = picture
+        elif pair := re.fullmatch(rf"(.+)_SRF_{scale}_(HR|LR)", stem):
+            (hr if pair[2] == "HR" else lr)[pair[1]] = picture
     if not hr:
-        return [BenchmarkPicture(path.stem, p.url, None, p.version) for path, p in sorted(stems.items())]
-    lr_folders = (f"LRbicx{scale}", f"LR_bicubic/X{scale}")
-    lr = {p.stem.removesuffix(f"x{scale}"): picture for p, picture in stems.items() if str(p.parent) in lr_folders}
+        return [BenchmarkPicture(PurePosixPath(p.name).stem, p.url, None, p.version) for p in pictures]
     missing = sorted(set(hr) - set(lr))
     if lr and missing:
-        raise UserError(f"benchmark {name}: {folder} has no LR file for {', '.join(missing)}")
+        raise UserError(f"benchmark {name}: {source} has no LR file for {', '.join(missing)}")
     return [
         BenchmarkPicture(stem, p.url, lr[stem].url, f"{p.version} {lr[stem].version}")
         if lr
@@ -171,11 +169,31 @@ def find_benchmark(name: str, folder: str, scale: int) -> list[BenchmarkPicture]
     ]
 
 
-def _builtin() -> list[Picture]:
+def _list(source: str, cache: str) -> list[Picture]:
+    if source == "builtin":
+        return _list_builtin()
+    name, _, part = source.partition("/")
+    if name == "div2k":
+        if part not in ("", *DIV2K):
+            raise UserError(f"source {source} is unknown, expected div2k, div2k/train or div2k/valid")
+        archives = [DIV2K[part]] if part else list(DIV2K.values())
+        return [
+            picture
+            for archive in archives
+            for picture in _list_archive(download.fetch(archive.url, cache, archive.size, archive.sha256))
+        ]
+    if source.lower().endswith(_ZIP + _TAR):
+        web = re.match("https?://", source)
+        return _list_archive(download.fetch(source, cache) if web else source)
+    return _list_files(source)
+
+
+def _list_builtin() -> list[Picture]:
     pictures = []
     for name in _BUILTIN:
         path = _builtin_path(name)
-        pictures.append(Picture(f"{name}{path.suffix}", f"{_BUILTIN_SCHEME}{name}", str(path.stat().st_size)))
+        size = path.stat().st_size
+        pictures.append(Picture(f"{name}{path.suffix}", f"{_BUILTIN_SCHEME}{name}", str(size), size))
     return pictures
 
 
@@ -187,37 +205,66 @@ def _builtin_path(name: str) -> Path:
     return Path(spec.origin).parent / file
 
 
-def _list_folder(source: str) -> list[Picture]:
-    fs, root = fsspec.url_to_fs(source if "://" in source else str(Path(source).expanduser().absolute()))
+def _list_files(source: str) -> list[Picture]:
+    fs, root = fsspec.url_to_fs(_absolute(source))
     try:
         if any(sign in source for sign in "*?["):
             root, details = str(PurePosixPath(root).parent), fs.glob(root, detail=True)
         elif not fs.exists(root):
-            raise UserError(f"source {source} does not exist, expected a folder, file or glob pattern of pictures")
+            raise UserError(f"source {source} does not exist, expected a folder, archive, file or glob pattern")
         elif fs.isfile(root):
             root, details = str(PurePosixPath(root).parent), {root: fs.info(root)}
         else:
             details = fs.find(root, detail=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"source {source} cannot be listed: {error}") from None
-    return [_describe(fs, root, path, info) for path, info in _files(details.items())]
+        raise UserError(f"source {source} cannot be listed: {' '.join(str(error).split())}") from None
+    local = "file" in fs.protocol
+    return [
+        _describe(root, path, path if local else fs.unstrip_protocol(path), info)
+        for path, info in _pictures(details.items())
+    ]
 
 
-def _files(items: Iterable[tuple[str, dict[str, object]]]) -> Iterable[tuple[str, dict[str, object]]]:
+def _list_archive(source: str) -> list[Picture]:
+    """The pictures in a zip or tar archive, which are read out of it without unpacking it."""
+    kind = "zip" if source.lower().endswith(_ZIP) else "tar"
+    archive = _absolute(source)
+    try:
+        details = _open_archive(kind, archive).find("", detail=True)
+    except FileNotFoundError:
+        raise UserError(f"source {source} does not exist, expected a {kind} archive") from None
+    except (OSError, *_BAD_MEMBER) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"source {source} cannot be read: {reason}, expected a whole {kind} archive") from None
+    return [_describe("", path, f"{kind}://{path}::{archive}", info) for path, info in _pictures(details.items())]
+
+
+_BAD_MEMBER = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError)
+"""What damaged or encrypted archives raise, `NotImplementedError` included."""
+
+
+@lru_cache(maxsize=8)
+def _open_archive(kind: str, archive: str) -> fsspec.AbstractFileSystem:
+    return fsspec.filesystem(kind, fo=archive)
+
+
+def _absolute(source: str) -> str:
+    return source if "://" in source else str(Path(source).expanduser().absolute())
+
+
+def _pictures(items: Iterable[tuple[str, dict[str, Any]]]) -> Iterable[tuple[str, dict[str, Any]]]:
     for path, info in sorted(items):
-        if (
-            info["type"] == "file"
-            and path.lower().endswith(EXTENSIONS)
-            and not PurePosixPath(path).name.startswith(".")
-        ):
+        hidden = PurePosixPath(path).name.startswith(".")
+        if info["type"] == "file" and path.lower().endswith(EXTENSIONS) and not hidden:
             yield path, info
 
 
-def _describe(fs: fsspec.AbstractFileSystem, root: str, path: str, info: dict[str, object]) -> Picture:
-    mark = info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""
+def _describe(root: str, path: str, url: str, info: dict[str, Any]) -> Picture:
+    marks = ("ETag", "CRC", "mtime", "LastModified", "chksum")
+    mark = next((info[mark] for mark in marks if info.get(mark)), "")
     try:
         name = str(PurePosixPath(path).relative_to(root))
     except ValueError:  # a glob pattern over several folders
         name = path
-    url = path if "file" in fs.protocol else fs.unstrip_protocol(path)
-    return Picture(name, url, f"{info['size']} {mark}")
+    size = int(info["size"] or 0)
+    return Picture(name, url, f"{size} {mark}", size)

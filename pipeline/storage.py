@@ -1,46 +1,105 @@
-"""Files at any path or fsspec URL, written whole or not at all."""
+"""Files at any path or fsspec URL, written whole or not at all; passing troubles of object stores are waited out."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import fsspec
+import tenacity
+
+T = TypeVar("T")
+
+_PATIENCE_S = 90
+"""How long an object store may be away before an operation on it fails."""
 
 
 def write(url: str, content: bytes) -> None:
-    """Write a file so that readers see the old content or the new, never a part.
+    """Write a file so that readers see the old content or the new, never a part."""
+    with create(url) as part:
+        part.write_bytes(content)
+
+
+@contextmanager
+def create(url: str) -> Iterator[Path]:
+    """Give a local file to fill, which becomes `url` at once when the block ends without an error.
 
     Local files are synced and renamed into place; object stores publish an object when its upload is complete.
     """
-    fs, path = fsspec.url_to_fs(url)
-    if "file" not in fs.protocol:
-        fs.pipe_file(path, content)
-        return
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    part = f"{path}.{uuid4().hex[:8]}.part"
+    fs, path = _at(url)
+    if _is_local(fs):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        part = Path(f"{path}.{uuid4().hex[:8]}.part")
+    else:
+        part = Path(tempfile.gettempdir(), f"sr-{uuid4().hex}.part")
     try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield part
+        put(part, url)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def put(part: Path, url: str) -> None:
+    """Publish a finished local file as `url`; it is gone from where it was, or may be removed."""
+    fs, path = _at(url)
+    if _is_local(fs):
+        with part.open("rb+") as file:
             os.fsync(file.fileno())
-        Path(part).replace(path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+        part.replace(path)
+    else:
+        _patiently(url, lambda: fs.put_file(str(part), path))
+
+
+def copy(file: Path, url: str) -> None:
+    """Copy a local file to `url`, whole or not at all."""
+    with create(url) as part:
+        shutil.copyfile(file, part)
+
+
+@contextmanager
+def local_copy(url: str) -> Iterator[Path]:
+    """The file at `url` as a local file: itself, or a copy that is removed afterwards.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    fs, path = _at(url)
+    if _is_local(fs):
+        if not Path(path).is_file():
+            raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="sr-") as folder:
+        _patiently(url, lambda: fs.get_file(path, f"{folder}/copy"))
+        yield Path(folder, "copy")
+
+
+def sweep(folder: str) -> None:
+    """Remove what killed writers left in a local folder more than an hour ago."""
+    fs, path = _at(folder)
+    if _is_local(fs):
+        for part in Path(path).glob("*.part"):
+            if time.time() - part.stat().st_mtime > 3600:
+                part.unlink(missing_ok=True)
 
 
 def read(url: str) -> bytes | None:
     """The file's content, or None if there is no such file."""
+    fs, path = _at(url)
     try:
-        content: bytes = _fs(url).cat_file(_path(url))
+        return _patiently(url, lambda: bytes(fs.cat_file(path)))
     except FileNotFoundError:
         return None
-    return content
 
 
 def write_json(url: str, value: Any) -> None:
@@ -56,17 +115,27 @@ def read_json(url: str) -> Any:
 
 def exists(url: str) -> bool:
     """Whether there is such a file or folder."""
-    return bool(_fs(url).exists(_path(url)))
+    fs, path = _at(url)
+    return _patiently(url, lambda: bool(fs.exists(path)))
+
+
+def size(url: str) -> int | None:
+    """Bytes of a file, or None if there is no such file."""
+    fs, path = _at(url)
+    try:
+        return _patiently(url, lambda: int(fs.info(path)["size"]))
+    except FileNotFoundError:
+        return None
 
 
 def names(folder: str) -> list[str]:
     """Names in a folder, sorted; none if it doesn't exist."""
-    fs, path = fsspec.url_to_fs(folder)
+    fs, path = _at(folder)
     try:
-        fs.invalidate_cache(path)
-        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+        entries = _patiently(folder, lambda: list(fs.ls(path, detail=False)))
     except FileNotFoundError:
         return []
+    return sorted(name for entry in entries if (name := entry.rstrip("/").rsplit("/", 1)[-1]))
 
 
 def plain_name(name: str) -> str:
@@ -74,9 +143,44 @@ def plain_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
-def _fs(url: str) -> fsspec.AbstractFileSystem:
-    return fsspec.url_to_fs(url)[0]
+def _at(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    fs, path = fsspec.url_to_fs(url)
+    if not _is_local(fs):
+        fs.invalidate_cache()  # another process may have written since
+    return fs, path
 
 
-def _path(url: str) -> str:
-    return str(fsspec.url_to_fs(url)[1])
+def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    return "file" in fs.protocol
+
+
+_FOR_GOOD = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, NotImplementedError)
+
+
+def _passing(error: BaseException) -> bool:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, Exception) and not isinstance(error, _FOR_GOOD) and not full
+
+
+def _patiently(url: str, operation: Callable[[], T]) -> T:
+    """Try an operation of an object store until it works, or patience ends.
+
+    Raises:
+        OSError: naming the URL.
+    """
+    fs, _ = fsspec.url_to_fs(url)
+    if _is_local(fs):
+        return operation()
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_passing),
+        stop=tenacity.stop_after_delay(_PATIENCE_S),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
+        reraise=True,
+    )
+    try:
+        return retrying(operation)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # clients of object stores have exception classes of their own
+        number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+        raise OSError(number, " ".join(str(error).split()) or type(error).__name__, url) from error

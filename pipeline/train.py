@@ -24,7 +24,8 @@ import torch.distributed as dist
 from pipeline import cluster, patchset, preprocess, scoring, storage
 from pipeline.config import Config, UserError, command, fingerprint, parse
 from pipeline.learner import Learner, build_network, contiguous, load_weights, use_bf16
-from pipeline.patchset import BatchReader, PatchSet
+from pipeline.patchset import PatchSet
+from pipeline.reader import BatchReader
 from pipeline.sampler import SampleOrder, micro_batches
 from pipeline.tracking import Forwarder, Journal, JournalReader, Record, Tracker
 

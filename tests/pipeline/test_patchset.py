@@ -7,7 +7,8 @@ import pytest
 
 from pipeline import patchset, preprocess
 from pipeline.config import UserError, parse
-from pipeline.patchset import BatchReader, PatchSet
+from pipeline.patchset import PatchSet
+from pipeline.reader import BatchReader
 from pipeline.sampler import SampleOrder
 from tests.conftest import SMALL, write_photos
 
@@ -52,7 +53,7 @@ def test_a_folder_without_a_manifest_is_no_patch_set(tmp_path: Path) -> None:
 def test_another_format_is_refused(made: PatchSet, tmp_path: Path) -> None:
     manifest = json.loads(Path(made.url, "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(UserError, match="has the format 99, expected 1"):
+    with pytest.raises(UserError, match=f"has the format 99, expected {patchset.FORMAT}"):
         patchset.load(str(tmp_path))
 
 

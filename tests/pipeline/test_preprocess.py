@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import preprocess
+from pipeline import preprocess, shards
 from pipeline.config import Config, Preprocess, UserError, parse
 from pipeline.patchset import PatchSet
 from pipeline.scoring import channels_first
@@ -36,7 +36,7 @@ def digests(patch_set: PatchSet) -> dict[str, str]:
 @given(side=st.integers(48, 600), tile=st.integers(12, 48), stride=st.integers(2, 60))
 def test_tiles_cover_every_pixel_and_stay_inside(side: int, tile: int, stride: int) -> None:
     settings = Preprocess(tile=4 * (tile // 4) if tile >= 32 else 32, stride=max(stride // 4 * 4, 8))
-    origins = preprocess.tile_origins(side, settings)
+    origins = shards.tile_origins(side, settings)
     assert origins == sorted(set(origins))
     assert origins[0] == 0
     assert origins[-1] + settings.tile == side
@@ -101,7 +101,7 @@ def test_a_changed_source_gives_a_new_set_that_reuses_shards(small: Small, photo
 
 
 def test_any_setting_that_shapes_the_rows_gives_another_set(small: Small) -> None:
-    names = {prepare(small(*more))[0].name for more in ([], ["preprocess.degradation=legacy"], ["preprocess.tile=64"])}
+    names = {prepare(small(*more))[0].name for more in ([], ["preprocess.degradation.bicubic=legacy"], ["preprocess.tile=64"])}
     assert len(names) == 3
 
 

@@ -1,0 +1,169 @@
+"""Large files from the web: fetched once into a cache, resumed where they broke off, checked before they count."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+import requests
+import tenacity
+from filelock import FileLock
+from tqdm import tqdm
+
+from pipeline import storage
+from pipeline.config import UserError, fingerprint
+
+_ATTEMPTS = 6
+"""Attempts in a row that bring nothing new, before a download is given up."""
+_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+
+
+def fetch(url: str, cache: str, size: int | None = None, sha256: str | None = None) -> str:
+    """Download a file, or find it in the cache.
+
+    A broken connection is taken up again where it broke off, also by a later call; passing troubles of the server are
+    waited out with growing pauses. Only a whole file gets its name in the cache. Where no checksum is known, that of
+    the first download is kept beside it.
+
+    Args:
+        url: http or https.
+        cache: folder, local or any fsspec URL, that processes may share.
+        size: bytes, if known.
+        sha256: hexadecimal, if known.
+
+    Returns:
+        Path or URL of the file in the cache.
+
+    Raises:
+        UserError: if the server has no such file or cannot be reached, or if what it sends isn't what was expected.
+        OSError: if the file cannot be stored.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(unquote(urlsplit(url).path)).name) or "file"
+    name = f"{fingerprint(url)}-{name}"
+    target = f"{cache}/{name}"
+    # An unfinished file is local: in the cache itself, or in a folder that serves all remote caches.
+    workplace = Path(tempfile.gettempdir(), f"sr-downloads-{os.getuid()}") if "://" in cache else Path(cache)
+    if not _known(target, size, sha256):
+        workplace.mkdir(parents=True, exist_ok=True)
+        with FileLock(workplace / f"{name}.lock"):
+            if not _known(target, size, sha256):  # by now, through another process
+                part = workplace / f"{name}.part"
+                found = _download(url, part, size, sha256)
+                note = {"url": url, "bytes": part.stat().st_size, "sha256": found}
+                storage.put(part, target)
+                storage.write_json(f"{target}.json", note)
+    return target
+
+
+def _known(target: str, size: int | None, sha256: str | None) -> bool:
+    """Whether the cache has the file, by its size and its note; the checksum was taken when it was downloaded."""
+    note = storage.read_json(f"{target}.json")
+    if note is None or storage.size(target) != note["bytes"]:
+        return False
+    return bool(size in (None, note["bytes"]) and sha256 in (None, note["sha256"]))
+
+
+def _download(url: str, part: Path, size: int | None, sha256: str | None) -> str:
+    """Make `part` the whole file; returns its SHA-256."""
+    for _ in range(2):  # damaged on the way: once more from the start
+        while not _receive(url, part):
+            pass
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        received = part.stat().st_size
+        if size in (None, received) and sha256 in (None, found):
+            return found
+        part.unlink()
+    raise UserError(
+        f"{url} gave {received} bytes with SHA-256 {found}, expected {size or received} bytes with {sha256 or found}"
+    )
+
+
+class _PassingError(Exception):
+    """An attempt that brought nothing, and may bring something later."""
+
+
+def _give_up(state: tenacity.RetryCallState) -> bool:
+    assert state.outcome is not None
+    url, part = state.args
+    raise UserError(
+        f"{url} cannot be downloaded: {state.outcome.exception()}, {_ATTEMPTS} times in a row; expected a server that "
+        f"sends the file. What has arrived is kept in {part.parent}: run the same command again to go on"
+    )
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(_PassingError),
+    stop=tenacity.stop_after_attempt(_ATTEMPTS),
+    wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
+    retry_error_callback=_give_up,
+)
+def _receive(url: str, part: Path) -> bool:
+    """Get what is missing in one request; whether the file is complete. False if it only grew."""
+    before = have = part.stat().st_size if part.exists() else 0
+    version = storage.read_json(f"{part}.json") or {}
+    if have and not version.get("etag"):  # nothing says that the rest would be of the same file
+        have = 0
+    headers = {"Accept-Encoding": "identity"}
+    if have:
+        headers |= {"Range": f"bytes={have}-", "If-Range": version["etag"]}
+    try:
+        with requests.get(url, headers=headers, stream=True, timeout=(10, 60)) as answer:
+            if answer.status_code in _TRANSIENT:
+                raise _PassingError(f"the server answers {answer.status_code} {answer.reason}")
+            if answer.status_code == 416 and answer.headers.get("Content-Range") == f"bytes */{have}":
+                return True
+            if answer.status_code == 416:
+                part.unlink()
+                raise _PassingError("the file has another size than before")
+            if answer.status_code >= 400:
+                raise UserError(f"{url} answers {answer.status_code} {answer.reason}, expected a file")
+            if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                raise _PassingError("the server sends another part than was asked for")
+            if answer.status_code != 206:
+                have = 0
+                storage.write_json(f"{part}.json", {"etag": _strong_etag(answer)})
+            return _store(answer, part, have, before)
+    except requests.RequestException as error:
+        raise _PassingError(f"no answer ({type(error).__name__})") from None
+
+
+def _store(answer: requests.Response, part: Path, have: int, before: int) -> bool:
+    length = answer.headers.get("Content-Length")
+    total = have + int(length) if length is not None else None
+    reason = ""
+    with (
+        part.open("r+b" if have else "wb") as file,
+        tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, mininterval=2) as bar,
+    ):
+        file.seek(have)
+        try:
+            for chunk in answer.iter_content(1 << 20):
+                _write(file, chunk, part)
+                bar.update(len(chunk))
+        except requests.RequestException as error:
+            reason = f"the connection broke ({type(error).__name__})"
+    now = part.stat().st_size
+    if not reason and total in (None, now):
+        return True
+    if now > before:
+        return False
+    raise _PassingError(reason or f"{now} of {total} bytes came")
+
+
+def _write(file: BinaryIO, chunk: bytes, part: Path) -> None:
+    try:
+        file.write(chunk)
+    except OSError as error:  # its own text doesn't name the file
+        raise OSError(error.errno, error.strerror, str(part)) from None
+
+
+def _strong_etag(answer: requests.Response) -> str | None:
+    """The answer's validator, if a part of the same version can be asked for by it (RFC 9110, section 13.1.5)."""
+    etag = answer.headers.get("ETag", "")
+    return etag if etag.startswith('"') else answer.headers.get("Last-Modified")

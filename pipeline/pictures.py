@@ -1,0 +1,129 @@
+"""What each kind of picture file becomes: an 8-bit RGB array, or a reason why not."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+Pixels = npt.NDArray[np.uint8]
+"""(H, W, 3) RGB, or (H, W, 1) grey, 8 bits."""
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP")  # and none of those that run programs, such as EPS
+
+Image.MAX_IMAGE_PIXELS = None  # `decode` checks its own limit before anything is unpacked
+
+
+class RejectedPictureError(Exception):
+    """A file that cannot be used; its text is the reason."""
+
+
+def decode(content: bytes, max_pixels: int, as_stored: bool = False) -> Pixels:
+    """Decode a picture file.
+
+    EXIF orientation is applied; 16 bits become 8 (the high byte); an embedded colour profile other than sRGB is
+    converted to sRGB; grey, palette and CMYK become RGB; transparency is put on white; of an animation, the first
+    picture is taken.
+
+    Args:
+        content: the file.
+        max_pixels: larger pictures are rejected before they are unpacked.
+        as_stored: as benchmark protocols ask, ignore a colour profile, and leave one channel as (H, W, 1).
+
+    Raises:
+        RejectedPictureError: if the file is no picture, damaged, or too large.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as file:
+            if file.width * file.height > max_pixels:
+                raise RejectedPictureError(f"{file.width}x{file.height} is more than {max_pixels} pixels")
+            file.load()
+            ImageOps.exif_transpose(file, in_place=True)
+            return _to_rgb(file, as_stored)
+    except RejectedPictureError:
+        raise
+    except UnidentifiedImageError:
+        if content[:4] in (b"II*\0", b"MM\0*"):
+            return _decode_tiff(content, max_pixels)
+        raise RejectedPictureError(_UNKNOWN) from None
+    except Exception as error:  # Pillow's decoders raise many kinds of exceptions on damaged files
+        raise RejectedPictureError(f"cannot be decoded: {' '.join(str(error).split())}") from None
+
+
+def header(content: bytes) -> tuple[int, int]:
+    """Width and height as the file's header states them, before its orientation is applied.
+
+    Raises:
+        RejectedPictureError: if the file is no picture.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as file:
+            return file.size
+    except Exception:  # as in `decode`
+        if content[:4] in (b"II*\0", b"MM\0*"):
+            height, width = _tiff_page(content).shape[:2]
+            return width, height
+        raise RejectedPictureError(_UNKNOWN) from None
+
+
+_UNKNOWN = "is no picture of a known format (PNG, JPEG, WebP, TIFF, BMP)"
+
+
+def _to_rgb(picture: Image.Image, as_stored: bool) -> Pixels:
+    if picture.mode.startswith("I"):
+        wide = np.asarray(picture)
+        grey = (wide >> 8).astype(np.uint8) if wide.dtype == np.uint16 else (wide.clip(0, 65535) >> 8).astype(np.uint8)
+        return grey[:, :, None] if as_stored else np.repeat(grey[:, :, None], 3, axis=2)
+    if picture.mode == "F":
+        raise RejectedPictureError("has floating-point samples, expected 8 or 16 bits")
+    if as_stored and picture.mode == "L":
+        return np.asarray(picture)[:, :, None]
+    if not as_stored:
+        picture = _to_srgb(picture)
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def _to_srgb(picture: Image.Image) -> Image.Image:
+    """Apply the embedded profile; one that is sRGB by its name, or cannot be read, is ignored."""
+    profile = picture.info.get("icc_profile")
+    if not profile or picture.mode not in ("RGB", "L", "CMYK"):
+        return picture
+    try:
+        parsed = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(parsed).lower().replace(" ", ""):
+            return picture
+        converted = ImageCms.profileToProfile(picture, parsed, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return picture
+    return picture if converted is None else converted
+
+
+def _tiff_page(content: bytes) -> tifffile.TiffPage:
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            return file.pages.first
+    except Exception as error:  # as in `decode`
+        raise RejectedPictureError(f"cannot be decoded: {' '.join(str(error).split())}") from None
+
+
+def _decode_tiff(content: bytes, max_pixels: int) -> Pixels:
+    """The kinds of TIFF that Pillow doesn't know, such as 16 bits of three channels."""
+    page = _tiff_page(content)
+    height, width = page.shape[:2]
+    if height * width > max_pixels:
+        raise RejectedPictureError(f"{width}x{height} is more than {max_pixels} pixels")
+    try:
+        pixels = tifffile.imread(io.BytesIO(content), key=0)
+    except Exception as error:  # as in `decode`
+        raise RejectedPictureError(f"cannot be decoded: {' '.join(str(error).split())}") from None
+    if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or pixels.dtype not in (np.uint8, np.uint16):
+        raise RejectedPictureError(f"has samples {pixels.dtype} of shape {pixels.shape}, expected RGB of 8 or 16 bits")
+    eight_bit = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
+    return _to_rgb(Image.fromarray(eight_bit), as_stored=False)

@@ -1,0 +1,222 @@
+"""One shard from its pictures: decode, degrade, cut, write. Runs in Ray Data tasks, and knows nothing of Ray.
+
+Memory follows the largest picture, about 10 bytes a pixel, whatever the number of pictures in the shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline import patchset, pictures, sources, storage
+from pipeline.config import Degradation, Preprocess, fingerprint
+from pipeline.patchset import PictureRecord, Shard
+from pipeline.pictures import Pixels, RejectedPictureError
+from sr_model.degrade import add_noise, blur, downscale
+
+ALGORITHM = 2
+"""Version of what a shard holds for the same inputs; part of its name."""
+
+
+@dataclass(frozen=True)
+class KnownPicture:
+    """A picture of the inventory: what its bytes are, and what its header says."""
+
+    name: str
+    url: str
+    sha256: str
+    width: int
+    """Pixels, before the orientation is applied."""
+    height: int
+    bytes: int
+    rejected: str | None
+
+    def record(self, *, held_out: bool = False, tiles: int = 0, rejected: str | None = None) -> PictureRecord:
+        """What the manifest says of the picture."""
+        return PictureRecord(
+            self.name, self.sha256, self.width, self.height, tiles, held_out, rejected or self.rejected
+        )
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """A shard to be written; its name follows from all that shapes its bytes."""
+
+    held_out: bool
+    scale: int
+    settings: Preprocess
+    pictures: list[KnownPicture]
+
+    @cached_property
+    def file(self) -> str:
+        """Name of the file."""
+        shaping = {"degradation", "max_side", *(() if self.held_out else ("tile", "stride", "row_group", "min_detail"))}
+        identity = {
+            "format": patchset.FORMAT,
+            "algorithm": ALGORITHM,
+            "held_out": self.held_out,
+            "scale": self.scale,
+            **self.settings.model_dump(include=shaping),
+            "pictures": [[p.name, p.sha256] for p in self.pictures],
+        }
+        return f"{'holdout' if self.held_out else 'train'}-{fingerprint(identity)}.parquet"
+
+
+def make(spec: ShardSpec, url: str, finished: str | None) -> Shard:
+    """Write a shard to `url`, or take over a finished one, if it is whole.
+
+    Args:
+        spec: what to write.
+        url: where to.
+        finished: where a shard of that name was seen; `url` itself, or in another patch set.
+
+    Raises:
+        OSError: if it cannot be stored, or a picture cannot be read any more: a reject would stay one, since a shard's
+            name says nothing of it.
+    """
+    if finished:
+        try:
+            with storage.local_copy(finished) as file:
+                shard = patchset.read_shard(file, spec.file, check=True)
+                if shard and finished != url:
+                    storage.copy(file, url)
+            if shard:
+                return shard
+        except FileNotFoundError:  # removed meanwhile
+            pass
+    with storage.create(url) as part:
+        _write(spec, part)
+        shard = patchset.read_shard(part, spec.file, check=False)
+    assert shard is not None
+    return shard
+
+
+def _write(spec: ShardSpec, file: Path) -> None:
+    settings = spec.settings
+    metadata = {
+        "format": str(patchset.FORMAT),
+        "scale": str(spec.scale),
+        "tile": str(settings.tile),
+        "degradation": settings.degradation.model_dump_json(),
+    }
+    records: list[PictureRecord] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for picture in spec.pictures:
+            try:
+                hr = _load(picture, settings, spec.scale)
+            except RejectedPictureError as error:
+                records.append(picture.record(held_out=spec.held_out, rejected=str(error)))
+                continue
+            lr = _degrade(hr, spec.scale, settings.degradation, picture.sha256)
+            record = replace(picture.record(held_out=spec.held_out), width=hr.shape[1], height=hr.shape[0])
+            if spec.held_out:
+                yield _holdout_row(picture, hr, lr)
+            else:
+                tiles = flat = 0
+                for row in _tile_rows(picture, hr, lr, settings, spec.scale):
+                    tiles, flat = (tiles + 1, flat) if row else (tiles, flat + 1)
+                    if row:
+                        yield row
+                record = replace(record, tiles=tiles, flat=flat)
+            records.append(record)
+
+    def groups() -> Iterator[list[dict[str, Any]]]:
+        size = 1 if spec.held_out else settings.row_group
+        group: list[dict[str, Any]] = []
+        for row in rows():
+            group.append(row)
+            if len(group) == size:
+                yield group
+                group = []
+        if group:
+            yield group
+        metadata["pictures"] = json.dumps([asdict(record) for record in records])
+
+    patchset.write_shard(file, patchset.HOLDOUT_SCHEMA if spec.held_out else patchset.TILE_SCHEMA, groups(), metadata)
+
+
+def _load(picture: KnownPicture, settings: Preprocess, scale: int) -> Pixels:
+    """Decode a picture, reduce it to `max_side`, crop it to a multiple of the scale."""
+    content = sources.read_bytes(picture.url)
+    if hashlib.sha256(content).hexdigest() != picture.sha256:
+        raise OSError(f"{picture.name} changed while the patch set was being made")
+    rgb = pictures.decode(content, settings.max_pixels)
+    width, height = reduced_size(settings, rgb.shape[1], rgb.shape[0])
+    if (height, width) != rgb.shape[:2]:
+        rgb = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
+    return rgb[: height // scale * scale, : width // scale * scale]
+
+
+def _degrade(hr: Pixels, scale: int, settings: Degradation, content: str) -> Pixels:
+    """The LR picture: blur, bicubic reduction, noise, JPEG, each if it is asked for."""
+    x = torch.from_numpy(np.ascontiguousarray(hr)).permute(2, 0, 1)
+    if settings.blur:
+        x = blur(x, settings.blur)
+    x = downscale(x, scale, settings.bicubic)
+    lr = x.permute(1, 2, 0)
+    if settings.noise:
+        lr = add_noise(lr, settings.noise, f"{settings.seed} {content}".encode())
+    if settings.jpeg:
+        sink = io.BytesIO()
+        Image.fromarray(lr.numpy()).save(sink, "JPEG", quality=settings.jpeg)
+        return pictures.decode(sink.getvalue(), lr.shape[0] * lr.shape[1])
+    return lr.numpy()
+
+
+def _tile_rows(
+    picture: KnownPicture, hr: Pixels, lr: Pixels, settings: Preprocess, scale: int
+) -> Iterator[dict[str, Any] | None]:
+    """A row for each tile, None for a flat one."""
+    tile, lr_tile = settings.tile, settings.tile // scale
+    for y in tile_origins(hr.shape[0], settings):
+        for x in tile_origins(hr.shape[1], settings):
+            ly, lx = y // scale, x // scale
+            square = hr[y : y + tile, x : x + tile]
+            if settings.min_detail and square.mean(axis=2).std() < settings.min_detail:
+                yield None
+                continue
+            yield {
+                "image_id": picture.name,
+                "y": y,
+                "x": x,
+                "hr": square.tobytes(),
+                "lr": lr[ly : ly + lr_tile, lx : lx + lr_tile].tobytes(),
+            }
+
+
+def _holdout_row(picture: KnownPicture, hr: Pixels, lr: Pixels) -> dict[str, Any]:
+    return {
+        "image_id": picture.name,
+        "height": hr.shape[0],
+        "width": hr.shape[1],
+        "hr": hr.tobytes(),
+        "lr": lr.tobytes(),
+    }
+
+
+def tile_origins(side: int, settings: Preprocess) -> list[int]:
+    """Origins of tiles along an axis of `side` HR pixels: every stride, and one more that covers the remainder."""
+    last = side - settings.tile
+    if last < 0:
+        return []
+    origins = list(range(0, last + 1, settings.stride or settings.tile))
+    return origins if origins[-1] == last else [*origins, last]
+
+
+def reduced_size(settings: Preprocess, width: int, height: int) -> tuple[int, int]:
+    """Size after the reduction to `max_side`."""
+    longer = max(width, height)
+    if settings.max_side is None or longer <= settings.max_side:
+        return width, height
+    return max(width * settings.max_side // longer, 1), max(height * settings.max_side // longer, 1)
