@@ -13,7 +13,7 @@ Pixels = npt.NDArray[np.uint8]
 """(H, W, 3) RGB, or (H, W, 1) grey, 8 bits."""
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP")  # and none of those that run programs, such as EPS
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # and none of those that run programs, such as EPS
 
 Image.MAX_IMAGE_PIXELS = None  # `decode` checks its own limit before anything is unpacked
 

@@ -229,6 +229,7 @@ def _list_archive(source: str) -> list[Picture]:
     """The pictures in a zip or tar archive, which are read out of it without unpacking it."""
     kind = "zip" if source.lower().endswith(_ZIP) else "tar"
     archive = _absolute(source)
+    _open_archive.cache_clear()  # the file may have changed since
     try:
         details = _open_archive(kind, archive).find("", detail=True)
     except FileNotFoundError:
@@ -245,7 +246,12 @@ _BAD_MEMBER = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, Runti
 
 @lru_cache(maxsize=8)
 def _open_archive(kind: str, archive: str) -> fsspec.AbstractFileSystem:
-    return fsspec.filesystem(kind, fo=archive)
+    compression = _COMPRESSION.get(PurePosixPath(archive.lower()).suffix)
+    return fsspec.filesystem(kind, fo=archive, **({"compression": compression} if compression else {}))
+
+
+_COMPRESSION = {".gz": "gzip", ".tgz": "gzip", ".bz2": "bz2", ".xz": "xz"}
+"""Of a tar archive; its members are then best read in order, since a step back begins at the start."""
 
 
 def _absolute(source: str) -> str:

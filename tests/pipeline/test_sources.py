@@ -1,87 +1,28 @@
 import io
-import zlib
+import tarfile
+import zipfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import download, sources
 from pipeline.config import UserError
-from pipeline.sources import RejectedPictureError, decode, find_benchmark, find_pictures, header, read_bytes
+from pipeline.pictures import RejectedPictureError, decode
+from pipeline.sources import Archive, BenchmarkPicture, Picture, read_bytes
 from tests.conftest import random_picture
-
-
-def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    sink = io.BytesIO()
-    picture.save(sink, kind, **options)
-    return sink.getvalue()
-
 
 RGB = Image.fromarray(random_picture(20, 30))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
-def test_lossless_files_keep_every_value(kind: str) -> None:
-    assert np.array_equal(decode(encoded(RGB, kind), 10**6), np.asarray(RGB))
+def find_pictures(wanted: list[str]) -> list[Picture]:
+    return sources.find_pictures(wanted, cache="/none")
 
 
-@pytest.mark.parametrize(
-    ("picture", "expected"),
-    [
-        (Image.new("L", (4, 4), 100), (100, 100, 100)),
-        (Image.new("RGB", (4, 4), (10, 20, 30)).quantize(4), (10, 20, 30)),
-        (Image.fromarray(np.full((4, 4), 0x8001, np.uint16)), (0x80, 0x80, 0x80)),
-        (Image.new("RGBA", (4, 4), (0, 0, 0, 0)), (255, 255, 255)),
-        (Image.new("RGBA", (4, 4), (9, 8, 7, 255)), (9, 8, 7)),
-        (Image.new("LA", (4, 4), (50, 255)), (50, 50, 50)),
-        (Image.new("1", (4, 4), 1), (255, 255, 255)),
-    ],
-)
-def test_every_mode_becomes_rgb(picture: Image.Image, expected: tuple[int, int, int]) -> None:
-    pixels = decode(encoded(picture), 10**6)
-    assert pixels.shape == (4, 4, 3)
-    assert (pixels == np.array(expected)).all()
-
-
-def test_cmyk_becomes_rgb() -> None:
-    pixels = decode(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100), 10**6)
-    assert np.abs(pixels.astype(int) - [255, 0, 0]).max() <= 2
-
-
-def test_orientation_is_applied() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    content = encoded(RGB, "PNG", exif=exif)
-    assert decode(content, 10**6).shape == (30, 20, 3)
-    assert header(content) == (30, 20)
-    assert np.array_equal(decode(content, 10**6), np.rot90(np.asarray(RGB), -1))
-
-
-def test_a_grey_picture_may_stay_grey() -> None:
-    assert decode(encoded(Image.new("L", (4, 4), 7)), 10**6, grey_ok=True).shape == (4, 4, 1)
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"not a picture", "is no picture of a known format"),
-        (encoded(RGB)[:500], "cannot be decoded: .*truncated"),
-        (encoded(RGB, "JPEG")[:400], "cannot be decoded: .*[Tt]runcated"),
-        (encoded(RGB)[:60] + bytes(50) + encoded(RGB)[110:], "cannot be decoded"),
-        (encoded(Image.new("RGB", (1001, 1000))), "1001x1000 is more than 1000000 pixels"),
-    ],
-)
-def test_damaged_and_huge_files_are_rejected_with_a_reason(content: bytes, reason: str) -> None:
-    with pytest.raises(RejectedPictureError, match=reason):
-        decode(content, 10**6)
-
-
-def test_a_decompression_bomb_is_rejected_before_it_is_unpacked() -> None:
-    """A PNG header that promises 60,000 x 60,000 pixels over an empty stream."""
-    chunk = b"IHDR" + (60000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
-    content = b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
-    with pytest.raises(RejectedPictureError):
-        decode(content, 10**8)
+def find_benchmark(folder: Path, scale: int) -> list[BenchmarkPicture]:
+    return sources.find_benchmark("Set5", str(folder), scale, cache="/none")
 
 
 def test_the_built_in_photographs_are_there() -> None:
@@ -107,19 +48,119 @@ def test_a_missing_or_empty_source_is_named(tmp_path: Path, source: str, message
         find_pictures([str(tmp_path / source)])
 
 
-def test_benchmark_layouts(tmp_path: Path) -> None:
-    (tmp_path / "a/HR").mkdir(parents=True)
-    (tmp_path / "a/LR_bicubic/X4").mkdir(parents=True)
-    RGB.save(tmp_path / "a/HR/baby.png")
-    RGB.save(tmp_path / "a/LR_bicubic/X4/babyx4.png")
-    (found,) = find_benchmark("Set5", str(tmp_path / "a"), 4)
+def png(picture: Image.Image = RGB) -> bytes:
+    sink = io.BytesIO()
+    picture.save(sink, "PNG")
+    return sink.getvalue()
+
+
+def write_archive(file: Path, members: dict[str, bytes]) -> str:
+    if file.suffix == ".zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+    else:
+        with tarfile.open(file, "w:" + ("gz" if file.name.endswith("gz") else "")) as archive:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return str(file)
+
+
+@pytest.mark.parametrize("name", ["set.zip", "set.tar", "set.tar.gz", "SET.tgz"])
+def test_archives_are_read_without_unpacking_them(tmp_path: Path, name: str) -> None:
+    members = {"set/b.png": png(), "set/a.png": png(), "readme.txt": b"", "__MACOSX/._a.png": b"", "../evil.png": png()}
+    found = find_pictures([write_archive(tmp_path / name, members)])
+    assert [p.name for p in found] == ["../evil.png", "set/a.png", "set/b.png"]
+    assert all(np.array_equal(decode(read_bytes(p.url), 10**6), np.asarray(RGB)) for p in found)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_an_archive_may_lie_at_any_url(tmp_path: Path) -> None:
+    content = Path(write_archive(tmp_path / "set.zip", {"a.png": png()})).read_bytes()
+    fsspec.filesystem("memory").pipe("/bucket/set.zip", content)
+    (picture,) = find_pictures(["memory://bucket/set.zip"])
+    assert read_bytes(picture.url) == png()
+
+
+def test_a_damaged_member_is_rejected_and_a_damaged_archive_refused(tmp_path: Path) -> None:
+    file = Path(write_archive(tmp_path / "set.zip", {"a.png": png(), "b.png": png()}))
+    content = bytearray(file.read_bytes())
+    content[content.find(b"a.png") + 200] ^= 255
+    file.write_bytes(content)
+    bad, good = find_pictures([str(file)])
+    with pytest.raises(RejectedPictureError, match="cannot be read from its archive: Bad CRC-32"):
+        read_bytes(bad.url)
+    assert read_bytes(good.url) == png()
+    (tmp_path / "cut.zip").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"cut.zip cannot be read: .*, expected a whole zip archive"):
+        find_pictures([str(tmp_path / "cut.zip")])
+    with pytest.raises(UserError, match=r"none.tar does not exist, expected a tar archive"):
+        find_pictures([str(tmp_path / "none.tar")])
+
+
+def test_a_member_changes_its_version_with_its_content(tmp_path: Path) -> None:
+    before = find_pictures([write_archive(tmp_path / "set.zip", {"a.png": png(), "b.png": png()})])
+    changed = Image.fromarray(random_picture(20, 30, seed=1))
+    after = find_pictures([write_archive(tmp_path / "set.zip", {"a.png": png(), "b.png": png(changed)})])
+    assert before[0].version == after[0].version
+    assert before[1].version != after[1].version
+
+
+def test_div2k_is_its_two_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The download itself is tested with a real server; here it finds what the cache has."""
+    archives = {}
+    for part, number in (("train", "0001"), ("valid", "0801")):
+        name = f"DIV2K_{part}_HR"
+        file = Path(write_archive(tmp_path / f"{name}.zip", {f"{name}/{number}.png": png()}))
+        archives[part] = Archive(f"https://example.org/{name}.zip", file.stat().st_size, "")
+    monkeypatch.setattr(sources, "DIV2K", archives)
+    monkeypatch.setattr(download, "fetch", lambda url, cache, size, sha256: f"{cache}/{url.rsplit('/')[-1]}")
+
+    def names(source: str) -> list[str]:
+        return [p.name for p in sources.find_pictures([source], cache=str(tmp_path))]
+
+    assert names("div2k") == ["DIV2K_train_HR/0001.png", "DIV2K_valid_HR/0801.png"]
+    assert names("div2k/valid") == ["DIV2K_valid_HR/0801.png"]
+    with pytest.raises(UserError, match="source div2k/test is unknown, expected div2k, div2k/train or div2k/valid"):
+        names("div2k/test")
+
+
+@pytest.mark.parametrize(
+    ("hr", "lr"),
+    [
+        ("HR/baby.png", "LR_bicubic/X4/babyx4.png"),
+        ("HR/baby.png", "LRbicx4/baby.png"),
+        ("GTmod12/baby.png", "LRbicx4/baby.png"),
+        ("image_SRF_4/baby_SRF_4_HR.png", "image_SRF_4/baby_SRF_4_LR.png"),
+        ("baby_SRF_4_HR.png", "baby_SRF_4_LR.png"),
+    ],
+)
+def test_benchmark_layouts(tmp_path: Path, hr: str, lr: str) -> None:
+    others = ["image_SRF_2/baby_SRF_2_HR.png", "image_SRF_4/baby_SRF_4_bicubic.png"] if "SRF" in hr else []
+    others += ["LR_bicubic/X2/babyx2.png"] if "X4" in lr else []
+    for file in (hr, lr, *others):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        RGB.save(tmp_path / file)
+    (found,) = find_benchmark(tmp_path, 4)
     assert found.name == "baby"
-    assert found.lr is not None
-    assert found.lr.endswith("babyx4.png")
-    (found,) = find_benchmark("Set5", str(tmp_path / "a"), 2)
-    assert found.lr is None
-    (found,) = find_benchmark("Set5", str(tmp_path / "a/HR"), 4)
+    assert found.hr.endswith(hr)
+    assert str(found.lr).endswith(lr)
+    (tmp_path / lr).unlink()
+    (alone,) = find_benchmark(tmp_path, 4)
+    assert (alone.name, alone.lr) == ("baby", None)
+
+
+def test_a_benchmark_of_hr_pictures_alone(tmp_path: Path) -> None:
+    RGB.save(tmp_path / "baby.png")
+    (found,) = find_benchmark(tmp_path, 4)
     assert (found.name, found.lr) == ("baby", None)
-    RGB.save(tmp_path / "a/HR/bird.png")
+
+
+def test_a_benchmark_that_lacks_an_lr_file_is_refused(tmp_path: Path) -> None:
+    for file in ("HR/baby.png", "HR/bird.png", "LRbicx4/baby.png"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        RGB.save(tmp_path / file)
     with pytest.raises(UserError, match="has no LR file for bird"):
-        find_benchmark("Set5", str(tmp_path / "a"), 4)
+        find_benchmark(tmp_path, 4)
