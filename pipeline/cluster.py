@@ -51,8 +51,15 @@ def connect(config: Config) -> None:
             f"no Ray cluster answers at {address}: {reason}; expected HOST:PORT of a head, often port 6379, or nothing"
         ) from None
     stop_like_interrupt()  # ray.init put its own handler in place
+    configure()
+
+
+def configure() -> None:
+    """Settings of this process for a Ray that is connected."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.op_resource_reservation_enabled = False  # it leaves a single operator one of two cores
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="ray")
 

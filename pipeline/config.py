@@ -281,6 +281,9 @@ class Config(BaseSettings):
         for key, side in sides.items():
             if side % self.scale:
                 raise ValueError(f"{key} is {side}, expected a multiple of the scale {self.scale}")
+        group = self.preprocess.row_group * self.preprocess.tile**2 * 3
+        if group >= 2**31:
+            raise ValueError(f"preprocess.row_group x tile x tile x 3 is {group} bytes, expected less than 2^31")
         if self.data.crop > self.preprocess.tile:
             raise ValueError(
                 f"data.crop is {self.data.crop}, expected no more than preprocess.tile, {self.preprocess.tile}"

@@ -167,6 +167,8 @@ class PatchSet:
 
     def save(self) -> None:
         """Write the manifest: from now on the folder is a patch set."""
+        for shard in self.all_shards:
+            storage.flush(f"{self.url}/{shard.file}")
         manifest = asdict(self)
         del manifest["url"]
         storage.write_json(f"{self.url}/manifest.json", manifest)
@@ -303,10 +305,8 @@ def _row_faults(patch_set: PatchSet, shard: Shard, file: Path) -> Iterator[str]:
         yield f"has rows of {dict(found)}, the manifest says {expected}"
 
 
-def write_shard(
-    file: Path, schema: pa.Schema, row_groups: Iterable[list[dict[str, Any]]], metadata: dict[str, str]
-) -> None:
-    """Write a Parquet file: one row group per list of rows; `metadata` may be filled until the last list was taken."""
+def write_shard(file: Path, schema: pa.Schema, row_groups: Iterable[pa.Table], metadata: dict[str, str]) -> None:
+    """Write a Parquet file of row groups; `metadata` may be filled until the last one was taken."""
     with pq.ParquetWriter(
         file,
         schema,
@@ -315,9 +315,19 @@ def write_shard(
         write_statistics=["image_id"],
         write_page_checksum=True,
     ) as writer:
-        for rows in row_groups:
-            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+        for table in row_groups:
+            writer.write_table(table)
         writer.add_key_value_metadata(metadata)
+
+
+def pack(pictures: Sequence[Bytes]) -> pa.Array:
+    """Pictures of any sizes as one Arrow array of raw bytes; a single copy, from strided views, too."""
+    ends = np.cumsum([0, *(picture.size for picture in pictures)])
+    data = np.empty(int(ends[-1]), np.uint8)
+    for picture, start, end in zip(pictures, ends, ends[1:], strict=False):
+        data[start:end].reshape(picture.shape)[...] = picture
+    offsets = ends.astype(np.int32)
+    return pa.Array.from_buffers(pa.binary(), len(pictures), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
 def read_shard(file: Path, name: str, check: bool) -> Shard | None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 
@@ -94,7 +96,7 @@ def make(spec: ShardSpec, url: str, finished: str | None) -> Shard:
                 return shard
         except FileNotFoundError:  # removed meanwhile
             pass
-    with storage.create(url) as part:
+    with storage.create(url, sync=False) as part:  # `save` of the manifest flushes what it names
         _write(spec, part)
         shard = patchset.read_shard(part, spec.file, check=False)
     assert shard is not None
@@ -111,7 +113,9 @@ def _write(spec: ShardSpec, file: Path) -> None:
     }
     records: list[PictureRecord] = []
 
-    def rows() -> Iterator[dict[str, Any]]:
+    def groups() -> Iterator[pa.Table]:
+        size = 1 if spec.held_out else settings.row_group
+        waiting: list[_Row] = []
         for picture in spec.pictures:
             try:
                 hr = _load(picture, settings, spec.scale)
@@ -119,31 +123,44 @@ def _write(spec: ShardSpec, file: Path) -> None:
                 records.append(picture.record(held_out=spec.held_out, rejected=str(error)))
                 continue
             lr = _degrade(hr, spec.scale, settings.degradation, picture.sha256)
-            record = replace(picture.record(held_out=spec.held_out), width=hr.shape[1], height=hr.shape[0])
             if spec.held_out:
-                yield _holdout_row(picture, hr, lr)
+                rows, flat = [_Row(picture.name, hr.shape[0], hr.shape[1], hr, lr)], 0
             else:
-                tiles = flat = 0
-                for row in _tile_rows(picture, hr, lr, settings, spec.scale):
-                    tiles, flat = (tiles + 1, flat) if row else (tiles, flat + 1)
-                    if row:
-                        yield row
-                record = replace(record, tiles=tiles, flat=flat)
-            records.append(record)
-
-    def groups() -> Iterator[list[dict[str, Any]]]:
-        size = 1 if spec.held_out else settings.row_group
-        group: list[dict[str, Any]] = []
-        for row in rows():
-            group.append(row)
-            if len(group) == size:
-                yield group
-                group = []
-        if group:
-            yield group
+                rows, flat = _cut(picture.name, hr, lr, settings, spec.scale)
+            records.append(
+                replace(
+                    picture.record(held_out=spec.held_out, tiles=0 if spec.held_out else len(rows)),
+                    width=hr.shape[1],
+                    height=hr.shape[0],
+                    flat=flat,
+                )
+            )
+            waiting += rows
+            while len(waiting) >= size:
+                yield _table(waiting[:size], schema)
+                waiting = waiting[size:]
+        if waiting:
+            yield _table(waiting, schema)
         metadata["pictures"] = json.dumps([asdict(record) for record in records])
 
-    patchset.write_shard(file, patchset.HOLDOUT_SCHEMA if spec.held_out else patchset.TILE_SCHEMA, groups(), metadata)
+    schema = patchset.HOLDOUT_SCHEMA if spec.held_out else patchset.TILE_SCHEMA
+    patchset.write_shard(file, schema, groups(), metadata)
+
+
+class _Row(NamedTuple):
+    """A row of either schema: a tile with its origin, or a whole picture with its size."""
+
+    image_id: str
+    y_or_height: int
+    x_or_width: int
+    hr: Pixels
+    lr: Pixels
+
+
+def _table(rows: list[_Row], schema: pa.Schema) -> pa.Table:
+    names, first, second, hr, lr = zip(*rows, strict=True)
+    numbers = (pa.array(values, pa.int32()) for values in (first, second))
+    return pa.Table.from_arrays([pa.array(names), *numbers, patchset.pack(hr), patchset.pack(lr)], schema=schema)
 
 
 def _load(picture: KnownPicture, settings: Preprocess, scale: int) -> Pixels:
@@ -160,7 +177,7 @@ def _load(picture: KnownPicture, settings: Preprocess, scale: int) -> Pixels:
 
 def _degrade(hr: Pixels, scale: int, settings: Degradation, content: str) -> Pixels:
     """The LR picture: blur, bicubic reduction, noise, JPEG, each if it is asked for."""
-    x = torch.from_numpy(np.ascontiguousarray(hr)).permute(2, 0, 1)
+    x = as_tensor(hr).permute(2, 0, 1)
     if settings.blur:
         x = blur(x, settings.blur)
     x = downscale(x, scale, settings.bicubic)
@@ -174,35 +191,26 @@ def _degrade(hr: Pixels, scale: int, settings: Degradation, content: str) -> Pix
     return lr.numpy()
 
 
-def _tile_rows(
-    picture: KnownPicture, hr: Pixels, lr: Pixels, settings: Preprocess, scale: int
-) -> Iterator[dict[str, Any] | None]:
-    """A row for each tile, None for a flat one."""
+def as_tensor(picture: Pixels) -> torch.Tensor:
+    """The same memory as a tensor, which is only read: decoded pictures are immutable, what torch warns of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(picture)
+
+
+def _cut(name: str, hr: Pixels, lr: Pixels, settings: Preprocess, scale: int) -> tuple[list[_Row], int]:
+    """The tiles of a picture, as views, and the number of flat ones that were left out."""
     tile, lr_tile = settings.tile, settings.tile // scale
+    rows, flat = [], 0
     for y in tile_origins(hr.shape[0], settings):
         for x in tile_origins(hr.shape[1], settings):
-            ly, lx = y // scale, x // scale
             square = hr[y : y + tile, x : x + tile]
             if settings.min_detail and square.mean(axis=2).std() < settings.min_detail:
-                yield None
+                flat += 1
                 continue
-            yield {
-                "image_id": picture.name,
-                "y": y,
-                "x": x,
-                "hr": square.tobytes(),
-                "lr": lr[ly : ly + lr_tile, lx : lx + lr_tile].tobytes(),
-            }
-
-
-def _holdout_row(picture: KnownPicture, hr: Pixels, lr: Pixels) -> dict[str, Any]:
-    return {
-        "image_id": picture.name,
-        "height": hr.shape[0],
-        "width": hr.shape[1],
-        "hr": hr.tobytes(),
-        "lr": lr.tobytes(),
-    }
+            ly, lx = y // scale, x // scale
+            rows.append(_Row(name, y, x, square, lr[ly : ly + lr_tile, lx : lx + lr_tile]))
+    return rows, flat
 
 
 def tile_origins(side: int, settings: Preprocess) -> list[int]:

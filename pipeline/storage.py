@@ -31,10 +31,11 @@ def write(url: str, content: bytes) -> None:
 
 
 @contextmanager
-def create(url: str) -> Iterator[Path]:
+def create(url: str, sync: bool = True) -> Iterator[Path]:
     """Give a local file to fill, which becomes `url` at once when the block ends without an error.
 
-    Local files are synced and renamed into place; object stores publish an object when its upload is complete.
+    Local files are synced and renamed into place; object stores publish an object when its upload is complete. Without
+    `sync`, a loss of power may still damage the file, until `flush` is called.
     """
     fs, path = _at(url)
     if _is_local(fs):
@@ -44,20 +45,28 @@ def create(url: str) -> Iterator[Path]:
         part = Path(tempfile.gettempdir(), f"sr-{uuid4().hex}.part")
     try:
         yield part
-        put(part, url)
+        put(part, url, sync)
     finally:
         part.unlink(missing_ok=True)
 
 
-def put(part: Path, url: str) -> None:
+def put(part: Path, url: str, sync: bool = True) -> None:
     """Publish a finished local file as `url`; it is gone from where it was, or may be removed."""
     fs, path = _at(url)
     if _is_local(fs):
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
+        if sync:
+            flush(str(part))
         part.replace(path)
     else:
         _patiently(url, lambda: fs.put_file(str(part), path))
+
+
+def flush(url: str) -> None:
+    """Have a local file's content written to its disk; object stores have done so."""
+    fs, path = _at(url)
+    if _is_local(fs):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def copy(file: Path, url: str) -> None:

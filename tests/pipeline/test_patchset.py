@@ -1,16 +1,22 @@
+import dataclasses
 import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline import patchset, preprocess
 from pipeline.config import UserError, parse
 from pipeline.patchset import PatchSet
 from pipeline.reader import BatchReader
 from pipeline.sampler import SampleOrder
-from tests.conftest import SMALL, write_photos
+from tests.conftest import ROOT, SMALL, write_photos
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -100,3 +106,60 @@ def test_an_error_while_reading_reaches_the_consumer(made: PatchSet) -> None:
     reader = BatchReader(made, order_of(made), batch=6, crop=4000, augment=True, rank=0, world=1)
     with pytest.raises(ValueError, match="could not broadcast"):
         next(reader.read(0, 1))
+
+
+def command(*argv: str) -> tuple[int, str, str]:
+    """Exit code, output and errors."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.patchset", *argv], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_show_prints_a_summary_and_draws_pairs(made: PatchSet, tmp_path: Path) -> None:
+    code, printed, _ = command("show", made.url, "--sheet", str(tmp_path / "sheet.png"), "--pairs", "5")
+    assert code == 0
+    assert re.search(r"pictures +6: 4 to train on, 2 held out, 0 left out", printed)
+    assert re.search(r"tiles +36 of 48x48, in row groups of 4; 0 \(0.0%\) dropped as flat", printed)
+    assert re.search(r"scale +x4, LR made by bicubic matlab", printed)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (2 * 56 + 8, 4 * 104 + 8, 3)
+    hr, lr = sheet[8:56, 8:56], sheet[8:56, 56:104]
+    assert any(np.array_equal(hr, tile) for group in range(len(made.row_groups)) for tile in made.read_group(group)[0])
+    assert np.array_equal(lr, np.asarray(Image.fromarray(lr[::4, ::4]).resize((48, 48), Image.Resampling.NEAREST)))
+
+
+def test_verify_finds_what_is_wrong(made: PatchSet, tmp_path: Path) -> None:
+    copied = patchset.load(shutil.copytree(made.url, tmp_path / "copy", copy_function=shutil.copy).as_posix())
+    assert command("verify", copied.url)[0] == 0
+    first, second, third = (Path(copied.url, shard.file) for shard in copied.shards[:3])
+    content = bytearray(first.read_bytes())
+    content[2000] ^= 1
+    first.write_bytes(content)
+    second.unlink()
+    third.write_bytes(third.read_bytes()[:-1])
+    (tmp_path / "copy/train-0.parquet.part").write_bytes(b"")
+    code, printed, errors = command("verify", copied.url)
+    assert code == 1
+    assert f"{first.name}: has another checksum than the manifest says" in printed
+    assert f"{second.name}: is missing" in printed
+    assert (
+        f"{third.name}: has {copied.shards[2].bytes - 1} bytes, the manifest says {copied.shards[2].bytes}" in printed
+    )
+    assert "train-0.parquet.part doesn't belong to the patch set" in printed
+    assert "Traceback" not in errors
+
+
+def test_verify_counts_what_a_manifest_claims(made: PatchSet) -> None:
+    shard = made.shards[0]
+    fewer = dataclasses.replace(shard.pictures[0], tiles=shard.pictures[0].tiles + 1)
+    wrong = dataclasses.replace(shard, pictures=[fewer, *shard.pictures[1:]], row_groups=[*shard.row_groups, 1])
+    faults = list(patchset.find_faults(dataclasses.replace(made, shards=[wrong]), wrong))
+    assert len(faults) == 2
+    assert "the manifest says" in faults[0]
+
+
+def test_a_folder_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    code, _, errors = command("show", str(tmp_path))
+    assert code == 2
+    assert errors.startswith(f"error: {tmp_path} has no manifest.json")

@@ -1,20 +1,28 @@
+import contextlib
 import hashlib
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import preprocess, shards
+from pipeline import cluster, patchset, preprocess, shards
 from pipeline.config import Config, Preprocess, UserError, parse
-from pipeline.patchset import PatchSet
+from pipeline.patchset import Bytes, PatchSet
 from pipeline.scoring import channels_first
+from pipeline.shards import KnownPicture
 from sr_model.degrade import downscale
+from tests.conftest import ROOT, SMALL, random_picture
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 Small = Callable[..., list[str]]
@@ -101,7 +109,10 @@ def test_a_changed_source_gives_a_new_set_that_reuses_shards(small: Small, photo
 
 
 def test_any_setting_that_shapes_the_rows_gives_another_set(small: Small) -> None:
-    names = {prepare(small(*more))[0].name for more in ([], ["preprocess.degradation.bicubic=legacy"], ["preprocess.tile=64"])}
+    names = {
+        prepare(small(*more))[0].name
+        for more in ([], ["preprocess.degradation.bicubic=legacy"], ["preprocess.tile=64"])
+    }
     assert len(names) == 3
 
 
@@ -143,3 +154,117 @@ def test_a_holdout_pattern_that_matches_nothing_is_refused(small: Small) -> None
 def test_large_pictures_are_reduced_first(small: Small, photos: Path) -> None:
     patch_set, _ = prepare(small("preprocess.max_side=100"))
     assert {patch_set.read_holdout(i).hr.shape for i in range(2)} == {(100, 100, 3)}
+
+
+@given(
+    sizes=st.lists(st.integers(48, 400), min_size=1, max_size=60),
+    change=st.integers(0, 59),
+    target=st.floats(0.05, 2),
+)
+def test_a_plan_keeps_the_order_and_most_shards_of_a_changed_source(
+    sizes: list[int], change: int, target: float
+) -> None:
+    """Content-defined ends: one picture more changes its shard and at most a few after it, not all."""
+    config = read([*SMALL, f"preprocess.shard_mb={target}"])
+
+    def known(i: int) -> KnownPicture:
+        digest = hashlib.sha256(f"{i} {sizes[i]}".encode()).hexdigest()
+        return KnownPicture(f"{i:03}", "", digest, sizes[i], sizes[i], 1, None)
+
+    pictures = [known(i) for i in range(len(sizes))]
+    plan = list(preprocess._plan(config, pictures, held_out=False))
+    assert [p for spec in plan for p in spec.pictures] == pictures
+    ends = {spec.pictures[-1].name for spec in plan[:-1]}
+    del pictures[change % len(pictures)]
+    again = list(preprocess._plan(config, pictures, held_out=False))
+    # Once two ends coincide, all later ones do.
+    together = [i for i, spec in enumerate(again[:-1]) if spec.pictures[-1].name in ends]
+    if together and again[together[0]].pictures[-1].name > f"{change % len(sizes):03}":
+        assert [spec.file for spec in again[together[0] + 1 :]] == [
+            spec.file for spec in plan if spec.pictures[0].name > again[together[0]].pictures[-1].name
+        ]
+
+
+def test_shards_are_of_the_target_size_on_average() -> None:
+    config = read([*SMALL, "preprocess.shard_mb=1"])
+    pictures = [
+        KnownPicture(f"{i:05}", "", hashlib.sha256(bytes([i % 256, i // 256])).hexdigest(), 96, 96, 1, None)
+        for i in range(8000)
+    ]
+    plan = list(preprocess._plan(config, pictures, held_out=False))
+    sizes = [len(spec.pictures) * 96 * 96 * 3 / 1e6 for spec in plan[:-1]]
+    assert 0.9 < np.mean(sizes) < 1.1
+    assert min(sizes) >= 0.5
+    assert max(sizes) < 2.05
+
+
+def test_noise_and_jpeg_are_functions_of_seed_and_content(small: Small, photos: Path) -> None:
+    def lr(*more: str) -> Bytes:
+        return prepare(small(*(f"preprocess.degradation.{option}" for option in more)))[0].read_holdout(0).lr
+
+    clean, noisy = lr(), lr("noise=10", "blur=1.2")
+    assert np.array_equal(noisy, lr("noise=10", "blur=1.2", "seed=0"))
+    assert not np.array_equal(noisy, lr("noise=10", "blur=1.2", "seed=1"))
+    assert 6 < (lr("noise=10").astype(float) - clean).std() < 11
+    assert 0 < np.abs(lr("jpeg=30").astype(int) - clean).mean() < 12
+    (photos / "coffee0.png").rename(photos / "coffee9.png")
+    renamed, _ = prepare(small("preprocess.degradation.noise=10", "preprocess.degradation.blur=1.2"))
+    assert np.array_equal(noisy, renamed.read_holdout(1).lr)
+
+
+def test_flat_tiles_are_dropped_and_counted(small: Small, photos: Path) -> None:
+    picture = np.full((144, 144, 3), 90, np.uint8)
+    picture[:48] = random_picture(48, 144)
+    Image.fromarray(picture).save(photos / "flat.png")
+    patch_set, _ = prepare(small("preprocess.min_detail=2"))
+    (record,) = [record for record in patch_set.pictures if record.name == "flat.png"]
+    assert (record.tiles, record.flat) == (3, 6)
+    rows = [row for s in patch_set.shards for row in pq.read_table(f"{patch_set.url}/{s.file}").to_pylist()]
+    assert {row["y"] for row in rows if row["image_id"] == "flat.png"} == {0}
+
+
+def test_an_interrupted_inventory_is_taken_up(small: Small, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    original = cluster.map_rows
+
+    def broken(rows: list[dict[str, Any]], task: Any) -> Iterator[dict[str, Any]]:
+        yield from list(original(rows[:4], task))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "map_rows", broken)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(small())
+    asked: list[int] = []
+
+    def counting(rows: list[dict[str, Any]], task: Any) -> Iterator[dict[str, Any]]:
+        asked.append(len(rows))
+        return original(rows, task)
+
+    monkeypatch.setattr(cluster, "map_rows", counting)
+    prepare(small())
+    assert asked[0] == 2
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_memory_follows_neither_the_size_nor_the_number_of_pictures(tmp_path: Path) -> None:
+    """A picture of 100 megapixels beside 5,000 small ones, below 2 GB in every process."""
+    (tmp_path / "photos").mkdir()
+    tile = random_picture(250, 250)
+    Image.fromarray(np.tile(tile, (40, 40, 1))).save(tmp_path / "photos/large.png", compress_level=1)
+    for i in range(5000):
+        tile[0, :2] = [[i % 256] * 3, [i // 256] * 3]
+        Image.fromarray(tile[:64, :64]).save(tmp_path / f"photos/{i:04}.png")
+    options = [f"--source={tmp_path / 'photos'}", f"--home={tmp_path / 'home'}", "preprocess.tile=64", "data.crop=32"]
+    options += ["preprocess.holdout=0000", "preprocess.degradation.blur=1"]
+    largest: dict[str, float] = {}
+    with subprocess.Popen([sys.executable, "-m", "pipeline.preprocess", *options], cwd=ROOT) as driver:
+        while driver.poll() is None:
+            for process in [*psutil.Process(driver.pid).children(recursive=True), psutil.Process(driver.pid)]:
+                with contextlib.suppress(psutil.Error):
+                    memory = process.memory_full_info().uss / 1e9
+                    largest[process.name()] = max(memory, largest.get(process.name(), 0))
+            time.sleep(0.1)
+    assert driver.returncode == 0
+    (manifest,) = (tmp_path / "home/patchsets").glob("*/manifest.json")
+    assert sum(patchset.load(str(manifest.parent)).row_groups) == 4999 + 157**2
+    assert max(largest.values()) < 2, largest

@@ -140,9 +140,7 @@ def test_lost_permission_is_one_sentence(pictures: Path, ray_session: None, tmp_
 
 
 @pytest.mark.long
-def test_a_limit_on_the_size_of_files_leaves_nothing_behind(
-    pictures: Path, straight: PatchSet, tmp_path: Path
-) -> None:
+def test_a_limit_on_the_size_of_files_leaves_nothing_behind(pictures: Path, straight: PatchSet, tmp_path: Path) -> None:
     """The kernel's limit, which workers meet in the middle of a shard."""
     with start(pictures, tmp_path, FAULTY_FILE_SIZE="500000") as limited:
         _, errors = limited.communicate()

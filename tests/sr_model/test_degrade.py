@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
-from sr_model.degrade import downscale, imresize, upscale_bicubic
+from sr_model.degrade import add_noise, blur, downscale, imresize, upscale_bicubic
 
 # h(x) = 1.5|x|^3 - 2.5|x|^2 + 1 up to 1, -0.5|x|^3 + 2.5|x|^2 - 4|x| + 2 up to 2, at x = 1/8, 3/8, …, 15/8, times 1024.
 # An output pixel of the x4 reduction lies between the inputs 4i+1 and 4i+2, so that its 16 taps are at these places.
@@ -90,6 +91,43 @@ def test_a_batch_is_its_pictures() -> None:
 def test_refuses_a_size_that_does_not_divide() -> None:
     with pytest.raises(ValueError, match="30x21, expected multiples of the scale 4"):
         downscale(torch.zeros(3, 21, 30, dtype=torch.uint8), 4)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    scale=st.sampled_from([2, 3, 4, 8]),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    form=st.sampled_from(["matlab", "legacy"]),
+)
+def test_the_fast_form_is_the_resize_of_any_size(seed: int, scale: int, size: tuple[int, int], form: str) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hr = torch.randint(0, 256, (3, size[0] * scale, size[1] * scale), generator=generator).byte()
+    exact = imresize(hr, size, form)
+    tie = (exact - exact.floor() - 0.5).abs() < 1e-9  # floating point may fall to either side of a half
+    expected = torch.floor(exact + 0.5).clamp(0, 255).byte()
+    assert torch.equal(downscale(hr, scale, form)[~tie], expected[~tie])
+
+
+def test_noise_is_pinned() -> None:
+    """A changed generator would make other patch sets under the same name."""
+    noisy = add_noise(torch.full((2, 3), 100, dtype=torch.uint8), 10.0, b"seed")
+    assert noisy.tolist() == [[99, 94, 94], [120, 96, 127]]
+    large = add_noise(torch.full((300, 300), 128, dtype=torch.uint8), 12.0, b"x").double()
+    assert abs(large.mean() - 128) < 0.2
+    assert abs(large.std() - 12) < 0.2
+
+
+def test_blur_is_a_gaussian_and_knows_no_strips() -> None:
+    impulse = torch.zeros(1, 31, 31, dtype=torch.uint8)
+    impulse[0, 15, 15] = 255
+    x = torch.arange(-15, 16).double()
+    kernel = torch.exp(-(x**2) / (2 * 1.5**2))
+    kernel /= kernel.sum()
+    expected = torch.floor(255 * kernel[:, None] * kernel + 0.5)
+    assert (blur(impulse, 1.5)[0].double() - expected).abs().max() <= 1
+    tall = torch.randint(0, 256, (3, 600, 20)).byte()
+    whole = [gaussian_filter(plane, 2.0, mode="reflect", output=np.float64) for plane in tall.double().numpy()]
+    assert (blur(tall, 2.0).double() - torch.floor(torch.from_numpy(np.stack(whole)) + 0.5)).abs().max() <= 1
 
 
 @pytest.mark.parametrize(("name", "count"), [("Set5", 5), ("Set14", 14)])
