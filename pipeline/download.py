@@ -20,6 +20,8 @@ from pipeline.config import UserError, fingerprint
 
 _ATTEMPTS = 6
 """Attempts in a row that bring nothing new, before a download is given up."""
+_CHUNK = 1 << 16
+"""Bytes; of a chunk in which the connection breaks, nothing is kept."""
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -143,7 +145,7 @@ def _store(answer: requests.Response, part: Path, have: int, before: int) -> boo
     ):
         file.seek(have)
         try:
-            for chunk in answer.iter_content(1 << 20):
+            for chunk in answer.iter_content(_CHUNK):
                 _write(file, chunk, part)
                 bar.update(len(chunk))
         except requests.RequestException as error:

@@ -16,7 +16,7 @@ import torch
 from pipeline import preprocess, storage, train
 from pipeline.config import Config, UserError, parse
 from pipeline.train import Trained
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL, write_photos
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 Small = Callable[..., list[str]]
@@ -46,26 +46,38 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def test_a_training_leaves_weights_journal_and_a_finished_mlflow_run(small: Small) -> None:
-    config, trained = run(small("cluster.workers=2"))
-    assert trained.result["steps"] == 8
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[list[str], Config, Trained]:
+    """A training of two workers that nothing disturbed, and its options."""
+    folder = tmp_path_factory.mktemp("straight")
+    write_photos(folder / "photos")
+    options = [f"--source={folder / 'photos'}", f"--home={folder / 'home'}", *SMALL, *LONGER, "cluster.workers=2"]
+    return options, *run(options)
+
+
+def test_a_training_leaves_weights_journal_and_a_finished_mlflow_run(
+    straight: tuple[list[str], Config, Trained],
+) -> None:
+    options, config, trained = straight
+    steps = list(range(2, 241, 2))
+    assert trained.result["steps"] == 240
     assert trained.result["workers"] == 2
     history = trained.history()
-    assert [r["step"] for r in history if r["kind"] == "train"] == [2, 4, 6, 8]
-    assert [r["step"] for r in history if r["kind"] == "validation"] == [0, 4, 8]
+    assert [r["step"] for r in history if r["kind"] == "train"] == steps
+    assert [r["step"] for r in history if r["kind"] == "validation"] == [0, 120, 240]
     tracked = mlflow_run(config, trained)
     assert tracked.info.status == "FINISHED"
     assert tracked.data.params["train.global_batch"] == "6"
     assert tracked.data.tags["patch_set"] == tracked.inputs.dataset_inputs[0].dataset.digest
     client = mlflow.MlflowClient(config.tracking_uri)
     for key in ("train/objective", "train/mse", "train/lr", "train/gradient_norm", "train/patches_per_s"):
-        assert [m.step for m in client.get_metric_history(tracked.info.run_id, key)] == [2, 4, 6, 8], key
-    assert [m.step for m in client.get_metric_history(tracked.info.run_id, "val/psnr_y")] == [0, 4, 8]
+        assert [m.step for m in client.get_metric_history(tracked.info.run_id, key)] == steps, key
+    assert [m.step for m in client.get_metric_history(tracked.info.run_id, "val/psnr_y")] == [0, 120, 240]
     files = {f.path for folder in ("", "model", "images") for f in client.list_artifacts(tracked.info.run_id, folder)}
     assert {"config.yaml", "model/model.safetensors"} <= files
     assert sum(f.startswith("images/bicubic_sr_hr~0_coffee0.png+step+") and f.endswith(".png") for f in files) == 3
 
-    _, again = run(small("cluster.workers=1", "train.checkpoint_every=3"))
+    _, again = run([*options, "cluster.workers=1", "train.checkpoint_every=3"])
     assert again.found
     assert again.name == trained.name
 
@@ -88,15 +100,16 @@ def test_the_name_tells_apart_what_shapes_the_weights(small: Small) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_with_a_worker_killed_it_ends_as_never_killed(small: Small, tmp_path: Path) -> None:
-    options = small(*LONGER, "cluster.workers=2")
-    _, straight = run([*options, f"home={tmp_path / 'straight'}"])
+def test_with_a_worker_killed_it_ends_as_never_killed(
+    straight: tuple[list[str], Config, Trained], tmp_path: Path
+) -> None:
+    options, _, undisturbed = straight
     killed_home = [*options, f"home={tmp_path / 'killed'}"]
     folder = folder_of(killed_home)
     killer = subprocess.Popen([sys.executable, "-c", KILL_A_WORKER, str(folder), str(os.getpid())])
     config, killed = run(killed_home)
     assert killer.wait(10) == 0, "no worker was killed: the training was over too soon"
-    assert_same(straight, killed)
+    assert_same(undisturbed, killed)
     client, run_id = mlflow.MlflowClient(config.tracking_uri), mlflow_run(config, killed).info.run_id
     steps = [m.step for m in client.get_metric_history(run_id, "train/objective")]
     assert steps == list(range(2, 241, 2))
@@ -104,9 +117,10 @@ def test_with_a_worker_killed_it_ends_as_never_killed(small: Small, tmp_path: Pa
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-def test_with_the_driver_killed_and_run_again_it_ends_as_never_killed(small: Small, tmp_path: Path) -> None:
-    options = small(*LONGER, "cluster.workers=2")
-    _, straight = run([*options, f"home={tmp_path / 'straight'}"])
+def test_with_the_driver_killed_and_run_again_it_ends_as_never_killed(
+    straight: tuple[list[str], Config, Trained], tmp_path: Path
+) -> None:
+    options, _, undisturbed = straight
     options = [*options, f"home={tmp_path / 'killed'}"]
     folder = folder_of(options)
     with subprocess.Popen(
@@ -117,7 +131,7 @@ def test_with_the_driver_killed_and_run_again_it_ends_as_never_killed(small: Sma
     time.sleep(2)
     assert not (folder / "result.json").exists()
     config, killed = run(options)
-    assert_same(straight, killed)
+    assert_same(undisturbed, killed)
     assert mlflow_run(config, killed).info.status == "FINISHED"
 
 
