@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 import tenacity
+import urllib3
 from filelock import FileLock
 from tqdm import tqdm
 
@@ -20,8 +21,6 @@ from pipeline.config import UserError, fingerprint
 
 _ATTEMPTS = 6
 """Attempts in a row that bring nothing new, before a download is given up."""
-_CHUNK = 1 << 16
-"""Bytes; of a chunk in which the connection breaks, nothing is kept."""
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -58,6 +57,7 @@ def fetch(url: str, cache: str, size: int | None = None, sha256: str | None = No
                 found = _download(url, part, size, sha256)
                 note = {"url": url, "bytes": part.stat().st_size, "sha256": found}
                 storage.put(part, target)
+                part.unlink(missing_ok=True)
                 storage.write_json(f"{target}.json", note)
     return target
 
@@ -127,8 +127,12 @@ def _receive(url: str, part: Path) -> bool:
                 raise UserError(f"{url} answers {answer.status_code} {answer.reason}, expected a file")
             if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 raise _PassingError("the server sends another part than was asked for")
+            if answer.status_code == 206 and _strong_etag(answer) not in (None, version["etag"]):
+                part.unlink()
+                raise _PassingError("the file is another than before")
             if answer.status_code != 206:
                 have = 0
+                part.unlink(missing_ok=True)  # before the note, which must never be of another version
                 storage.write_json(f"{part}.json", {"etag": _strong_etag(answer)})
             return _store(answer, part, have, before)
     except requests.RequestException as error:
@@ -136,8 +140,11 @@ def _receive(url: str, part: Path) -> bool:
 
 
 def _store(answer: requests.Response, part: Path, have: int, before: int) -> bool:
-    length = answer.headers.get("Content-Length")
-    total = have + int(length) if length is not None else None
+    length, content_range = answer.headers.get("Content-Length"), answer.headers.get("Content-Range", "")
+    total = int(length) if length is not None else None
+    if answer.status_code == 206:
+        size = content_range.rpartition("/")[2]
+        total = int(size) if size.isdigit() else None if total is None else have + total
     reason = ""
     with (
         part.open("r+b" if have else "wb") as file,
@@ -145,10 +152,11 @@ def _store(answer: requests.Response, part: Path, have: int, before: int) -> boo
     ):
         file.seek(have)
         try:
-            for chunk in answer.iter_content(_CHUNK):
+            # What has come so far, each time: requests would drop the last chunk of a connection that breaks.
+            while chunk := answer.raw.read1(1 << 20):
                 _write(file, chunk, part)
                 bar.update(len(chunk))
-        except requests.RequestException as error:
+        except urllib3.exceptions.HTTPError as error:
             reason = f"the connection broke ({type(error).__name__})"
     now = part.stat().st_size
     if not reason and total in (None, now):
