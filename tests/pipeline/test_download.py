@@ -470,7 +470,8 @@ def test_processes_that_want_one_file_download_it_once(server: Server, cache: st
         time.sleep(0.3)  # one is at the server, the other waits
         assert len(server.asked) == 1
         server.go_on.set()
-    assert (one.returncode, two.returncode) == (0, 0)
+        errors = [process.communicate(timeout=60)[1] for process in (one, two)]
+    assert (one.returncode, two.returncode) == (0, 0), errors
     assert server.ranges() == [None, f"bytes={CUT}-"]
     assert fetch(server, cache) == CONTENT
 
