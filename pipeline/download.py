@@ -7,7 +7,6 @@ import os
 import re
 import tempfile
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import requests
@@ -57,8 +56,8 @@ def fetch(url: str, cache: str, size: int | None = None, sha256: str | None = No
                 found = _download(url, part, size, sha256)
                 note = {"url": url, "bytes": part.stat().st_size, "sha256": found}
                 storage.put(part, target)
-                part.unlink(missing_ok=True)
                 storage.write_json(f"{target}.json", note)
+                part.unlink(missing_ok=True)
     return target
 
 
@@ -118,18 +117,18 @@ def _receive(url: str, part: Path) -> bool:
         with requests.get(url, headers=headers, stream=True, timeout=(10, 60)) as answer:
             if answer.status_code in _TRANSIENT:
                 raise _PassingError(f"the server answers {answer.status_code} {answer.reason}")
-            if answer.status_code == 416 and answer.headers.get("Content-Range") == f"bytes */{have}":
+            sent = answer.headers.get("Content-Range", "")
+            if have and answer.status_code == 416 and sent == f"bytes */{have}":
                 return True
-            if answer.status_code == 416:
-                part.unlink()
-                raise _PassingError("the file has another size than before")
+            changed = answer.status_code == 206 and _strong_etag(answer) not in (None, version.get("etag"))
+            if have and (answer.status_code == 416 or changed):
+                # What there is stays as the mark that the next attempt must pass, or this could go on for ever.
+                storage.write_json(f"{part}.json", {})
+                raise _PassingError("the file is another than before")
             if answer.status_code >= 400:
                 raise UserError(f"{url} answers {answer.status_code} {answer.reason}, expected a file")
-            if answer.status_code == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            if answer.status_code == 206 and not (have and sent.startswith(f"bytes {have}-")):
                 raise _PassingError("the server sends another part than was asked for")
-            if answer.status_code == 206 and _strong_etag(answer) not in (None, version["etag"]):
-                part.unlink()
-                raise _PassingError("the file is another than before")
             if answer.status_code != 206:
                 have = 0
                 part.unlink(missing_ok=True)  # before the note, which must never be of another version
@@ -137,6 +136,8 @@ def _receive(url: str, part: Path) -> bool:
             return _store(answer, part, have, before)
     except requests.RequestException as error:
         raise _PassingError(f"no answer ({type(error).__name__})") from None
+    except OSError as error:  # a full disk, whose own text doesn't name the file
+        raise OSError(error.errno, error.strerror, error.filename or str(part)) from None
 
 
 def _store(answer: requests.Response, part: Path, have: int, before: int) -> bool:
@@ -154,7 +155,7 @@ def _store(answer: requests.Response, part: Path, have: int, before: int) -> boo
         try:
             # What has come so far, each time: requests would drop the last chunk of a connection that breaks.
             while chunk := answer.raw.read1(1 << 20):
-                _write(file, chunk, part)
+                file.write(chunk)
                 bar.update(len(chunk))
         except urllib3.exceptions.HTTPError as error:
             reason = f"the connection broke ({type(error).__name__})"
@@ -164,13 +165,6 @@ def _store(answer: requests.Response, part: Path, have: int, before: int) -> boo
     if now > before:
         return False
     raise _PassingError(reason or f"{now} of {total} bytes came")
-
-
-def _write(file: BinaryIO, chunk: bytes, part: Path) -> None:
-    try:
-        file.write(chunk)
-    except OSError as error:  # its own text doesn't name the file
-        raise OSError(error.errno, error.strerror, str(part)) from None
 
 
 def _strong_etag(answer: requests.Response) -> str | None:
