@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import tempfile
@@ -74,8 +73,7 @@ def _download(url: str, part: Path, size: int | None, sha256: str | None) -> str
     for _ in range(2):  # damaged on the way: once more from the start
         while not _receive(url, part):
             pass
-        with part.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = storage.sha256(part)
         received = part.stat().st_size
         if size in (None, received) and sha256 in (None, found):
             return found

@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-import fsspec
 import numpy as np
 import safetensors.torch
 import torch
@@ -20,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline import storage
 from pipeline.config import Config, Model, Train, UserError
 from pipeline.patchset import Bytes
 from sr_model.losses import objective
@@ -165,8 +165,10 @@ def load_weights(net: nn.Module, url: str) -> None:
         UserError: if it cannot be read or belongs to another network.
     """
     try:
-        with fsspec.open(url, "rb") as file:
-            weights = safetensors.torch.load(file.read())
+        content = storage.read(url)
+        if content is None:
+            raise FileNotFoundError("there is no such file")
+        weights = safetensors.torch.load(content)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"cannot read the weights {url}: {error}, expected a .safetensors file") from None
     try:

@@ -10,7 +10,6 @@ Shape, scale, degradation and format version stand in the Parquet metadata, so t
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
 import sys
@@ -147,7 +146,7 @@ class PatchSet:
     def read_group(self, number: int) -> tuple[Bytes, Bytes]:
         """Tiles of a row group: HR (n, tile, tile, 3) and LR (n, tile/scale, tile/scale, 3), uint8, read-only."""
         file, group = self._places[number]
-        table = _open(f"{self.url}/{file}").read_row_group(group, columns=["hr", "lr"])
+        table = _read_group(f"{self.url}/{file}", group, ["hr", "lr"])
         return _unpack(table["hr"], self.tile), _unpack(table["lr"], self.tile // self.scale)
 
     @cached_property
@@ -159,7 +158,7 @@ class PatchSet:
         """A held-out picture; each is a row group of its own."""
         places = [(shard.file, group) for shard in self.holdout for group in range(len(shard.row_groups))]
         file, group = places[number]
-        (row,) = _open(f"{self.url}/{file}").read_row_group(group).to_pylist()
+        (row,) = _read_group(f"{self.url}/{file}", group).to_pylist()
         height, width, s = row["height"], row["width"], self.scale
         hr = np.frombuffer(row["hr"], np.uint8).reshape(height, width, 3)
         lr = np.frombuffer(row["lr"], np.uint8).reshape(height // s, width // s, 3)
@@ -274,7 +273,7 @@ def find_faults(patch_set: PatchSet, shard: Shard) -> Iterator[str]:
             size = file.stat().st_size
             if size != shard.bytes:
                 yield f"has {size} bytes, the manifest says {shard.bytes}"
-            elif sha256(file) != shard.sha256:
+            elif storage.sha256(file) != shard.sha256:
                 yield "has another checksum than the manifest says"
             else:
                 yield from _row_faults(patch_set, shard, file)
@@ -346,13 +345,7 @@ def read_shard(file: Path, name: str, check: bool) -> Shard | None:
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return None
     groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-    return Shard(name, groups, file.stat().st_size, sha256(file), pictures)
-
-
-def sha256(file: Path) -> str:
-    """Checksum of a local file, hexadecimal."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return Shard(name, groups, file.stat().st_size, storage.sha256(file), pictures)
 
 
 def _unpack(column: pa.ChunkedArray, side: int) -> Bytes:
@@ -365,10 +358,15 @@ def _unpack(column: pa.ChunkedArray, side: int) -> Bytes:
     return data[array.offset * size :].reshape(len(array), side, side, 3)
 
 
+def _read_group(url: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+    return storage.patiently(url, lambda: _open(url).read_row_group(group, columns=columns))
+
+
 @lru_cache(maxsize=32)
 def _open(url: str) -> pq.ParquetFile:
+    # Of an object store, a row group's columns in one request, and nothing else: by default it reads 50 MB ahead.
     fs, path = fsspec.url_to_fs(url)
-    return pq.ParquetFile(fs.open(path, "rb"))
+    return pq.ParquetFile(fs.open(path, "rb", cache_type="none"), pre_buffer=True)
 
 
 if __name__ == "__main__":

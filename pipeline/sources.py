@@ -116,7 +116,7 @@ def read_bytes(url: str) -> bytes:
         return content
     kind, _, path = member.partition("://")
     try:
-        return bytes(_open_archive(kind, archive).cat_file(path))
+        return storage.patiently(archive, lambda: bytes(_open_archive(kind, archive).cat_file(path)), _BAD_MEMBER)
     except _BAD_MEMBER as error:
         raise RejectedPictureError(f"cannot be read from its archive: {' '.join(str(error).split())}") from None
 
@@ -206,16 +206,20 @@ def _builtin_path(name: str) -> Path:
 
 
 def _list_files(source: str) -> list[Picture]:
-    fs, root = fsspec.url_to_fs(_absolute(source))
-    try:
+    fs, path = fsspec.url_to_fs(_absolute(source))
+
+    def find() -> tuple[str, dict[str, dict[str, Any]]]:
         if any(sign in source for sign in "*?["):
-            root, details = str(PurePosixPath(root).parent), fs.glob(root, detail=True)
-        elif not fs.exists(root):
-            raise UserError(f"source {source} does not exist, expected a folder, archive, file or glob pattern")
-        elif fs.isfile(root):
-            root, details = str(PurePosixPath(root).parent), {root: fs.info(root)}
-        else:
-            details = fs.find(root, detail=True)
+            return str(PurePosixPath(path).parent), fs.glob(path, detail=True)
+        info = fs.info(path)
+        if info["type"] == "file":
+            return str(PurePosixPath(path).parent), {path: info}
+        return path, fs.find(path, detail=True)
+
+    try:
+        root, details = storage.patiently(_absolute(source), find)
+    except FileNotFoundError:
+        raise UserError(f"source {source} does not exist, expected a folder, archive, file or glob pattern") from None
     except (OSError, ValueError) as error:
         raise UserError(f"source {source} cannot be listed: {' '.join(str(error).split())}") from None
     local = "file" in fs.protocol
@@ -231,7 +235,7 @@ def _list_archive(source: str) -> list[Picture]:
     archive = _absolute(source)
     _open_archive.cache_clear()  # the file may have changed since
     try:
-        details = _open_archive(kind, archive).find("", detail=True)
+        details = storage.patiently(archive, lambda: _open_archive(kind, archive).find("", detail=True), _BAD_MEMBER)
     except FileNotFoundError:
         raise UserError(f"source {source} does not exist, expected a {kind} archive") from None
     except (OSError, *_BAD_MEMBER) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -37,7 +38,7 @@ def create(url: str, sync: bool = True) -> Iterator[Path]:
     Local files are synced and renamed into place; object stores publish an object when its upload is complete. Without
     `sync`, a loss of power may still damage the file, until `flush` is called.
     """
-    fs, path = _at(url)
+    fs, path = fsspec.url_to_fs(url)
     if _is_local(fs):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         part = Path(f"{path}.{uuid4().hex[:8]}.part")
@@ -52,18 +53,27 @@ def create(url: str, sync: bool = True) -> Iterator[Path]:
 
 def put(part: Path, url: str, sync: bool = True) -> None:
     """Publish a finished local file as `url`; it is gone from where it was, or may be removed."""
-    fs, path = _at(url)
+    fs, path = fsspec.url_to_fs(url)
     if _is_local(fs):
         if sync:
             flush(str(part))
         part.replace(path)
     else:
-        _patiently(url, lambda: fs.put_file(str(part), path))
+        patiently(url, lambda: _upload(fs, part, path))
+
+
+def _upload(fs: fsspec.AbstractFileSystem, part: Path, path: str) -> None:
+    try:
+        fs.put_file(str(part), path)
+    except FileNotFoundError as error:
+        if "NoSuchUpload" not in repr(error.__cause__):  # but NoSuchBucket
+            raise
+        raise ConnectionError(f"the store has dropped the upload ({error})") from error
 
 
 def flush(url: str) -> None:
     """Have a local file's content written to its disk; object stores have done so."""
-    fs, path = _at(url)
+    fs, path = fsspec.url_to_fs(url)
     if _is_local(fs):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -82,20 +92,20 @@ def local_copy(url: str) -> Iterator[Path]:
     Raises:
         FileNotFoundError: if there is no such file.
     """
-    fs, path = _at(url)
+    fs, path = fsspec.url_to_fs(url)
     if _is_local(fs):
         if not Path(path).is_file():
             raise FileNotFoundError(errno.ENOENT, "no such file", path)
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="sr-") as folder:
-        _patiently(url, lambda: fs.get_file(path, f"{folder}/copy"))
+        patiently(url, lambda: fs.get_file(path, f"{folder}/copy"))
         yield Path(folder, "copy")
 
 
 def sweep(folder: str) -> None:
     """Remove what killed writers left in a local folder more than an hour ago."""
-    fs, path = _at(folder)
+    fs, path = fsspec.url_to_fs(folder)
     if _is_local(fs):
         for part in Path(path).glob("*.part"):
             if time.time() - part.stat().st_mtime > 3600:
@@ -104,9 +114,9 @@ def sweep(folder: str) -> None:
 
 def read(url: str) -> bytes | None:
     """The file's content, or None if there is no such file."""
-    fs, path = _at(url)
+    fs, path = fsspec.url_to_fs(url)
     try:
-        return _patiently(url, lambda: bytes(fs.cat_file(path)))
+        return patiently(url, lambda: bytes(fs.cat_file(path)))
     except FileNotFoundError:
         return None
 
@@ -124,27 +134,34 @@ def read_json(url: str) -> Any:
 
 def exists(url: str) -> bool:
     """Whether there is such a file or folder."""
-    fs, path = _at(url)
-    return _patiently(url, lambda: bool(fs.exists(path)))
+    fs, path = fsspec.url_to_fs(url)
+    return patiently(url, lambda: bool(fs.exists(path)))
 
 
 def size(url: str) -> int | None:
     """Bytes of a file, or None if there is no such file."""
-    fs, path = _at(url)
+    fs, path = fsspec.url_to_fs(url)
     try:
-        return _patiently(url, lambda: int(fs.info(path)["size"]))
+        return patiently(url, lambda: int(fs.info(path)["size"]))
     except FileNotFoundError:
         return None
 
 
 def names(folder: str) -> list[str]:
     """Names in a folder, sorted; none if it doesn't exist."""
-    fs, path = _at(folder)
+    fs, path = fsspec.url_to_fs(folder)
     try:
-        entries = _patiently(folder, lambda: list(fs.ls(path, detail=False)))
+        entries = patiently(folder, lambda: list(fs.ls(path, detail=False)))
     except FileNotFoundError:
         return []
-    return sorted(name for entry in entries if (name := entry.rstrip("/").rsplit("/", 1)[-1]))
+    paths = {entry.rstrip("/") for entry in entries} - {path.rstrip("/")}  # S3's consoles make an object of a folder
+    return sorted(name for entry in paths if (name := entry.rsplit("/", 1)[-1]))
+
+
+def sha256(file: Path) -> str:
+    """Checksum of a local file, hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def plain_name(name: str) -> str:
@@ -152,27 +169,32 @@ def plain_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
-def _at(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    fs, path = fsspec.url_to_fs(url)
-    if not _is_local(fs):
-        fs.invalidate_cache()  # another process may have written since
-    return fs, path
-
-
 def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
     return "file" in fs.protocol
 
 
-_FOR_GOOD = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, NotImplementedError)
+_FOR_GOOD = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, NotImplementedError, ValueError)
+_FOR_GOOD_NAMED = re.compile("Credentials|Authentication|ParamValidation")
+"""In the names of such classes of the object stores' clients."""
 
 
 def _passing(error: BaseException) -> bool:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return isinstance(error, Exception) and not isinstance(error, _FOR_GOOD) and not full
+    for_good = isinstance(error, _FOR_GOOD) or bool(_FOR_GOOD_NAMED.search(type(error).__name__))
+    return isinstance(error, Exception) and not for_good and not full
 
 
-def _patiently(url: str, operation: Callable[[], T]) -> T:
-    """Try an operation of an object store until it works, or patience ends.
+_NUMBERS = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES}
+"""Of errors that come without: an OSError of that number is of that class."""
+
+
+def patiently(url: str, operation: Callable[[], T], final: tuple[type[Exception], ...] = ()) -> T:
+    """Try an operation on a file or folder of an object store until it works, or patience ends.
+
+    Args:
+        url: what it works on.
+        operation: what to do, perhaps several times.
+        final: exceptions that are the operation's own and pass unchanged.
 
     Raises:
         OSError: naming the URL.
@@ -180,16 +202,18 @@ def _patiently(url: str, operation: Callable[[], T]) -> T:
     fs, _ = fsspec.url_to_fs(url)
     if _is_local(fs):
         return operation()
+    fs.invalidate_cache()  # another process may have written since
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_passing),
+        retry=tenacity.retry_if_exception(lambda error: _passing(error) and not isinstance(error, final)),
         stop=tenacity.stop_after_delay(_PATIENCE_S),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
         reraise=True,
     )
     try:
         return retrying(operation)
-    except FileNotFoundError:
+    except final:
         raise
     except Exception as error:  # clients of object stores have exception classes of their own
-        number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
-        raise OSError(number, " ".join(str(error).split()) or type(error).__name__, url) from error
+        number = next((number for kind, number in _NUMBERS.items() if isinstance(error, kind)), errno.EIO)
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise OSError(getattr(error, "errno", None) or number, reason or type(error).__name__, url) from error

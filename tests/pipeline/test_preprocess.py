@@ -156,41 +156,33 @@ def test_large_pictures_are_reduced_first(small: Small, photos: Path) -> None:
     assert {patch_set.read_holdout(i).hr.shape for i in range(2)} == {(100, 100, 3)}
 
 
-@given(
-    sizes=st.lists(st.integers(48, 400), min_size=1, max_size=60),
-    change=st.integers(0, 59),
-    target=st.floats(0.05, 2),
-)
-def test_a_plan_keeps_the_order_and_most_shards_of_a_changed_source(
-    sizes: list[int], change: int, target: float
-) -> None:
-    """Content-defined ends: one picture more changes its shard and at most a few after it, not all."""
+def known(name: int, side: int) -> KnownPicture:
+    return KnownPicture(f"{name:05}", "", hashlib.sha256(f"{name} {side}".encode()).hexdigest(), side, side, 1, None)
+
+
+@given(sizes=st.lists(st.integers(48, 400), min_size=1, max_size=60), target=st.floats(0.05, 2))
+def test_a_plan_keeps_the_order_and_every_picture(sizes: list[int], target: float) -> None:
     config = read([*SMALL, f"preprocess.shard_mb={target}"])
-
-    def known(i: int) -> KnownPicture:
-        digest = hashlib.sha256(f"{i} {sizes[i]}".encode()).hexdigest()
-        return KnownPicture(f"{i:03}", "", digest, sizes[i], sizes[i], 1, None)
-
-    pictures = [known(i) for i in range(len(sizes))]
-    plan = list(preprocess._plan(config, pictures, held_out=False))
+    pictures = [known(i, side) for i, side in enumerate(sizes)]
+    plan = preprocess._plan(config, pictures, held_out=False)
     assert [p for spec in plan for p in spec.pictures] == pictures
-    ends = {spec.pictures[-1].name for spec in plan[:-1]}
-    del pictures[change % len(pictures)]
-    again = list(preprocess._plan(config, pictures, held_out=False))
-    # Once two ends coincide, all later ones do.
-    together = [i for i, spec in enumerate(again[:-1]) if spec.pictures[-1].name in ends]
-    if together and again[together[0]].pictures[-1].name > f"{change % len(sizes):03}":
-        assert [spec.file for spec in again[together[0] + 1 :]] == [
-            spec.file for spec in plan if spec.pictures[0].name > again[together[0]].pictures[-1].name
-        ]
+
+
+@given(gone=st.integers(0, 999))
+def test_a_plan_keeps_most_shards_of_a_changed_source(gone: int) -> None:
+    """One picture less changes the shards near it, whose ends soon coincide again; fixed sizes would shift them all."""
+    config = read([*SMALL, "preprocess.shard_mb=0.5"])
+    pictures = [known(i, 96) for i in range(1000)]
+    before = {spec.file for spec in preprocess._plan(config, pictures, held_out=False)}
+    del pictures[gone]
+    after = {spec.file for spec in preprocess._plan(config, pictures, held_out=False)}
+    assert len(before) > 40
+    assert len(after - before) <= 8
 
 
 def test_shards_are_of_the_target_size_on_average() -> None:
     config = read([*SMALL, "preprocess.shard_mb=1"])
-    pictures = [
-        KnownPicture(f"{i:05}", "", hashlib.sha256(bytes([i % 256, i // 256])).hexdigest(), 96, 96, 1, None)
-        for i in range(8000)
-    ]
+    pictures = [known(i, 96) for i in range(8000)]
     plan = list(preprocess._plan(config, pictures, held_out=False))
     sizes = [len(spec.pictures) * 96 * 96 * 3 / 1e6 for spec in plan[:-1]]
     assert 0.9 < np.mean(sizes) < 1.1
