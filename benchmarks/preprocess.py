@@ -79,7 +79,7 @@ def time_a_picture(files: list[Path], rounds: int, folder: Path) -> list[dict[st
     settings = Preprocess()
     known = [inspect(file) for file in files]
     photo = decode(files[0].read_bytes(), 10**9)
-    tensor, image = torch.from_numpy(photo).permute(2, 0, 1), Image.fromarray(photo)
+    tensor, image = shards.as_tensor(photo).permute(2, 0, 1), Image.fromarray(photo)
     small = (WIDTH // SCALE, HEIGHT // SCALE)
 
     def pipeline() -> None:

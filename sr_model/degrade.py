@@ -110,8 +110,9 @@ def _downscale_hwc(hr: Tensor, scale: int, form: Form) -> Tensor:
     weights = _integer_taps(scale)
     norm, lead = sum(weights), (len(weights) - scale) // 2
     legacy = form == "legacy"
-    vertical = _band(weights, scale, _ROWS, 1, largest=255)
-    horizontal = _band(weights, scale, _COLUMNS, channels, largest=255 if legacy else 255 * norm).T
+    vertical = _band(weights, scale, _ROWS, 1, _exact_dtype(weights, 255))
+    largest = 255 if legacy else 255 * norm
+    horizontal = _band(weights, scale, _COLUMNS, channels, _exact_dtype(weights, largest)).T
     above = _sources(rows, _ROWS, height, scale, len(weights), not legacy)
     along = _sources(columns, _COLUMNS, width, scale, len(weights), not legacy)
     left, right = along[:lead], along[lead + width :]
@@ -123,21 +124,16 @@ def _downscale_hwc(hr: Tensor, scale: int, form: Form) -> Tensor:
         if legacy:
             strip = _round_half_up(strip.div_(norm))
         strip = strip.view(_ROWS, width, channels)
-        strip = torch.cat([strip.index_select(1, left), strip, strip.index_select(1, right)], dim=1).to(
-            horizontal.dtype
-        )
-        windows = strip.view(_ROWS, -1).unfold(1, horizontal.shape[0], scale * _COLUMNS * channels)
-        y = (
-            torch.mm(windows.reshape(-1, len(horizontal)), horizontal)
-            .view(_ROWS, -1, channels)
-            .div_(norm if legacy else norm * norm)
-        )
+        strip = torch.cat([strip.index_select(1, left), strip, strip.index_select(1, right)], dim=1)
+        windows = strip.view(_ROWS, -1).to(horizontal.dtype).unfold(1, horizontal.shape[0], scale * _COLUMNS * channels)
+        y = torch.mm(windows.reshape(-1, len(horizontal)), horizontal).view(_ROWS, -1, channels)
         count = min(_ROWS, rows - start)
-        lr[start : start + count] = _round_half_up(y[:count, :columns])
+        lr[start : start + count] = _round_half_up(y[:count, :columns] / (norm if legacy else norm * norm))
     return lr
 
 
-def _integer_taps(scale: int) -> list[int]:
+@lru_cache(maxsize=64)
+def _integer_taps(scale: int) -> tuple[int, ...]:
     """Keys' kernel, stretched by `scale`, at the inputs around an output pixel, as integers without common divisor."""
     q = 2 * scale if scale % 2 == 0 else scale  # distances are m / q
     taps = []
@@ -146,21 +142,25 @@ def _integer_taps(scale: int) -> list[int]:
         inner, outer = 3 * d**3 - 5 * d**2 * q + 2 * q**3, -(d**3) + 5 * d**2 * q - 8 * d * q**2 + 4 * q**3
         taps.append(inner if d <= q else outer)
     divisor = math.gcd(*taps)
-    return [tap // divisor for tap in taps]
+    return tuple(tap // divisor for tap in taps)
 
 
-def _band(taps: list[int], scale: int, block: int, channels: int, largest: int) -> Tensor:
-    """Matrix from the inputs of `block` output pixels to these, both with interleaved channels.
-
-    Of float32 where all sums of inputs up to `largest` are exact in it, else of float64.
-    """
+def _exact_dtype(taps: tuple[int, ...], largest: int) -> torch.dtype:
+    """The smallest type in which all sums of inputs up to `largest` are exact."""
     exact = largest * sum(map(abs, taps)) < 2**24 and torch.get_float32_matmul_precision() == "highest"
-    band = torch.zeros(block, len(taps) + scale * (block - 1), dtype=torch.float32 if exact else torch.float64)
+    return torch.float32 if exact else torch.float64
+
+
+@lru_cache(maxsize=64)
+def _band(taps: tuple[int, ...], scale: int, block: int, channels: int, dtype: torch.dtype) -> Tensor:
+    """Matrix from the inputs of `block` output pixels to these, both with interleaved channels."""
+    band = torch.zeros(block, len(taps) + scale * (block - 1), dtype=dtype)
     for i in range(block):
         band[i, i * scale : i * scale + len(taps)] = torch.tensor(taps)
     return torch.kron(band, torch.eye(channels, dtype=band.dtype))
 
 
+@lru_cache(maxsize=64)
 def _sources(out_size: int, block: int, in_size: int, scale: int, taps: int, mirror: bool) -> Tensor:
     """Indices of the inputs that an axis' windows read, one after the other, up to a whole number of blocks."""
     last = scale * (-(-out_size // block) * block - 1) + taps
