@@ -125,10 +125,11 @@ def _downscale_hwc(hr: Tensor, scale: int, form: Form) -> Tensor:
             strip = _round_half_up(strip.div_(norm))
         strip = strip.view(_ROWS, width, channels)
         strip = torch.cat([strip.index_select(1, left), strip, strip.index_select(1, right)], dim=1)
-        windows = strip.view(_ROWS, -1).to(horizontal.dtype).unfold(1, horizontal.shape[0], scale * _COLUMNS * channels)
+        windows = strip.to(horizontal.dtype).view(_ROWS, -1).unfold(1, horizontal.shape[0], scale * _COLUMNS * channels)
         y = torch.mm(windows.reshape(-1, len(horizontal)), horizontal).view(_ROWS, -1, channels)
+        y.div_(norm if legacy else norm * norm)
         count = min(_ROWS, rows - start)
-        lr[start : start + count] = _round_half_up(y[:count, :columns] / (norm if legacy else norm * norm))
+        lr[start : start + count] = _round_half_up(y[:count, :columns])
     return lr
 
 
@@ -211,7 +212,7 @@ def _cubic(x: Tensor) -> Tensor:
 
 
 def _round_half_up(x: Tensor) -> Tensor:
-    return torch.floor(x + 0.5).clamp_(0, 255)
+    return (x + 0.5).floor_().clamp_(0, 255)
 
 
 def _to_uint8(x: Tensor) -> Tensor:
