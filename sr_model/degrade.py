@@ -20,7 +20,7 @@ Form = Literal["matlab", "legacy"]
 
 
 def downscale(hr: Tensor, scale: int, form: Form = "matlab") -> Tensor:
-    """Make the LR picture of an HR one, in exact integer arithmetic, in less time than Pillow's bicubic takes.
+    """Make the LR picture of an HR one, in exact integer arithmetic, in the time that Pillow's bicubic takes.
 
     Args:
         hr: (..., H, W) uint8; H and W multiples of `scale`. Fastest as a (3, H, W) view of a contiguous (H, W, 3).
