@@ -6,8 +6,10 @@ import logging
 import os
 import re
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 from pipeline.config import Config, UserError, stop_like_interrupt
@@ -17,6 +19,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process less; a lost worker is made good anyway
+os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
 
 import ray
 import ray.data
@@ -28,8 +32,36 @@ def connect(config: Config) -> None:
     Raises:
         UserError: if the cluster doesn't answer.
     """
-    if ray.is_initialized():
+    if _ahead:
+        _ahead.pop().result()
+    if not ray.is_initialized():
+        _connect(config)
+    stop_like_interrupt()  # ray.init put its own handler in place
+    configure()
+
+
+def connect_ahead(config: Config) -> None:
+    """Begin to connect in the background: seconds that the caller has for something else before it calls `connect`."""
+    if ray.is_initialized() or _ahead:
         return
+    connected: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            _connect(config)
+            connected.set_result(None)
+        except Exception as error:  # raised by `connect`
+            connected.set_exception(error)
+        threading.Event().wait()  # the kernel ends Ray's processes with the thread that started them
+
+    threading.Thread(target=run, name="connect", daemon=True).start()
+    _ahead.append(connected)
+
+
+_ahead: list[Future[None]] = []
+
+
+def _connect(config: Config) -> None:
     address = config.cluster.address or os.environ.get("RAY_ADDRESS")
     local = address in (None, "local")
     try:
@@ -50,8 +82,6 @@ def connect(config: Config) -> None:
         raise UserError(
             f"no Ray cluster answers at {address}: {reason}; expected HOST:PORT of a head, often port 6379, or nothing"
         ) from None
-    stop_like_interrupt()  # ray.init put its own handler in place
-    configure()
 
 
 def configure() -> None:

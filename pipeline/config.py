@@ -16,7 +16,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -104,6 +104,13 @@ class Data(BaseModel):
     """Tiles of a lane that are shuffled together; bounds the memory of a lane."""
     augment: bool = True
     """Random flips and quarter turns."""
+    hold: Literal["auto", "map", "stream"] = "auto"
+    """Where tiles are read from: an unpacked copy on each node that its workers map into memory, the patch set itself,
+    or the copy where it fits `hold_mb` and half of the free disk. The batches are the same."""
+    hold_mb: float = Field(8000, ge=0)
+    """MB of unpacked tiles up to which "auto" maps."""
+    scratch: str | None = None
+    """Folder on each node for unpacked tiles; one in the system's temporary folder where not given."""
 
 
 class Model(BaseModel):
@@ -131,12 +138,23 @@ class Train(BaseModel):
     measuring a few before the start."""
     global_batch: int = Field(16, ge=1)
     """Patches an optimizer step, over all workers and micro-batches."""
-    micro_batch: int = Field(16, ge=1)
-    """Largest number of patches a worker holds at once; gradients are accumulated up to the global batch."""
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Largest number of patches a worker holds at once; gradients are accumulated up to the global batch. "auto" takes
+    what fits four fifths of `memory_mb`, by measuring small ones before the start."""
+    memory_mb: float | None = Field(None, gt=0)
+    """MB a worker may use; its share of what is free on its device where not given."""
+    recompute: bool = False
+    """Compute the activations of a block again instead of keeping them (activation checkpointing): less memory, more
+    time, the same gradients."""
     loss: dict[str, Weight] = {"mse": 1.0}
     """Weight of each term of the objective."""
     lr: float = Field(4e-4, gt=0)
-    """Peak learning rate of Adam."""
+    """Peak learning rate of Adam, at a global batch of `lr_batch`."""
+    lr_scaling: Literal["none", "sqrt", "linear"] = "none"
+    """How the peak learning rate grows with global_batch / lr_batch: not at all, with its square root (Krizhevsky 2014,
+    arXiv:1404.5997), or in proportion (Goyal et al. 2017, arXiv:1706.02677)."""
+    lr_batch: int = Field(16, ge=1)
+    """Global batch that `lr` is meant for."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
     warmup: float = Field(0.03, ge=0, lt=1)
@@ -150,6 +168,13 @@ class Train(BaseModel):
     constant 0.999 from the first step would lag by a thousand steps."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of the forward and backward pass; "auto" takes bf16 where the device computes it in hardware."""
+    channels_last: bool = True
+    """Memory layout in which channels of a pixel lie together: what convolutions on CPU and tensor cores want."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile, which takes half a minute before the first step; "auto" takes it from 2000 steps on, where a
+    compiler is at hand."""
+    max_skipped: int = Field(10, ge=1)
+    """Steps in a row with a non-finite loss or gradient, which are skipped, after which training stops."""
     seed: int = 0
     """Seed of initialisation, sample order and augmentation."""
     init_from: str | None = None
@@ -158,6 +183,8 @@ class Train(BaseModel):
     """Steps between validations on the held-out pictures."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between checkpoints; no more than these are repeated after an interruption."""
+    keep: int = Field(1, ge=0)
+    """Checkpoints kept beside the newest, and beside the weights that were best on the held-out pictures."""
     log_every: int = Field(10, ge=1)
     """Steps between records of loss, learning rate and throughput."""
 
@@ -192,6 +219,8 @@ class Evaluate(BaseModel):
     """Benchmark sets, name=folder, in a layout of docs/data.md: with the set's LR files, or HR pictures alone."""
     pictures: int = Field(6, ge=0)
     """Pictures shown in the report, per set."""
+    while_training: bool = False
+    """Also score the benchmark sets at each validation: for display only, they choose nothing."""
 
 
 class Tracking(BaseModel):
@@ -214,6 +243,11 @@ class Cluster(BaseModel):
     """Ray cluster; $RAY_ADDRESS, else a local Ray that ends with the command."""
     workers: int | None = Field(None, ge=1)
     """Training workers; where not given one a GPU, without GPUs two (or one on a single core)."""
+    min_workers: int | None = Field(None, ge=1)
+    """Go on with fewer workers, down to this number, after a node was lost, and with `workers` again when one is back;
+    where not given, wait for a replacement."""
+    resize_s: float = Field(60, gt=0)
+    """Seconds between looks for a lost worker's replacement, where `min_workers` is given."""
     cpus_per_worker: int | None = Field(None, ge=1)
     """CPU cores of a training worker; an equal share of the cluster's where not given."""
     gpu: bool | None = None
@@ -222,8 +256,9 @@ class Cluster(BaseModel):
     """Restarts of training from its newest checkpoint after a worker was lost; -1 for any number."""
     object_store_mb: int = Field(256, ge=80)
     """MB of shared memory of a local Ray."""
-    timeout_s: int = Field(600, ge=30)
-    """Seconds after which a collective operation without answer ends the attempt."""
+    timeout_s: int = Field(600, ge=10)
+    """Seconds without progress after which a worker counts as hung and training restarts from its newest checkpoint;
+    longer than a step and than any held-out picture takes."""
 
 
 class Config(BaseSettings):
@@ -337,7 +372,21 @@ class Config(BaseSettings):
 
 
 def parse(argv: Sequence[str], module: str, purpose: str) -> Config:
+    """`parse_with` no further flags."""
+    return parse_with({}, argv, module, purpose)[0]
+
+
+def parse_with(flags: dict[str, str], argv: Sequence[str], module: str, purpose: str) -> tuple[Config, set[str]]:
     """Read a command line: `--config FILE` and dotted options such as `--train.lr 2e-4` or `train.lr=2e-4`.
+
+    Args:
+        flags: switches beside the settings, such as "--dry-run", and what --help says of them.
+        argv: the command line.
+        module: name of the stage.
+        purpose: what the stage is for, a sentence.
+
+    Returns:
+        The configuration and the flags that were given.
 
     Raises:
         UserError: for an unknown key or a bad value, in the file or on the command line.
@@ -350,17 +399,20 @@ def parse(argv: Sequence[str], module: str, purpose: str) -> Config:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, such as configs/demo.yaml")
+    for flag, purpose in flags.items():
+        parser.add_argument(flag, action="store_true", dest=flag, help=purpose)
     source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(
         Config, root_parser=parser, cli_exit_on_error=False
     )
-    given = vars(parser.parse_args(_dashed(argv)))
+    given = vars(parser.parse_args(_dashed(argv, flags)))
     file = given.pop("config")
+    raised = {flag for flag in flags if given.pop(flag)}
     try:
         from_cli = source(parsed_args=given)()
     except SettingsError as error:
         raise UserError(" ".join(str(error).split())) from None
     try:
-        return Config(**_override(_read_yaml(file) if file else {}, from_cli, Config))
+        return Config(**_override(_read_yaml(file) if file else {}, from_cli, Config)), raised
     except ValidationError as error:
         raise UserError(_sentence(error, file)) from None
 
@@ -396,11 +448,12 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _dashed(argv: Sequence[str]) -> list[str]:
+def _dashed(argv: Sequence[str], flags: Iterable[str]) -> list[str]:
     """Turn bare `key=value` into `--key=value`, but leave the value of a preceding option alone."""
     dashed: list[str] = []
     for arg in argv:
-        is_value = bool(dashed) and dashed[-1].startswith("--") and "=" not in dashed[-1]
+        option = dashed[-1] if dashed else ""
+        is_value = option.startswith("--") and "=" not in option and option not in flags
         dashed.append(arg if arg.startswith("-") or is_value or "=" not in arg else f"--{arg}")
     return dashed
 

@@ -18,9 +18,8 @@ from pipeline import cluster, patchset, preprocess, sources, storage, train
 from pipeline.config import Config, Model, UserError, command, fingerprint, parse
 from pipeline.learner import build_network, load_weights
 from pipeline.patchset import Bytes, PatchSet
-from pipeline.pictures import RejectedPictureError, decode
-from pipeline.scoring import bicubic_picture, channels_first, mean_scores, score_picture, upscale_picture
-from sr_model.degrade import downscale
+from pipeline.pictures import RejectedPictureError
+from pipeline.scoring import bicubic_picture, load_pair, mean_scores, score_picture, upscale_picture
 from sr_model.srresnet import SRResNet
 
 ALGORITHM = 1
@@ -171,15 +170,7 @@ def _load_pair(task: dict[str, Any]) -> tuple[Bytes, Bytes, str]:
     if task["patch_set"]:
         picture = patchset.load(task["patch_set"]).read_holdout(task["index"])
         return picture.hr, picture.lr, "made here"
-    scale = task["scale"]
-    hr = decode(sources.read_bytes(task["hr"]), task["max_pixels"], as_stored=True)
-    hr = hr[: hr.shape[0] // scale * scale, : hr.shape[1] // scale * scale]
-    if not task["lr"]:
-        return hr, downscale(channels_first(hr), scale).permute(1, 2, 0).numpy(), "made here, MATLAB's bicubic"
-    lr = decode(sources.read_bytes(task["lr"]), task["max_pixels"], as_stored=True)
-    if (lr.shape[0] * scale, lr.shape[1] * scale, lr.shape[2]) != hr.shape:
-        raise RejectedPictureError(f"has an LR file of {lr.shape}, which doesn't fit HR {hr.shape} at x{scale}")
-    return hr, lr, "the set's own files"
+    return load_pair(task["hr"], task["lr"] or None, task["scale"], task["max_pixels"])
 
 
 @lru_cache(maxsize=2)

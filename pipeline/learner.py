@@ -6,13 +6,15 @@ Knows nothing of Ray; `pipeline.train` runs one `Learner` on every worker.
 from __future__ import annotations
 
 import copy
-import json
 import math
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -22,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline import storage
 from pipeline.config import Config, Model, Train, UserError
 from pipeline.patchset import Bytes
+from pipeline.reader import Batch
 from sr_model.losses import objective
 from sr_model.srresnet import SRResNet
 
@@ -33,6 +36,8 @@ class StepResult(NamedTuple):
     terms: dict[str, Tensor]
     gradient_norm: Tensor
     """Of the global gradient before clipping; the same on all ranks."""
+    skipped: str | None = None
+    """What was not finite (terms of the objective, else "gradient"), so that nothing was changed."""
 
 
 class Learner:
@@ -44,22 +49,32 @@ class Learner:
         device: where to compute.
         world: number of ranks; a process group must exist if more than one.
         bf16: whether to compute in bf16; by `use_bf16` where not given.
+        compiled: whether to compile the network.
     """
 
     def __init__(
-        self, config: Config, steps: int, device: torch.device, world: int = 1, bf16: bool | None = None
+        self,
+        config: Config,
+        steps: int,
+        device: torch.device,
+        world: int = 1,
+        bf16: bool | None = None,
+        compiled: bool = False,
     ) -> None:
         self.settings = config.train
         self.steps, self.device, self.world = steps, device, world
         net = build_network(config.scale, config.model, config.train.seed)
         if config.train.init_from:
             load_weights(net, config.train.init_from)
-        # channels_last is what convolutions on CPU and tensor cores want.
-        net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        net = net.to(device, memory_format=layout)  # type: ignore[call-overload]
+        net.recompute = config.train.recompute
         self.ema = copy.deepcopy(net).eval().requires_grad_(False)
         if world > 1 and config.model.batch_norm and device.type == "cuda":
             net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # refuses CPU tensors: there, statistics are per rank
         self.net: SRResNet = net
+        if compiled:
+            net.compile()
         self._forward: nn.Module = (
             DistributedDataParallel(net, gradient_as_bucket_view=True, broadcast_buffers=config.model.batch_norm)
             if world > 1
@@ -67,50 +82,68 @@ class Learner:
         )
         self.bf16 = use_bf16(config.train.precision, device) if bf16 is None else bf16
         self.optimizer = torch.optim.Adam(net.parameters(), lr=config.train.lr, betas=config.train.betas, fused=True)
+        self.skipped = self.skipped_in_a_row = 0
+        """Steps without a finite gradient, in all and since the last good one."""
+        self._statistics = list(net.buffers())
+        self._statistics_before = [buffer.clone() for buffer in self._statistics]
 
-    def step(self, step: int, lr: Bytes, hr: Bytes, micro_sizes: list[int]) -> StepResult:
+    def step(self, step: int, batches: Iterable[Batch], count: int = 1) -> StepResult:
         """Make optimizer step number `step` (from 0) with this rank's samples.
+
+        A step whose loss or gradient is not finite on any rank is skipped on all: weights, moments, moving average and
+        BatchNorm's statistics stay as they were.
 
         Args:
             step: sets the learning rate and the decay of the moving average.
-            lr: (n, h, w, 3) uint8.
-            hr: (n, s*h, s*w, 3) uint8.
-            micro_sizes: samples of each micro-batch, summing to n; as many on all ranks, 0 for none.
+            batches: the micro-batches, taken one by one; as many on all ranks, without samples where there are none.
+            count: how many.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        _copy(self._statistics, self._statistics_before)
         sums: dict[str, Tensor] = {}
-        start = 0
-        for i, size in enumerate(micro_sizes):
-            last = i == len(micro_sizes) - 1
+        for i, batch in enumerate(islice(batches, count)):
+            last = i == count - 1
             with nullcontext() if last or self.world == 1 else self._forward.no_sync():  # type: ignore[operator]
-                loss, terms = self._micro_step(lr[start : start + size], hr[start : start + size])
-                # DDP divides the sum over ranks by their number.
-                (loss * self.world).backward()
-            start += size
+                loss, terms = self._micro_step(batch)
+                # DDP divides the sum over ranks by their number. A loss that isn't finite spoils the gradient of all
+                # ranks, whatever its own gradient is, so that all skip the step.
+                loss.backward(torch.where(loss.detach().isfinite(), float(self.world), math.nan).to(loss.dtype))
             for name, value in {"objective": loss.detach(), **terms}.items():
                 sums[name] = sums[name] + value if name in sums else value
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip_norm, foreach=True)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.steps, self.settings)
+        objective = sums.pop("objective")
+        if not torch.isfinite(norm):
+            _copy(self._statistics_before, self._statistics)
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            return StepResult(objective, sums, norm, self._culprits(sums))
+        self.skipped_in_a_row = 0
         self.optimizer.step()
         self._average(ema_decay(step, self.settings.ema_decay))
-        return StepResult(sums.pop("objective"), sums, norm)
+        return StepResult(objective, sums, norm)
 
-    def _micro_step(self, lr: Bytes, hr: Bytes) -> tuple[Tensor, dict[str, Tensor]]:
+    def _micro_step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         # Without samples, while others still have some: take part in the synchronisation, without weight, and without
         # a trace in BatchNorm's statistics (SyncBatchNorm must stay in step with the others, and counts it).
+        lr, hr, orientation = batch
         self._forward.train(len(lr) > 0 or self.device.type == "cuda")
+        weight = 1.0 / self.settings.global_batch
         if len(lr) == 0:
-            shape = (1, *lr.shape[1:]), (1, *hr.shape[1:])
-            lr, hr = np.zeros(shape[0], np.uint8), np.zeros(shape[1], np.uint8)
+            lr, hr, orientation = (np.zeros((1, *part.shape[1:]), np.uint8) for part in batch)
             weight = 0.0
-        else:
-            weight = 1.0 / self.settings.global_batch
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            sr = self._forward(to_unit(lr, self.device))
-        target = to_unit(hr, self.device)
+            sr = self._forward(to_unit(lr, self.device, orientation))
+        target = to_unit(hr, self.device, orientation)
         total, terms = objective(sr.to(target.dtype), target, self.settings.loss)
         return total.sum() * weight, {name: term.sum() * weight for name, term in terms.items()}
+
+    def _culprits(self, terms: dict[str, Tensor]) -> str:
+        bad = torch.stack([~term.isfinite() for term in terms.values()]).int()
+        if self.world > 1:
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+        return "+".join(name for name, flag in zip(terms, bad.tolist(), strict=True) if flag) or "gradient"
 
     @torch.no_grad()
     def _average(self, decay: float) -> None:
@@ -126,29 +159,34 @@ class Learner:
             for buffer in self.ema.buffers():
                 dist.broadcast(buffer, 0)
 
-    def save(self, folder: Path, step: int) -> None:
-        """Write weights, moving average, optimizer and `step` finished steps to a folder."""
+    def save(self, folder: Path) -> dict[str, int]:
+        """Write weights, moving average and optimizer to a folder; returns the rest of the state."""
         safetensors.torch.save_file(contiguous(self.net), folder / "model.safetensors")
         safetensors.torch.save_file(contiguous(self.ema), folder / "ema.safetensors")
         torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
-        (folder / "state.json").write_text(json.dumps({"step": step}))
+        return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
 
-    def load(self, folder: Path) -> int:
-        """Restore what `save` wrote; returns the number of finished steps."""
+    def load(self, folder: Path, state: dict[str, int]) -> None:
+        """Restore what `save` wrote and returned."""
         self.net.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
         self.ema.load_state_dict(safetensors.torch.load_file(folder / "ema.safetensors"))
         optimizer = torch.load(folder / "optimizer.pt", map_location=self.device, weights_only=True)
         self.optimizer.load_state_dict(optimizer)
-        step: int = json.loads((folder / "state.json").read_text())["step"]
-        return step
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
 
-    def sum_over_ranks(self, *values: Tensor) -> list[float]:
-        """Add up scalars over the ranks."""
-        total = torch.stack([value.detach().float() for value in values])
+    def gather(self, values: Sequence[Tensor | float]) -> list[list[float]]:
+        """Scalars of every rank, in order of ranks."""
+        mine = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values])
+        ranks = [mine]
         if self.world > 1:
-            dist.all_reduce(total)
-        summed: list[float] = total.tolist()
-        return summed
+            ranks = [torch.empty_like(mine) for _ in range(self.world)]
+            dist.all_gather(ranks, mine)
+        return [rank.tolist() for rank in ranks]
+
+
+def _copy(source: list[Tensor], target: list[Tensor]) -> None:
+    if source:
+        torch._foreach_copy_(target, source)
 
 
 def build_network(scale: int, model: Model, seed: int) -> SRResNet:
@@ -183,19 +221,29 @@ def contiguous(net: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
 
 
-def to_unit(pictures: Bytes, device: torch.device) -> Tensor:
-    """(n, h, w, 3) uint8 to (n, 3, h, w) in [0, 1], channels_last, of torch's default dtype, float32."""
-    x = torch.from_numpy(pictures).to(device, non_blocking=True).permute(0, 3, 1, 2)
-    return x.to(torch.get_default_dtype()).div_(255)
+def to_unit(pictures: Bytes, device: torch.device, orientation: npt.NDArray[np.uint8] | None = None) -> Tensor:
+    """(n, h, w, 3) uint8 to (n, 3, h, w) in [0, 1], channels_last, of torch's default dtype, float32.
+
+    `orientation` (n,) mirrors and turns square pictures, as bits: 1 left and right, then 2 top and bottom, then 4 axes.
+    """
+    x = torch.from_numpy(pictures).to(device, non_blocking=True)
+    if orientation is not None and orientation.any():
+        how = torch.from_numpy(orientation).to(device, non_blocking=True)[:, None, None, None]
+        x = torch.where((how & 1).bool(), x.flip(2), x)
+        x = torch.where((how & 2).bool(), x.flip(1), x)
+        x = torch.where((how & 4).bool(), x.transpose(1, 2), x)
+    return x.permute(0, 3, 1, 2).to(torch.get_default_dtype()).div_(255)
 
 
 def learning_rate(step: int, steps: int, settings: Train) -> float:
     """Linear warm-up, then a cosine to `lr_final` of the peak; Loshchilov and Hutter 2017 (arXiv:1608.03983)."""
+    growth = settings.global_batch / settings.lr_batch
+    peak = settings.lr * {"none": 1.0, "sqrt": math.sqrt(growth), "linear": growth}[settings.lr_scaling]
     warmup = max(round(settings.warmup * steps), 1)
     if step < warmup:
-        return settings.lr * (step + 1) / warmup
+        return peak * (step + 1) / warmup
     progress = (step - warmup) / max(steps - warmup, 1)
-    return settings.lr * (settings.lr_final + (1 - settings.lr_final) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return peak * (settings.lr_final + (1 - settings.lr_final) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def ema_decay(step: int, decay: float) -> float:

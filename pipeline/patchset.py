@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -359,13 +360,16 @@ def _unpack(column: pa.ChunkedArray, side: int) -> Bytes:
 
 
 def _read_group(url: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:
-    return storage.patiently(url, lambda: _open(url).read_row_group(group, columns=columns))
+    reader = threading.get_ident()  # readers share no open file: its position would be shared, too
+    return storage.patiently(url, lambda: _open(url, reader).read_row_group(group, columns=columns))
 
 
-@lru_cache(maxsize=32)
-def _open(url: str) -> pq.ParquetFile:
-    # Of an object store, a row group's columns in one request, and nothing else: by default it reads 50 MB ahead.
+@lru_cache(maxsize=128)
+def _open(url: str, _reader: int) -> pq.ParquetFile:
     fs, path = fsspec.url_to_fs(url)
+    if "file" in fs.protocol:
+        return pq.ParquetFile(path, memory_map=True)
+    # Of an object store, a row group's columns in one request, and nothing else: by default it reads 50 MB ahead.
     return pq.ParquetFile(fs.open(path, "rb", cache_type="none"), pre_buffer=True)
 
 

@@ -1,42 +1,72 @@
-"""Training batches from a patch set: the samples of one optimizer step after the other, read ahead in a thread."""
+"""Training samples from a patch set: one micro-batch after the other, cut in a thread, tiles read ahead by others.
+
+Tiles come from wherever the patch set lies, a window of each lane at a time; or, where the set fits a budget, from an
+unpacked copy that all workers of a node map into memory. Both give the same batches.
+"""
 
 from __future__ import annotations
 
+import os
 import queue
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
+import filelock
 import numpy as np
+import numpy.typing as npt
+import torch
 
+from pipeline.config import UserError
 from pipeline.patchset import Bytes, PatchSet
-from pipeline.sampler import SampleOrder, Window, augmentations
+from pipeline.sampler import Ints, SampleOrder, Samples, Window, augmentations, micro_batches
+
+_READERS = 4
+"""Threads that fetch row groups: the latency of an object store is hidden by asking for several at once."""
 
 
 class Batch(NamedTuple):
-    """A rank's samples of one optimizer step."""
+    """A rank's samples of one micro-batch."""
 
-    step: int
     lr: Bytes
     """(n, crop/scale, crop/scale, 3)"""
     hr: Bytes
     """(n, crop, crop, 3)"""
+    orientation: npt.NDArray[np.uint8]
+    """(n,); how both are to be turned, which is quicker on the whole batch and on the device: `sampler.Augmentations`.
+    """
+
+
+class Tiles(Protocol):
+    """Where row groups are read from: a `PatchSet`, or a copy of it in memory."""
+
+    def read_group(self, number: int) -> tuple[Bytes, Bytes]:
+        """Tiles of a row group, (n, tile, tile, 3) and (n, tile/scale, tile/scale, 3)."""
+        ...
 
 
 class BatchReader:
-    """Reads a rank's samples of one step after the other, ahead of time, in a thread.
+    """Reads a rank's micro-batches of one step after the other, ahead of time.
 
-    Memory: for each lane of the rank the row groups of one window, and `ahead` batches.
+    Memory: for each lane of the rank the row groups of two windows (none where tiles are mapped), and `ahead`
+    micro-batches.
 
     Args:
         patch_set: what to read.
         order: which samples make a step.
         batch: global batch size.
+        micro_batch: the most samples to give at once.
         crop: HR pixels, side of a training patch.
-        augment: whether to flip and turn.
+        augment: whether to mirror and turn.
         rank: this worker.
         world: number of workers.
-        ahead: batches to have ready.
+        tiles: where to read row groups from; the patch set itself where not given.
+        pin: whether batches lie in page-locked memory, from which a GPU copies by itself.
+        ahead: micro-batches to have ready.
     """
 
     def __init__(
@@ -45,25 +75,31 @@ class BatchReader:
         order: SampleOrder,
         *,
         batch: int,
+        micro_batch: int,
         crop: int,
         augment: bool,
-        rank: int,
-        world: int,
+        rank: int = 0,
+        world: int = 1,
+        tiles: Tiles | None = None,
+        pin: bool = False,
         ahead: int = 4,
     ) -> None:
-        self._set = patch_set
-        self._order = order
-        self._batch, self._crop, self._augment = batch, crop, augment
-        self._rank, self._world, self._ahead = rank, world, ahead
+        self._set, self._order, self._tiles = patch_set, order, tiles or patch_set
+        self._batch, self._micro, self._crop, self._augment = batch, micro_batch, crop, augment
+        self._rank, self._world, self._pin, self._ahead = rank, world, pin, ahead
         self._first_tile = np.cumsum([0, *patch_set.row_groups])
-        self._held: dict[int, tuple[Window, dict[int, tuple[Bytes, Bytes]]]] = {}  # lane -> its row groups
+        self._held: dict[int, dict[Window, dict[int, Future[tuple[Bytes, Bytes]]]]] = {}  # by lane
+
+    def sizes(self, step: int) -> list[int]:
+        """Samples of each of the rank's micro-batches in a step; as many micro-batches on all ranks, 0 for none."""
+        return micro_batches(self._order.shares(step, self._batch, self._world), self._micro, self._rank)
 
     def read(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps [start, stop)."""
-        ready: queue.Queue[Batch | Exception] = queue.Queue(self._ahead)
+        """The micro-batches of steps [start, stop), `len(sizes(step))` of each."""
+        ready: queue.Queue[Batch | Exception | None] = queue.Queue(self._ahead)
         closed = threading.Event()
 
-        def put(item: Batch | Exception) -> None:
+        def put(item: Batch | Exception | None) -> None:
             while not closed.is_set():
                 try:
                     ready.put(item, timeout=0.2)
@@ -73,18 +109,22 @@ class BatchReader:
 
         def produce() -> None:
             try:
-                for step in range(start, stop):
-                    if closed.is_set():
-                        return
-                    put(self.step(step))
+                with ThreadPoolExecutor(_READERS, thread_name_prefix="tiles") as pool:
+                    for step in range(start, stop):
+                        for batch in self._step(step, pool):
+                            put(batch)
+                            if closed.is_set():
+                                return
+                put(None)
             except Exception as error:  # handed to the consumer, whose thread raises it
                 put(error)
+            finally:
+                self._held = {}
 
         thread = threading.Thread(target=produce, name="batch-reader", daemon=True)
         thread.start()
         try:
-            for _ in range(start, stop):
-                item = ready.get()
+            while (item := ready.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
                 yield item
@@ -92,31 +132,114 @@ class BatchReader:
             closed.set()
             thread.join()
 
-    def step(self, step: int) -> Batch:
-        """The samples of one step, read now."""
-        order, scale = self._order, self._set.scale
-        positions = order.share(step, self._batch, self._rank, self._world)
-        samples = [order.sample(position) for position in positions]
-        side = self._crop // scale
-        hr = np.empty((len(samples), self._crop, self._crop, 3), np.uint8)
-        lr = np.empty((len(samples), side, side, 3), np.uint8)
-        room = self._set.tile // scale - side
-        how = augmentations(samples, order.seed, room, self._augment)
-        for i, (position, sample) in enumerate(zip(positions, samples, strict=True)):
-            tile_hr, tile_lr = self._tile(order.window_of(position), sample.tile)
-            y, x, flip, turns = how[i]
-            for out, tile, s in ((hr, tile_hr, scale), (lr, tile_lr, 1)):
-                patch = tile[y * s : (y + side) * s, x * s : (x + side) * s]
-                out[i] = np.rot90(patch[:, ::-1] if flip else patch, turns)
-        return Batch(step, lr, hr)
+    def _step(self, step: int, pool: ThreadPoolExecutor) -> Iterator[Batch]:
+        share = self._order.share(step, self._batch, self._rank, self._world)
+        sizes = self.sizes(step)
+        for positions in np.split(share, np.cumsum(sizes)[:-1]):
+            yield self._cut(positions, pool)
 
-    def _tile(self, window: Window, tile: int) -> tuple[Bytes, Bytes]:
-        current, groups = self._held.get(window.lane, (None, {}))
-        if current != window:
-            needed = sorted(self._order.window_groups(window))
-            groups = {g: groups.get(g) or self._set.read_group(g) for g in needed}
-            self._held[window.lane] = window, groups
-        group = int(np.searchsorted(self._first_tile, tile, side="right")) - 1
-        hr, lr = groups[group]
-        row = tile - int(self._first_tile[group])
-        return hr[row], lr[row]
+    def _cut(self, positions: Ints, pool: ThreadPoolExecutor) -> Batch:
+        count, scale, side = len(positions), self._set.scale, self._crop // self._set.scale
+        hr, lr, orientation = (
+            torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin).numpy()
+            for shape in ((count, self._crop, self._crop, 3), (count, side, side, 3), (count,))
+        )
+        room = self._set.tile // scale - side
+        for window, where, samples in self._order.samples(positions) if count else ():
+            groups = self._window(window, pool)
+            how = augmentations(samples, self._order.seed, room, self._augment)
+            orientation[where] = how.orientation
+            group, row = self._locate(samples)
+            for i, g, r, y, x in zip(*(a.tolist() for a in (where, group, row, how.y, how.x)), strict=True):
+                tile_hr, tile_lr = groups[g].result()
+                lr[i] = tile_lr[r, y : y + side, x : x + side]
+                y, x = y * scale, x * scale
+                hr[i] = tile_hr[r, y : y + self._crop, x : x + self._crop]
+        return Batch(lr, hr, orientation)
+
+    def _locate(self, samples: Samples) -> tuple[Ints, Ints]:
+        """The row groups that tiles lie in, and their rows in these."""
+        group = np.searchsorted(self._first_tile, samples.tile, side="right") - 1
+        return group, samples.tile - self._first_tile[group]
+
+    def _window(self, window: Window, pool: ThreadPoolExecutor) -> dict[int, Future[tuple[Bytes, Bytes]]]:
+        """The row groups of a window; those of the lane's next one begin to be read."""
+        held = self._held.get(window.lane, {})
+        following = self._order.next_window(window)
+        if following not in held:
+            known = {number: group for groups in held.values() for number, group in groups.items()}
+            held = {
+                w: {
+                    g: known.get(g) or known.setdefault(g, pool.submit(self._tiles.read_group, g))
+                    for g in self._order.window_groups(w)
+                }
+                for w in (window, following)
+            }
+            self._held[window.lane] = held
+        return held[window]
+
+
+class MappedTiles:
+    """All tiles of a patch set in two raw files, mapped into memory: `hr` (tiles, tile, tile, 3) uint8, and `lr`."""
+
+    def __init__(self, patch_set: PatchSet, folder: Path) -> None:
+        rows, side, small = sum(patch_set.row_groups), patch_set.tile, patch_set.tile // patch_set.scale
+        self._hr = np.memmap(folder / "hr", np.uint8, "r", shape=(rows, side, side, 3))
+        self._lr = np.memmap(folder / "lr", np.uint8, "r", shape=(rows, small, small, 3))
+        self._ends = np.cumsum(patch_set.row_groups).tolist()
+
+    def read_group(self, number: int) -> tuple[Bytes, Bytes]:
+        """Tiles of a row group, as views."""
+        rows = slice(self._ends[number - 1] if number else 0, self._ends[number])
+        return self._hr[rows], self._lr[rows]
+
+
+def hold(patch_set: PatchSet, how: str, budget_mb: float, scratch: str | None = None) -> Tiles:
+    """Decide where tiles are read from, and unpack them on this node if they are to be mapped and nobody did.
+
+    Args:
+        patch_set: whose tiles.
+        how: "stream" reads row groups where they lie; "map" unpacks; "auto" unpacks what fits the budget.
+        budget_mb: MB that "auto" may unpack, at most half of the free disk.
+        scratch: folder on this node for unpacked sets; one in the system's temporary folder where not given.
+
+    Raises:
+        UserError: if the folder cannot be used.
+    """
+    if how == "stream":
+        return patch_set
+    root = Path(scratch or f"{tempfile.gettempdir()}/sr-pipeline-{os.getuid()}")
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not scratch and root.stat().st_uid != os.getuid():  # in a folder that everyone may write to
+            raise UserError(f"{root} belongs to another user, expected data.scratch to name a folder of your own")
+        folder = root / patch_set.name
+        with filelock.FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                bytes_ = sum(patch_set.row_groups) * patch_set.tile**2 * 3 * (1 + patch_set.scale**-2)
+                if how == "auto" and bytes_ > min(budget_mb * 1e6, shutil.disk_usage(root).free / 2):
+                    return patch_set
+                _unpack(patch_set, folder)
+        return MappedTiles(patch_set, folder)
+    except OSError as error:
+        if how == "auto":
+            return patch_set
+        raise UserError(
+            f"cannot unpack the patch set into {root}: {error}, expected data.scratch to name a folder with room"
+        ) from None
+
+
+def _unpack(patch_set: PatchSet, folder: Path) -> None:
+    part = Path(f"{folder}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a worker that was killed
+    part.mkdir()
+    try:
+        with (part / "hr").open("wb") as hr_file, (part / "lr").open("wb") as lr_file:
+            for number in range(len(patch_set.row_groups)):
+                hr, lr = patch_set.read_group(number)
+                hr_file.write(hr.data.cast("B"))
+                lr_file.write(lr.data.cast("B"))
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    part.rename(folder)

@@ -17,7 +17,7 @@ if __name__ == "__main__" and __package__ in (None, ""):
     # Started as a script: Python put pipeline/ on the path, whose modules are not meant to be imported bare.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline import evaluate, patchset, preprocess, report, sources, storage, tracking, train
+from pipeline import cluster, evaluate, patchset, preprocess, report, sources, storage, tracking, train
 from pipeline.config import Config, command, parse
 from pipeline.patchset import PatchSet
 
@@ -44,6 +44,7 @@ def run(config: Config) -> str:
     if scores:
         print("training, evaluation and report reused: nothing has changed", flush=True)
     else:
+        cluster.connect_ahead(config)
         with tracking.Tracker(config).run(folder, config.name, {"stage": "workflow"}) as parent:
             parent.describe({"patch_set": patch_set.name, "source": ",".join(config.source)}, config)
             trained = train.train(config, patch_set, parent.id)

@@ -8,7 +8,8 @@ step g takes positions [g*B, (g+1)*B), however they are split over ranks and mic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -16,15 +17,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+Ints = npt.NDArray[np.int64]
 _U64 = npt.NDArray[np.uint64]
 
 
-class Sample(NamedTuple):
-    """The k-th crop of a tile in an epoch; `tile` counts the rows of all shards in manifest order."""
+class Samples(NamedTuple):
+    """Some samples, one in each row of the arrays, (n,) each."""
 
-    epoch: int
-    tile: int
-    k: int
+    epoch: Ints
+    tile: Ints
+    """Rows of all shards are counted in manifest order."""
+    k: Ints
+    """The k-th crop of the tile in this epoch."""
 
 
 class Window(NamedTuple):
@@ -36,8 +40,9 @@ class Window(NamedTuple):
 
 
 class _Content(NamedTuple):
-    samples: list[Sample]
-    groups: frozenset[int]
+    tile: Ints
+    k: Ints
+    groups: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,72 +79,91 @@ class SampleOrder:
         """Samples of an epoch."""
         return self.tiles // self.lanes * self.crops_per_tile * self.lanes
 
-    def lane(self, position: int) -> int:
-        """The lane that gives the sample at a position of the whole training."""
-        return position % self.epoch_length % self.lanes
+    def lane(self, positions: Ints) -> Ints:
+        """The lanes that give the samples at positions of the whole training."""
+        return positions % self.epoch_length % self.lanes
 
-    def sample(self, position: int) -> Sample:
-        """The sample at a position of the whole training."""
-        window, index = self._place(position)
-        return self._window(window).samples[index]
+    def samples(self, positions: Ints) -> list[tuple[Window, Ints, Samples]]:
+        """The samples at positions of the whole training, by the window they come from.
 
-    def window_of(self, position: int) -> Window:
-        """The epoch, lane and number of the window that the sample at a position belongs to."""
-        return self._place(position)[0]
+        Returns:
+            For each window its indices into `positions`, and the samples there; windows in order.
+        """
+        epoch, i = np.divmod(positions, self.epoch_length)
+        turn, lane = np.divmod(i, self.lanes)
+        number, index = np.divmod(turn, self.window * self.crops_per_tile)
+        windows, which = np.unique(np.stack([epoch, lane, number]), axis=1, return_inverse=True)
+        found = []
+        for j, key in enumerate(windows.T.tolist()):
+            window = Window(*key)
+            where = np.flatnonzero(which.reshape(-1) == j)
+            content = self._content(window)
+            found.append((window, where, Samples(epoch[where], content.tile[index[where]], content.k[index[where]])))
+        return found
 
-    def window_groups(self, window: Window) -> frozenset[int]:
-        """The row groups that a window's tiles lie in: what to hold together."""
-        return self._window(window).groups
+    def window_groups(self, window: Window) -> tuple[int, ...]:
+        """The row groups that a window's tiles lie in, ascending: what to hold together."""
+        return self._content(window).groups
 
-    def groups(self, epoch: int, lane: int) -> tuple[int, ...]:
+    def next_window(self, window: Window) -> Window:
+        """The window that follows in the same lane."""
+        last = (self.tiles // self.lanes - 1) // self.window
+        if window.number < last:
+            return window._replace(number=window.number + 1)
+        return Window(window.epoch + 1, window.lane, 0)
+
+    def groups(self, epoch: int, lane: int) -> Ints:
         """Row groups dealt to a lane, in reading order."""
         return self._deal(epoch)[lane]
 
-    def _place(self, position: int) -> tuple[Window, int]:
-        epoch, i = divmod(position, self.epoch_length)
-        lane, turn = i % self.lanes, i // self.lanes
-        number, index = divmod(turn, self.window * self.crops_per_tile)
-        return Window(epoch, lane, number), index
-
     @cached_property
-    def _deal(self) -> Callable[[int], list[tuple[int, ...]]]:
-        @lru_cache(maxsize=4)
-        def deal(epoch: int) -> list[tuple[int, ...]]:
+    def _deal(self) -> Callable[[int], list[Ints]]:
+        @lru_cache(maxsize=2)
+        def deal(epoch: int) -> list[Ints]:
             hands: list[list[int]] = [[] for _ in range(self.lanes)]
-            sizes = [0] * self.lanes
-            for group in permutation(len(self.row_groups), self.seed, epoch):
-                poorest = sizes.index(min(sizes))
-                hands[poorest].append(group)
-                sizes[poorest] += self.row_groups[group]
-            return [tuple(hand) for hand in hands]
+            poorest = [(0, lane) for lane in range(self.lanes)]
+            for group in permutation(len(self.row_groups), self.seed, epoch).tolist():
+                size, lane = poorest[0]
+                hands[lane].append(group)
+                heapq.heapreplace(poorest, (size + self.row_groups[group], lane))
+            return [np.array(hand, np.int64) for hand in hands]
 
         return deal
 
     @cached_property
-    def _window(self) -> Callable[[Window], _Content]:
-        first_tile = [0, *np.cumsum(self.row_groups).tolist()]
+    def _content(self) -> Callable[[Window], _Content]:
+        sizes = np.array(self.row_groups, np.int64)
+        first_tile = np.cumsum(sizes) - sizes
 
         @lru_cache(maxsize=4 * self.lanes)
         def content(window: Window) -> _Content:
             epoch, lane, number = window
-            dealt = [(t, g) for g in self.groups(epoch, lane) for t in range(first_tile[g], first_tile[g + 1])]
-            start = number * self.window
-            rows = range(start, min(start + self.window, self.tiles // self.lanes))
-            samples = [
-                # A tile met again, in a lane that was dealt too few, is cropped elsewhere.
-                Sample(epoch, dealt[i % len(dealt)][0], k + i // len(dealt) * self.crops_per_tile)
-                for i in rows
-                for k in range(self.crops_per_tile)
-            ]
-            order = permutation(len(samples), self.seed, *window)
-            return _Content([samples[i] for i in order], frozenset(dealt[i % len(dealt)][1] for i in rows))
+            dealt = self.groups(epoch, lane)
+            ends = np.cumsum(sizes[dealt])
+            rows = np.arange(number * self.window, min((number + 1) * self.window, self.tiles // self.lanes))
+            again, row = np.divmod(rows, ends[-1])
+            place = np.searchsorted(ends, row, side="right")
+            tile = first_tile[dealt[place]] + row - (ends - sizes[dealt])[place]
+            k = np.arange(self.crops_per_tile)
+            # A tile met again, in a lane that was dealt too few, is cropped elsewhere.
+            crops = (again * self.crops_per_tile)[:, None] + k
+            order = permutation(crops.size, self.seed, *window)
+            groups = tuple(np.unique(dealt[place]).tolist())
+            return _Content(tile.repeat(self.crops_per_tile)[order], crops.reshape(-1)[order], groups)
 
         return content
 
-    def share(self, step: int, batch: int, rank: int, world: int) -> list[int]:
+    def share(self, step: int, batch: int, rank: int, world: int) -> Ints:
         """Positions of optimizer step `step` that a rank owns: those of its lanes, `lane mod world == rank`."""
-        positions = range(step * batch, (step + 1) * batch)
-        return [position for position in positions if self.lane(position) % world == rank]
+        positions = np.arange(step * batch, (step + 1) * batch)
+        mine: Ints = positions[self.lane(positions) % world == rank]
+        return mine
+
+    def shares(self, step: int, batch: int, world: int) -> list[int]:
+        """How many samples of a step each rank owns."""
+        positions = np.arange(step * batch, (step + 1) * batch)
+        counts: list[int] = np.bincount(self.lane(positions) % world, minlength=world).tolist()
+        return counts
 
 
 def micro_batches(shares: list[int], micro_batch: int, rank: int) -> list[int]:
@@ -159,51 +183,43 @@ def micro_batches(shares: list[int], micro_batch: int, rank: int) -> list[int]:
     return [small] * (count - larger) + [small + 1] * larger
 
 
-class Augmentation(NamedTuple):
-    """Where to crop, and how to turn the crop."""
+class Augmentations(NamedTuple):
+    """Where to crop, and how to turn the crops; (n,) each."""
 
-    y: int
+    y: Ints
     """LR pixel origin of the crop within the tile."""
-    x: int
-    flip: bool
-    """Mirror left to right, before the turn."""
-    quarter_turns: int
+    x: Ints
+    orientation: npt.NDArray[np.uint8]
+    """One of the eight of a square, as bits: 1 mirrors left and right, then 2 top and bottom, then 4 both axes."""
 
 
-def augmentations(samples: Sequence[Sample], seed: int, room: int, turn: bool) -> list[Augmentation]:
+def augmentations(samples: Samples, seed: int, room: int, turn: bool) -> Augmentations:
     """The crop and orientation of each sample.
 
     Args:
         samples: which crops of which tiles.
         seed: training seed.
         room: LR pixels that a crop can move within its tile, 0 for none.
-        turn: whether to flip and turn.
+        turn: whether to mirror and turn.
     """
-    state = _fold(np.full(len(samples), seed), *np.array(samples).reshape(-1, 3).T)
-    y, x, how = (_mix(state + np.uint64(i)).astype(object) for i in range(3))
-    return [
-        Augmentation(
-            y=y[i] % (room + 1),
-            x=x[i] % (room + 1),
-            flip=turn and bool(how[i] & 1),
-            quarter_turns=(how[i] >> 1) % 4 if turn else 0,
-        )
-        for i in range(len(samples))
-    ]
+    state = _fold(np.full(len(samples.tile), seed), *samples)
+    y, x, how = (_mix(state + np.uint64(i)) for i in range(3))
+    steps = np.uint64(room + 1)
+    orientation = (how & np.uint64(7 if turn else 0)).astype(np.uint8)
+    return Augmentations((y % steps).astype(np.int64), (x % steps).astype(np.int64), orientation)
 
 
-def permutation(count: int, *key: int) -> list[int]:
+def permutation(count: int, *key: int) -> Ints:
     """A random order of range(count), the same for the same key on every machine and version."""
     state = _fold(*(np.array([part]) for part in (count, *key)))
     bits = _mix(state + np.arange(count, dtype=np.uint64) * _GAMMA)
-    order: list[int] = np.argsort(bits, kind="stable").tolist()
-    return order
+    return np.argsort(bits, kind="stable")
 
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
-def _fold(*parts: npt.NDArray[np.int64]) -> _U64:
+def _fold(*parts: Ints) -> _U64:
     """One 64-bit hash of several integers, elementwise."""
     state = np.zeros(parts[0].shape, dtype=np.uint64)
     for part in parts:

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipeline import sources
 from pipeline.learner import to_unit
 from pipeline.patchset import Bytes, HoldoutPicture
-from sr_model.degrade import upscale_bicubic
+from pipeline.pictures import RejectedPictureError, decode
+from sr_model.degrade import downscale, upscale_bicubic
 from sr_model.metrics import Score, score
 from sr_model.srresnet import SRResNet
 from sr_model.tiling import upscale
@@ -35,6 +37,28 @@ def upscale_picture(net: SRResNet, lr: Bytes, device: torch.device) -> Bytes:
         sr = sr.mean(dim=0, keepdim=True)
     eight_bit: Bytes = sr.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     return eight_bit
+
+
+def load_pair(hr: str, lr: str | None, scale: int, max_pixels: int) -> tuple[Bytes, Bytes, str]:
+    """Read a benchmark picture, cut to a multiple of the scale, and its LR file, or make that.
+
+    Returns:
+        HR (H, W, C) uint8, C 1 or 3 as stored; LR; and where the LR picture is from.
+
+    Raises:
+        RejectedPictureError: if a file cannot be used or the two don't fit.
+    """
+    hr_picture = decode(sources.read_bytes(hr), max_pixels, as_stored=True)
+    hr_picture = hr_picture[: hr_picture.shape[0] // scale * scale, : hr_picture.shape[1] // scale * scale]
+    if lr is None:
+        made = downscale(channels_first(hr_picture), scale).permute(1, 2, 0).numpy()
+        return hr_picture, made, "made here, MATLAB's bicubic"
+    lr_picture = decode(sources.read_bytes(lr), max_pixels, as_stored=True)
+    if (lr_picture.shape[0] * scale, lr_picture.shape[1] * scale, lr_picture.shape[2]) != hr_picture.shape:
+        raise RejectedPictureError(
+            f"has an LR file of {lr_picture.shape}, which doesn't fit HR {hr_picture.shape} at x{scale}"
+        )
+    return hr_picture, lr_picture, "the set's own files"
 
 
 def score_picture(sr: Bytes, hr: Bytes, scale: int) -> Score:

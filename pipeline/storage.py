@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -101,6 +101,13 @@ def local_copy(url: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sr-") as folder:
         patiently(url, lambda: fs.get_file(path, f"{folder}/copy"))
         yield Path(folder, "copy")
+
+
+def remove(folder: str) -> None:
+    """Remove a folder and what is in it, if it exists."""
+    fs, path = fsspec.url_to_fs(folder)
+    with suppress(FileNotFoundError):
+        patiently(folder, lambda: fs.rm(path, recursive=True))
 
 
 def sweep(folder: str) -> None:

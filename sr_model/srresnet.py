@@ -5,11 +5,14 @@ Shape legend: B pictures, C feature channels, (h, w) LR pixels, s scale, r facto
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Init = Literal["upsampler", "paper"]
 
@@ -31,6 +34,11 @@ class SRResNet(nn.Module):
 
     Raises:
         ValueError: for a scale without a stage layout.
+    """
+
+    recompute = False
+    """Whether training keeps only the inputs of blocks and tail, and computes the rest again for the backward pass
+    (activation checkpointing; Chen et al. 2016, arXiv:1604.06174): the same gradients from less memory and more time.
     """
 
     def __init__(
@@ -57,8 +65,14 @@ class SRResNet(nn.Module):
 
     def forward(self, lr: Tensor) -> Tensor:
         """Upscale `lr` (B, 3, h, w) to (B, 3, s*h, s*w); RGB, both nominally in [0, 1], the output not clamped."""
-        x = self.act_first(self.conv_first(lr))  # (B, C, h, w)
-        x = x + self.bn_body(self.conv_body(self.body(x)))
+        run = _run_and_forget if self.recompute and torch.is_grad_enabled() else _run
+        y = x = self.act_first(self.conv_first(lr))  # (B, C, h, w)
+        for block in self.body:
+            y = run(block, y)
+        x = x + self.bn_body(self.conv_body(y))
+        return run(self._upscale, x)
+
+    def _upscale(self, x: Tensor) -> Tensor:
         *first, last = cast("list[UpsampleStage]", list(self.upsample))
         for stage in first:
             x = F.pixel_shuffle(stage(x), stage.factor)
@@ -101,6 +115,31 @@ class UpsampleStage(nn.Module):
         """(B, C, h, w) to (B, C*r*r, h, w)."""
         y: Tensor = self.act(self.conv(x))
         return y
+
+
+def _run(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return part(x)
+
+
+def _run_and_forget(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _statistics_at_rest(part)
+
+    y: Tensor = checkpoint(part, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return y
+
+
+@contextmanager
+def _statistics_at_rest(part: object) -> Iterator[None]:
+    """Don't count a batch twice in BatchNorm's running statistics; the output doesn't depend on them in training."""
+    norms = [m for m in part.modules() if isinstance(m, nn.BatchNorm2d)] if isinstance(part, nn.Module) else []
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def fuse_conv_after_shuffle(conv: nn.Conv2d, factor: int) -> tuple[Tensor, Tensor]:

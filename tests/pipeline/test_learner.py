@@ -7,8 +7,9 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 from pipeline.config import Config, UserError, parse
-from pipeline.learner import Learner, build_network, ema_decay, learning_rate, load_weights, use_bf16
-from pipeline.patchset import Bytes
+from pipeline.learner import Learner, StepResult, build_network, ema_decay, learning_rate, load_weights, use_bf16
+from pipeline.reader import Batch
+from sr_model import losses
 
 CPU = torch.device("cpu")
 
@@ -18,9 +19,19 @@ def config(*more: str) -> Config:
     return parse([*small, "train.global_batch=16", *more], "train", "")
 
 
-def batch(n: int = 16, seed: int = 0) -> tuple[Bytes, Bytes]:
+def batch(n: int = 16, seed: int = 0) -> Batch:
     rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (n, 8, 8, 3), np.uint8), rng.integers(0, 256, (n, 32, 32, 3), np.uint8)
+    lr, hr = (rng.integers(0, 256, (n, side, side, 3), np.uint8) for side in (8, 32))
+    return Batch(lr, hr, rng.integers(0, 8, n, np.uint8))
+
+
+def split(whole: Batch, sizes: list[int], start: int = 0) -> list[Batch]:
+    ends = start + np.cumsum(sizes)
+    return [Batch(*(part[end - n : end] for part in whole)) for end, n in zip(ends, sizes, strict=True)]
+
+
+def make_step(learner: Learner, step: int, sizes: list[int], seed: int = 0) -> StepResult:
+    return learner.step(step, split(batch(seed=seed), sizes), len(sizes))
 
 
 def gradients(micro_sizes: list[int], start: int = 0, world: int = 1) -> dict[str, torch.Tensor]:
@@ -28,9 +39,7 @@ def gradients(micro_sizes: list[int], start: int = 0, world: int = 1) -> dict[st
     torch.set_default_dtype(torch.float64)
     try:
         learner = Learner(config("train.clip_norm=1e9", "train.lr=1e-9"), 10, CPU, world)
-        lr, hr = batch()
-        stop = start + sum(micro_sizes)
-        learner.step(0, lr[start:stop], hr[start:stop], micro_sizes)
+        learner.step(0, split(batch(), micro_sizes, start), len(micro_sizes))
         return {name: p.grad.clone() for name, p in learner.net.named_parameters() if p.grad is not None}
     finally:
         torch.set_default_dtype(torch.float32)
@@ -65,8 +74,8 @@ def _save_gradients(rank: int, folder: str) -> None:
 
 def test_one_step_moves_once_however_many_micro_batches() -> None:
     one, many = Learner(config(), 10, CPU), Learner(config(), 10, CPU)
-    one.step(0, *batch(), [16])
-    many.step(0, *batch(), [4, 4, 4, 4])
+    make_step(one, 0, [16])
+    make_step(many, 0, [4, 4, 4, 4])
     assert [s["step"] for s in many.optimizer.state.values()] == [s["step"] for s in one.optimizer.state.values()]
     for a, b in zip(one.net.parameters(), many.net.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
@@ -76,7 +85,7 @@ def test_the_moving_average_has_its_closed_form() -> None:
     learner = Learner(config("train.ema_decay=0.9"), 100, CPU)
     expected = {n: p.detach().clone().double() for n, p in learner.net.named_parameters()}
     for step in range(25):
-        learner.step(step, *batch(seed=step), [16])
+        make_step(learner, step, [16], seed=step)
         d = min(0.9, (1 + step) / (10 + step))
         for name, p in learner.net.named_parameters():
             expected[name] = d * expected[name] + (1 - d) * p.detach().double()
@@ -91,7 +100,7 @@ def test_the_average_warms_up() -> None:
 
 def test_batch_norm_statistics_are_averaged_too() -> None:
     learner = Learner(config("model.batch_norm=true"), 10, CPU)
-    learner.step(0, *batch(), [16])
+    make_step(learner, 0, [16])
     mean = learner.ema.bn_body.running_mean
     assert isinstance(mean, torch.Tensor)
     assert mean.abs().sum() > 0
@@ -106,18 +115,90 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
     assert rates[99] == pytest.approx(0.1, abs=1e-3)
 
 
+@pytest.mark.parametrize(("scaling", "factor"), [("none", 1), ("sqrt", 2), ("linear", 4)])
+def test_the_learning_rate_grows_with_the_global_batch(scaling: str, factor: float) -> None:
+    settings = config("train.lr=1e-3", f"train.lr_scaling={scaling}", "train.global_batch=64").train
+    plain = config("train.lr=1e-3").train
+    for step in (0, 10, 99):
+        assert learning_rate(step, 100, settings) == pytest.approx(factor * learning_rate(step, 100, plain))
+
+
+@pytest.mark.parametrize("term", sorted(losses.TERMS))
+def test_every_term_of_the_objective_moves_the_network(term: str) -> None:
+    learner = Learner(config(f"train.loss={{{term}: 1.0}}"), 10, CPU)
+    assert make_step(learner, 0, [16]).gradient_norm > 1e-4
+
+
+@pytest.mark.parametrize("batch_norm", ["true", "false"])
+def test_recomputed_activations_change_nothing(batch_norm: str) -> None:
+    plain, recomputed = (
+        Learner(config(f"model.batch_norm={batch_norm}", f"train.recompute={how}"), 10, CPU)
+        for how in ("false", "true")
+    )
+    for step in range(3):
+        make_step(plain, step, [8, 8], seed=step)
+        make_step(recomputed, step, [8, 8], seed=step)
+    for (name, a), b in zip(plain.net.state_dict().items(), recomputed.net.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def everything(learner: Learner) -> list[torch.Tensor]:
+    moments = [value for state in learner.optimizer.state.values() for value in state.values()]
+    return [
+        value.clone() for value in (*learner.net.state_dict().values(), *learner.ema.state_dict().values(), *moments)
+    ]
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_names_the_term(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = Learner(config("model.batch_norm=true", "train.loss={mse: 1.0, l1: 0.5}"), 10, CPU)
+    make_step(learner, 0, [8, 8])
+    before = everything(learner)
+    real, calls = losses.TERMS["l1"], iter([False, True])  # the second micro-batch
+
+    def sometimes(sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+        # Only its value: the gradient alone would tell nothing.
+        return real(sr, hr) + (torch.tensor(float("inf")) if next(calls) else 0)
+
+    monkeypatch.setitem(losses.TERMS, "l1", sometimes)
+    assert make_step(learner, 1, [8, 8]).skipped == "l1"
+    assert all(torch.equal(a, b) for a, b in zip(before, everything(learner), strict=True))
+    assert (learner.skipped, learner.skipped_in_a_row) == (1, 1)
+    monkeypatch.setitem(losses.TERMS, "l1", real)
+    assert make_step(learner, 2, [8, 8]).skipped is None
+    assert (learner.skipped, learner.skipped_in_a_row) == (1, 0)
+    assert not all(torch.equal(a, b) for a, b in zip(before, everything(learner), strict=True))
+
+
+def test_a_gradient_that_is_not_finite_skips_the_step() -> None:
+    learner = Learner(config(), 10, CPU)
+    learner.net.conv_last.weight.register_hook(lambda gradient: gradient * float("nan"))
+    assert make_step(learner, 0, [16]).skipped == "gradient"
+
+
+@pytest.mark.long
+def test_compiled_it_learns_the_same() -> None:
+    plain, compiled = (Learner(config(), 10, CPU, compiled=how) for how in (False, True))
+    for step in range(3):
+        make_step(plain, step, [8, 8], seed=step)
+        make_step(compiled, step, [8, 8], seed=step)
+    assert list(compiled.net.state_dict()) == list(plain.net.state_dict())
+    for a, b in zip(plain.net.parameters(), compiled.net.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-4)
+
+
 def test_stopped_and_restored_is_never_stopped(tmp_path: Path) -> None:
     straight = Learner(config("model.batch_norm=true"), 10, CPU)
     for step in range(6):
-        straight.step(step, *batch(seed=step), [8, 8])
+        make_step(straight, step, [8, 8], seed=step)
     first = Learner(config("model.batch_norm=true"), 10, CPU)
     for step in range(3):
-        first.step(step, *batch(seed=step), [8, 8])
-    first.save(tmp_path, 3)
+        make_step(first, step, [8, 8], seed=step)
+    state = first.save(tmp_path)
     second = Learner(config("model.batch_norm=true"), 10, CPU)
-    assert second.load(tmp_path) == 3
+    second.load(tmp_path, state)
+    assert second.optimizer.param_groups[0]["lr"] == first.optimizer.param_groups[0]["lr"]
     for step in range(3, 6):
-        second.step(step, *batch(seed=step), [8, 8])
+        make_step(second, step, [8, 8], seed=step)
     for mine, theirs in ((second.net, straight.net), (second.ema, straight.ema)):
         for (name, a), b in zip(mine.state_dict().items(), theirs.state_dict().values(), strict=True):
             assert torch.equal(a, b), name
@@ -126,15 +207,15 @@ def test_stopped_and_restored_is_never_stopped(tmp_path: Path) -> None:
 
 def test_training_starts_from_given_weights(tmp_path: Path) -> None:
     learner = Learner(config(), 10, CPU)
-    learner.step(0, *batch(), [16])
-    learner.save(tmp_path, 1)
+    make_step(learner, 0, [16])
+    learner.save(tmp_path)
     started = Learner(config(f"train.init_from={tmp_path / 'model.safetensors'}"), 10, CPU)
     for a, b in zip(started.net.parameters(), learner.net.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    Learner(config(), 10, CPU).save(tmp_path, 0)
+    Learner(config(), 10, CPU).save(tmp_path)
     other = build_network(4, config("model.blocks=3").model, 0)
     with pytest.raises(UserError, match="are of another network"):
         load_weights(other, str(tmp_path / "model.safetensors"))

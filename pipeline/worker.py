@@ -1,0 +1,427 @@
+"""What runs on every worker of a training: one optimizer step after the other, seen to, kept and made good.
+
+Ranks see the same numbers where they decide something, so that none goes on while another stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+
+from pipeline import memory, patchset, scoring, storage
+from pipeline.checkpoints import Checkpoints, State
+from pipeline.config import Config, UserError
+from pipeline.learner import Learner, StepResult, build_network, contiguous, load_weights
+from pipeline.patchset import HoldoutPicture, PatchSet
+from pipeline.planning import Plan, Rank, decide
+from pipeline.reader import BatchReader, hold
+from pipeline.sampler import SampleOrder
+from pipeline.tracking import Journal
+from sr_model.srresnet import SRResNet
+
+T = TypeVar("T")
+
+_SHOWN_PICTURES = 3
+_SHOWN_WORKERS = 16
+"""Up to so many, each worker's throughput is logged; of more, only the slowest's."""
+
+
+def train_loop(job: dict[str, Any]) -> dict[str, Any]:
+    """Train, or only plan; what Ray Train runs on every worker.
+
+    Args:
+        job: "config", "patch_set" (URL), "folder" (URL of the training), "benchmarks" ({set: [(name, HR, LR)]}),
+            "threads" (of a CPU worker), "dry_run".
+
+    Returns:
+        {"mistake": sentence} for what no restart would mend, else {"plan": what was decided}.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # compile here, not in processes of one's own
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    me = Rank(
+        ray.train.torch.get_device(),
+        context.get_world_rank(),
+        context.get_world_size(),
+        context.get_local_world_size(),
+    )
+    if me.device.type == "cpu":
+        torch.set_num_threads(job["threads"])
+    config = Config(**job["config"])
+    mistake = None
+    try:
+        patch_set = patchset.load(job["patch_set"])
+        if config.train.init_from:
+            load_weights(build_network(config.scale, config.model, 0), config.train.init_from)
+    except UserError as error:  # perhaps on this node only: the others must not wait
+        mistake = str(error)
+    mistake = next(filter(None, _from_all(mistake, me)), None)
+    if mistake:
+        return {"mistake": mistake}
+    try:
+        worker = Worker(config, patch_set, job["folder"], me, job["benchmarks"])
+        return {"plan": asdict(worker.plan(measure=True) if job["dry_run"] else worker.run())}
+    except UserError as error:  # which all ranks raise alike
+        return {"mistake": str(error)}
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+class Worker:
+    """One rank of a training.
+
+    Args:
+        config: the pipeline's configuration.
+        patch_set: what to train and validate on.
+        folder: path or URL of the training.
+        me: device and place among the workers; a process group must exist if there are several.
+        benchmarks: pictures that are scored for display, {set: [(name, HR, LR or None)]}.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        patch_set: PatchSet,
+        folder: str,
+        me: Rank,
+        benchmarks: dict[str, list[tuple[str, str, str | None]]] | None = None,
+    ) -> None:
+        self.config, self.patch_set, self.folder, self.me = config, patch_set, folder, me
+        self.order = sample_order(config, patch_set)
+        self.journal = Journal(f"{folder}/journal")
+        self.checkpoints = Checkpoints(f"{folder}/checkpoints", config.train.keep + 1)
+        held_out = [("val", name, "", None) for name in patch_set.holdout_names]
+        shown = [(f"bench/{s}", *picture) for s, pictures in (benchmarks or {}).items() for picture in pictures]
+        self.pictures: list[tuple[str, str, str, str | None]] = [*held_out, *shown]
+        self.best: dict[str, float] = {}
+
+    def run(self) -> Plan:
+        """Train from the newest checkpoint, or the start, to the end.
+
+        Raises:
+            UserError: on all ranks alike, if training diverged or checkpoints cannot be written.
+        """
+        settings, me = self.config.train, self.me
+        plan = self._settled_plan()
+        learner = Learner(self.config, plan.steps, me.device, me.world, plan.bf16, plan.compiled)
+        done = first = self._restore(learner)
+        reader = self._reader(plan)
+        self._say("session", done, {"train/workers": me.world})
+        untrained = Learner(self.config, 1, me.device).ema if done == 0 else None  # scored after the first step
+        scores = self._validate(learner.ema, done) if done == plan.steps else {}
+        meter = _Meter(settings.global_batch, plan.steps)
+        started = time.monotonic()
+        batches = meter.waiting(self._watched(reader.read(done, plan.steps)))
+        while done < plan.steps:
+            sizes = reader.sizes(done)
+            result = learner.step(done, batches, len(sizes))
+            done += 1
+            meter.add(result, sum(sizes))
+            if result.skipped:
+                self._skipped(learner, done, result.skipped)
+            checkpoint = done % settings.checkpoint_every == 0 or done == plan.steps
+            if done % settings.log_every == 0 or checkpoint:  # so that means never span an interruption
+                self._log(learner, meter, done)
+            with meter.paused():
+                if done == first + 1:
+                    self.journal.flush()
+                if untrained is not None:
+                    self._validate(untrained, 0)
+                    untrained = None
+                if done % settings.validate_every == 0 or done == plan.steps:
+                    scores = self._validate(learner.ema, done)
+                if checkpoint and not learner.skipped_in_a_row:
+                    self._checkpoint(learner, done)
+        self._together(self.checkpoints.wait, "the last checkpoint cannot be written (those before it are whole)")
+        if me.rank == 0:
+            self._finish(learner, plan, {**scores, "seconds_last_session": time.monotonic() - started})
+        return plan
+
+    def plan(self, measure: bool = False) -> Plan:
+        """Decide how to train; with `measure`, time and memory are measured in any case."""
+        validation_s = 0.0
+        if measure or self.config.train.length.endswith("minutes"):
+            start = time.monotonic()
+            self._scores(Learner(self.config, 1, self.me.device).ema)
+            validation_s = max(_from_all(time.monotonic() - start, self.me))
+        return decide(self.config, self.order, self.me, validation_s, measure)
+
+    def _settled_plan(self) -> Plan:
+        """The plan that was made before the first step, or is made now; the same on all ranks."""
+        url = f"{self.folder}/plan.json"
+        known = _from_all(storage.read_json(url) if self.me.rank == 0 else None, self.me)[0]
+        if known is None:
+            known = _from_all(asdict(self.plan()), self.me)[0]
+            if self.me.rank == 0:
+                storage.write_json(url, known)
+        return Plan(**known)
+
+    def _reader(self, plan: Plan) -> BatchReader:
+        data = self.config.data
+        return BatchReader(
+            self.patch_set,
+            self.order,
+            batch=self.config.train.global_batch,
+            micro_batch=plan.micro_batch,
+            crop=data.crop,
+            augment=data.augment,
+            rank=self.me.rank,
+            world=self.me.world,
+            tiles=self._together(lambda: hold(self.patch_set, data.hold, data.hold_mb, data.scratch)),
+            pin=self.me.device.type == "cuda",
+        )
+
+    def _restore(self, learner: Learner) -> int:
+        def read(folder: Path, state: State) -> int:
+            learner.load(folder, state)
+            self.best = state["best"]
+            return int(state["step"])
+
+        done = self.checkpoints.restore(read) or 0
+        if len(set(_from_all(done, self.me))) > 1:
+            raise UserError(
+                f"workers see different checkpoints in {self.folder}, expected a folder that all nodes share"
+            )
+        return done
+
+    def _log(self, learner: Learner, meter: _Meter, done: int) -> None:
+        metrics = meter.read(learner)
+        metrics["train/lr"] = learner.optimizer.param_groups[0]["lr"]
+        metrics["train/skipped"] = float(learner.skipped)
+        self._say("train", done, metrics, flush=meter.flush_due())
+
+    def _skipped(self, learner: Learner, done: int, culprit: str) -> None:
+        self._say("skipped", done, {f"skipped/{culprit}": float(learner.skipped)})
+        if learner.skipped_in_a_row >= self.config.train.max_skipped:
+            self.journal.flush()
+            self._together(self.checkpoints.wait, "cannot write a checkpoint")
+            steps = self.checkpoints.steps()
+            last = (
+                f"the last good checkpoint is {self.checkpoints.url}/{steps[-1]:09d}" if steps else "no checkpoint yet"
+            )
+            raise UserError(
+                f"training diverged: {learner.skipped_in_a_row} steps in a row up to step {done} were not finite "
+                f"({culprit}), expected fewer than train.max_skipped; {last}; a lower train.lr helps"
+            )
+
+    def _validate(self, net: SRResNet, done: int) -> dict[str, float]:
+        """Score, record, and keep the weights if they are the best so far."""
+        metrics, images = self._scores(net, done)
+        self._say("validation", done, metrics, images, flush=True)
+        psnr = metrics.get("val/psnr_y", -math.inf)
+        if done and psnr > self.best.get("val/psnr_y", -math.inf):
+            self.best = {"step": done, "val/psnr_y": psnr}
+            self._together(lambda: self._write_weights(net, "best"), "cannot keep the best weights")
+        return metrics
+
+    def _scores(self, net: SRResNet, step: int | None = None) -> tuple[dict[str, float], dict[str, str]]:
+        """Score held-out and shown pictures, spread over the ranks; means in picture order, the same for any number."""
+        if self.me.world > 1:  # BatchNorm's statistics are those of rank 0, which a checkpoint holds
+            for buffer in net.buffers():
+                dist.broadcast(buffer, 0)
+        mine: list[tuple[int, dict[str, float], dict[str, str]]] = []
+        for i in range(self.me.rank, len(self.pictures), self.me.world):
+            self._alive()
+            picture = self._picture(i)
+            sr = scoring.upscale_picture(net, picture.lr, self.me.device)
+            images = {}
+            if step is not None and i < min(_SHOWN_PICTURES, len(self.patch_set.holdout_names)):
+                strip = scoring.comparison_strip(picture, sr, self.config.scale)
+                name = f"{i}_{storage.plain_name(picture.name)}"
+                images[f"bicubic_sr_hr/{name}"] = self.journal.save_image(f"{name}-{step:09d}", strip)
+            mine.append((i, asdict(scoring.score_picture(sr, picture.hr, self.config.scale)), images))
+        ordered = sorted((entry for part in _from_all(mine, self.me) for entry in part), key=lambda entry: entry[0])
+        metrics = {}
+        for name in dict.fromkeys(name for name, *_ in self.pictures):
+            means = scoring.mean_scores([scores for i, scores, _ in ordered if self.pictures[i][0] == name])
+            metrics.update({f"{name}/{key}": value for key, value in means.items()})
+        return metrics, {key: file for _, _, images in ordered for key, file in images.items()}
+
+    def _picture(self, number: int) -> HoldoutPicture:
+        kind, name, hr, lr = self.pictures[number]
+        if kind == "val":
+            return self.patch_set.read_holdout(number)
+        hr_picture, lr_picture, _ = scoring.load_pair(hr, lr, self.config.scale, self.config.preprocess.max_pixels)
+        return HoldoutPicture(name, hr_picture, lr_picture)
+
+    def _checkpoint(self, learner: Learner, done: int) -> None:
+        self.journal.flush()
+
+        def write(folder: Path) -> State:
+            return {**learner.save(folder), "best": self.best}
+
+        self._together(
+            lambda: self.checkpoints.save(done, write) if self.me.rank == 0 else None,
+            f"training stops at step {done}, since its newest checkpoint cannot be written (those before it are whole)",
+        )
+
+    def _finish(self, learner: Learner, plan: Plan, metrics: dict[str, Any]) -> None:
+        self._write_weights(learner.ema, "model")
+        result = {
+            "steps": plan.steps,
+            "workers": self.me.world,
+            "device": self.me.device.type,
+            "bf16": plan.bf16,
+            "compiled": plan.compiled,
+            "micro_batch": plan.micro_batch,
+            "skipped": learner.skipped,
+            "best": self.best,
+            **metrics,
+        }
+        storage.write_json(f"{self.folder}/result.json", result)
+
+    def _write_weights(self, net: SRResNet, name: str) -> None:
+        if self.me.rank == 0:
+            weights = safetensors.torch.save(
+                contiguous(net), metadata={"format": "pt", "scale": str(self.config.scale)}
+            )
+            storage.write(f"{self.folder}/{name}.safetensors", weights)
+
+    def _say(
+        self,
+        kind: str,
+        step: int,
+        metrics: dict[str, float],
+        images: dict[str, str] | None = None,
+        flush: bool = False,
+    ) -> None:
+        if self.me.rank == 0:
+            self.journal.append(kind, step, metrics, images)
+            if flush:
+                self.journal.flush()
+
+    def _together(self, action: Callable[[], T], trouble: str = "") -> T:
+        """Do something on every rank; if it fails on one, all raise the same `UserError`."""
+        result, mistake = None, None
+        try:
+            result = action()
+        except (OSError, UserError) as error:
+            mistake = f"{trouble}: {error}" if trouble else str(error)
+        mistake = next(filter(None, _from_all(mistake, self.me)), None)
+        if mistake:
+            raise UserError(mistake)
+        return result  # type: ignore[return-value]
+
+    def _watched(self, items: Iterable[T]) -> Iterator[T]:
+        for item in items:
+            self._alive()
+            yield item
+
+    def _alive(self) -> None:
+        """Start the time anew after which this process counts as hung, and is ended with all its tracebacks."""
+        faulthandler.dump_traceback_later(self.config.cluster.timeout_s, exit=True, file=sys.stderr)
+
+
+def sample_order(config: Config, patch_set: PatchSet) -> SampleOrder:
+    """The order of samples that the configuration defines on a patch set.
+
+    Raises:
+        UserError: if they don't fit.
+    """
+    data = config.data
+    crops = data.crops_per_tile or max(round((patch_set.tile / data.crop) ** 2), 1)
+    try:
+        return SampleOrder(patch_set.row_groups, config.train.seed, data.lanes, data.window, crops)
+    except ValueError as error:
+        raise UserError(
+            f"data.lanes is {data.lanes}, but the patch set has {len(patch_set.row_groups)} row groups: "
+            "expected fewer lanes, a smaller preprocess.row_group or more pictures"
+        ) from error
+
+
+class _Meter:
+    """Means of what was trained since the last record, and where the time went."""
+
+    def __init__(self, batch: int, steps: int) -> None:
+        self._batch, self._total = batch, steps
+        self._next_flush = 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._good = self._count = self._samples = 0
+        self._waited = self._excluded = 0.0
+        self._start = time.monotonic()
+
+    def add(self, result: StepResult, samples: int) -> None:
+        """Count a step of this rank."""
+        self._count += 1
+        self._samples += samples
+        if result.skipped:
+            return
+        self._good += 1
+        for name, value in {"objective": result.objective, **result.terms, "norm": result.gradient_norm}.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def read(self, learner: Learner) -> dict[str, float]:
+        """Take the means and begin anew; every rank must call it at the same step."""
+        seconds = time.monotonic() - self._start - self._excluded
+        mine = [self._samples / seconds, self._waited / seconds, memory.peak_mb(learner.device)]
+        ranks = learner.gather([*self._sums.values(), *mine])
+        metrics = {
+            f"train/{name}": sum(values) / self._good
+            for name, values in zip(self._sums, zip(*ranks, strict=True), strict=False)
+        }
+        if "train/norm" in metrics:
+            metrics["train/gradient_norm"] = metrics.pop("train/norm") / learner.world
+        rates, waits, peaks = zip(*(values[-3:] for values in ranks), strict=True)
+        metrics |= {
+            "train/steps_per_s": self._count / seconds,
+            "train/patches_per_s": self._count * self._batch / seconds,
+            "train/data_wait_share": max(waits),
+            "train/peak_memory_mb": max(peaks),
+            "train/steps_total": float(self._total),
+        }
+        if 1 < learner.world <= _SHOWN_WORKERS:
+            for rank, (rate, wait) in enumerate(zip(rates, waits, strict=True)):
+                metrics |= {f"worker_{rank}/patches_per_s": rate, f"worker_{rank}/data_wait_share": wait}
+        self._begin()
+        return metrics
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """Pass on what is waited for, and count the time."""
+        iterator = iter(batches)
+        while True:
+            start = time.monotonic()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.monotonic() - start
+            yield item
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what isn't training."""
+        start = time.monotonic()
+        yield
+        self._excluded += time.monotonic() - start
+
+    def flush_due(self) -> bool:
+        """Whether to publish the journal: every few seconds, so that files stay few."""
+        if time.monotonic() < self._next_flush:
+            return False
+        self._next_flush = time.monotonic() + 5
+        return True
+
+
+def _from_all(value: T, me: Rank) -> list[T]:
+    """Every rank's value, in order of ranks."""
+    if me.world == 1:
+        return [value]
+    values: list[Any] = [None] * me.world
+    dist.all_gather_object(values, value)
+    return values

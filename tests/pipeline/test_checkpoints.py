@@ -1,0 +1,71 @@
+import errno
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.checkpoints import Checkpoints, State
+
+
+def save(checkpoints: Checkpoints, step: int) -> None:
+    def write(folder: Path) -> State:
+        (folder / "weights").write_bytes(b"%d" % step * 1000)
+        return {"best": step / 2}
+
+    checkpoints.save(step, write)
+
+
+def restored(checkpoints: Checkpoints) -> tuple[int, float, bytes] | None:
+    return checkpoints.restore(lambda folder, state: (state["step"], state["best"], (folder / "weights").read_bytes()))
+
+
+def test_the_newest_are_kept_and_the_newest_is_restored(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=2)
+    assert restored(checkpoints) is None
+    for step in (10, 20, 30):
+        save(checkpoints, step)
+    checkpoints.wait()
+    assert checkpoints.steps() == [20, 30]
+    assert restored(Checkpoints(str(tmp_path), keep=2)) == (30, 15, b"30" * 1000)
+
+
+def test_what_was_being_written_or_is_damaged_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=3)
+    for step in (10, 20, 30):
+        save(checkpoints, step)
+    checkpoints.wait()
+    (tmp_path / "000000030" / "state.json").unlink()
+    assert restored(checkpoints) == (20, 10, b"20" * 1000)
+    damaged = tmp_path / "000000020" / "weights"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    assert restored(checkpoints) == (10, 5, b"10" * 1000)
+    assert "000000020 is damaged: going back to the one before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("after", range(3))
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    save(checkpoints, 10)
+    checkpoints.wait()
+    real, left = storage.put, iter([True] * after)
+
+    def put(part: Path, url: str, sync: bool = True) -> None:
+        if not next(left, False):
+            part.write_bytes(part.read_bytes()[:3])
+            raise OSError(errno.ENOSPC, "No space left on device", url)
+        real(part, url, sync)
+
+    with monkeypatch.context() as full:
+        full.setattr(storage, "put", put)
+        save(checkpoints, 20)
+        if after < 2:
+            with pytest.raises(OSError, match="No space left"):
+                checkpoints.wait()
+        else:
+            checkpoints.wait()
+    assert restored(checkpoints) == ((10, 5, b"10" * 1000) if after < 2 else (20, 10, b"20" * 1000))
+    save(checkpoints, 20)  # with room again
+    checkpoints.wait()
+    assert restored(checkpoints) == (20, 10, b"20" * 1000)
