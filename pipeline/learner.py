@@ -6,6 +6,7 @@ Knows nothing of Ray; `pipeline.train` runs one `Learner` on every worker.
 from __future__ import annotations
 
 import copy
+import io
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -161,9 +162,11 @@ class Learner:
 
     def save(self, folder: Path) -> dict[str, int]:
         """Write weights, moving average and optimizer to a folder; returns the rest of the state."""
-        safetensors.torch.save_file(contiguous(self.net), folder / "model.safetensors")
-        safetensors.torch.save_file(contiguous(self.ema), folder / "ema.safetensors")
-        torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        for name, net in (("model", self.net), ("ema", self.ema)):
+            (folder / f"{name}.safetensors").write_bytes(safetensors.torch.save(contiguous(net)))
+        moments = io.BytesIO()  # not to the file itself: torch would report a full disk as an error of its own kind
+        torch.save(self.optimizer.state_dict(), moments)
+        (folder / "optimizer.pt").write_bytes(moments.getbuffer())
         return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
 
     def load(self, folder: Path, state: dict[str, int]) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before Ray or MLflow are imported: leave the home directory alone, and send nothing anywhere.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -17,6 +18,9 @@ import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
+
+if TYPE_CHECKING:
+    from tests.services import TwoNodes
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("SR_TEST_DATA", ROOT.parent / "shared" / "data"))
@@ -44,6 +48,16 @@ def ray_session() -> Iterator[None]:
     cluster.connect(Config())
     yield
     cluster.ray.shutdown()
+
+
+@pytest.fixture
+def two_nodes() -> "Iterator[TwoNodes]":
+    """A Ray cluster of its own, whose second node may be killed."""
+    from tests.services import TwoNodes
+
+    nodes = TwoNodes()
+    yield nodes
+    nodes.stop()
 
 
 @pytest.fixture

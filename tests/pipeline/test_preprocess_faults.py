@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -18,6 +17,7 @@ from pipeline import preprocess
 from pipeline.config import parse
 from pipeline.patchset import PatchSet
 from tests.conftest import ROOT, SMALL, random_picture
+from tests.services import TwoNodes
 
 OPTIONS = [option for option in SMALL if "holdout" not in option and "shard_mb" not in option]
 OPTIONS += ["preprocess.holdout=0[0-2]", "preprocess.shard_mb=1", "preprocess.max_reject_share=0.2"]
@@ -152,46 +152,13 @@ def test_a_limit_on_the_size_of_files_leaves_nothing_behind(pictures: Path, stra
     assert_same(prepare(pictures, tmp_path), straight, tmp_path)
 
 
-@pytest.fixture
-def two_nodes(tmp_path: Path) -> Iterator[tuple[str, Callable[[], None]]]:
-    """A cluster of two nodes of one core each: its address, and what kills the second."""
-    script = (
-        "import sys, time\n"
-        "from ray.cluster_utils import Cluster\n"
-        "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 1, 'object_store_memory': 10**8})\n"
-        "node = cluster.add_node(num_cpus=1, object_store_memory=10**8)\n"
-        "print(cluster.address, flush=True)\n"
-        "sys.stdin.readline()\n"
-        "cluster.remove_node(node, allow_graceful=False)\n"
-        "print('removed', flush=True)\n"
-        "time.sleep(600)\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        address = process.stdout.readline().strip()
-
-        def kill() -> None:
-            process.stdin.write("\n")  # type: ignore[union-attr]
-            process.stdin.flush()  # type: ignore[union-attr]
-            assert "removed" in process.stdout.readline()  # type: ignore[union-attr]
-
-        yield address, kill
-        children = psutil.Process(process.pid).children(recursive=True)
-        for child in (*children, process):
-            child.kill()
-
-
 @pytest.mark.long
 def test_with_a_node_killed_it_goes_on_and_two_nodes_write_the_same_bytes(
-    pictures: Path, straight: PatchSet, tmp_path: Path, two_nodes: tuple[str, Callable[[], None]]
+    pictures: Path, straight: PatchSet, tmp_path: Path, two_nodes: TwoNodes
 ) -> None:
-    address, kill = two_nodes
-    with start(pictures, tmp_path, f"cluster.address={address}") as driver:
+    with start(pictures, tmp_path, f"cluster.address={two_nodes.address}") as driver:
         wait_for_shards(tmp_path, 2)
-        kill()
+        two_nodes.kill()
         assert not list(tmp_path.glob("patchsets/*/manifest.json")), "the run was over too soon"
         _, errors = driver.communicate(timeout=120)
     assert driver.returncode == 0, errors

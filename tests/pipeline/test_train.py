@@ -126,7 +126,7 @@ def test_with_the_driver_killed_and_run_again_it_ends_as_never_killed(
     with subprocess.Popen(
         [sys.executable, "-m", "pipeline.train", *options], cwd=ROOT, start_new_session=True
     ) as driver:
-        wait_for(lambda: any(folder.glob("checkpoint-*")))
+        wait_for(lambda: any(folder.glob("checkpoints/*/state.json")))
         os.kill(driver.pid, signal.SIGKILL)
     time.sleep(2)
     assert not (folder / "result.json").exists()
@@ -140,7 +140,17 @@ def assert_same(a: Trained, b: Trained) -> None:
         assert torch.equal(value, weights(b)[name]), name
     for key in ("val/psnr_y", "val/ssim_y"):
         assert a.result[key] == b.result[key]
-    assert [(r["kind"], r["step"]) for r in a.history()] == [(r["kind"], r["step"]) for r in b.history()]
+    assert timeless(a) == timeless(b)
+
+
+def timeless(trained: Trained) -> list[tuple[str, int, dict[str, float]]]:
+    """All that was recorded but for where and how fast it was computed; sessions are those of each run."""
+    kept = ("train/objective", "train/mse", "train/gradient_norm", "train/lr", "train/skipped", "val/")
+    return [
+        (r["kind"], r["step"], {key: value for key, value in r["metrics"].items() if key.startswith(kept)})
+        for r in trained.history()
+        if r["kind"] != "session"
+    ]
 
 
 def folder_of(options: list[str]) -> Path:
@@ -153,7 +163,7 @@ def folder_of(options: list[str]) -> Path:
 KILL_A_WORKER = """
 import os, pathlib, psutil, signal, sys, time
 folder, driver = pathlib.Path(sys.argv[1]), psutil.Process(int(sys.argv[2]))
-while not list(folder.glob("checkpoint-*")):
+while not list(folder.glob("checkpoints/*/state.json")):
     time.sleep(0.02)
 workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
 workers = [p for p in workers if p.pid != os.getpid() and driver in p.parents()]
@@ -172,7 +182,7 @@ def test_interrupted_it_is_marked_killed_and_goes_on_with_another_number_of_work
     folder = folder_of(options)
     command = [sys.executable, "-m", "pipeline.train", *options]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as driver:
-        wait_for(lambda: any(folder.glob("checkpoint-*")))
+        wait_for(lambda: any(folder.glob("checkpoints/*/state.json")))
         os.kill(driver.pid, signal.SIGINT)
         _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 130
@@ -202,12 +212,12 @@ def test_interrupted_it_is_marked_killed_and_goes_on_with_another_number_of_work
         ("data.lanes=500", "data.lanes is 500, but the patch set has"),
         ("train.init_from=/none.safetensors", "train.init_from is /none.safetensors, expected an existing"),
         ("cluster.workers=64", "cluster.workers is 64, with 1 CPU each, but the cluster has room for 2"),
-        ("train.lr=1e30", "training diverged, expected a finite value"),
+        ("train.lr=1e30", r"training diverged: 3 steps in a row up to step \d were not finite \((mse|gradient)\)"),
     ],
 )
 def test_what_cannot_work_is_one_sentence(small: Small, option: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        run(small("cluster.workers=1", "cluster.max_failures=0", option))
+        run(small("cluster.workers=1", "cluster.max_failures=0", "train.max_skipped=3", option))
 
 
 @pytest.mark.long

@@ -1,0 +1,55 @@
+"""`pipeline.train` that also records the samples of every step: `python -m tests.recording OPTIONS`.
+
+Each rank writes `samples/STEP-WORLD-RANK-TIME` into the training's folder, a hash for each sample. Steps are slow until
+there is a file `samples/hurry`.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from pipeline import train, worker
+from pipeline.learner import Learner, StepResult
+from pipeline.reader import Batch
+
+
+def hashes(batch: Batch) -> list[str]:
+    """One for each sample."""
+    return [hashlib.sha256(b"".join(p.tobytes() for p in sample)).hexdigest() for sample in zip(*batch, strict=True)]
+
+
+def train_loop(job: dict[str, Any]) -> dict[str, Any]:
+    """The real one, with a tap on what it learns from."""
+    folder = Path(job["folder"], "samples")
+    folder.mkdir(parents=True, exist_ok=True)
+    real = Learner.step
+
+    def step(self: Learner, number: int, batches: Iterable[Batch], count: int = 1) -> StepResult:
+        seen: list[str] = []
+
+        def tap() -> Iterator[Batch]:
+            for batch in batches:
+                seen.extend(hashes(batch))
+                yield batch
+
+        result = real(self, number, tap(), count)
+        (folder / f"{number:06d}-{self.world}-{dist.get_rank() if self.world > 1 else 0}-{time.time_ns()}").write_text(
+            "\n".join(seen)
+        )
+        if not (folder / "hurry").exists():
+            time.sleep(0.05)
+        return result
+
+    Learner.step = step  # type: ignore[method-assign]
+    return worker.train_loop(job)
+
+
+if __name__ == "__main__":
+    from tests import recording
+
+    train.train_loop = recording.train_loop
+    train.main()
