@@ -6,16 +6,14 @@ every other file. None is ever overwritten, so that those before it are safe wha
 
 from __future__ import annotations
 
+import hashlib
 import sys
-import tempfile
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pipeline import storage
 
-T = TypeVar("T")
+Files = dict[str, bytes]
 
 State = dict[str, Any]
 """What a checkpoint holds beside its files, JSON-like; "step" is the number of finished steps."""
@@ -35,20 +33,15 @@ class Checkpoints:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def save(self, step: int, write: Callable[[Path], State]) -> None:
-        """Have `write` fill a local folder and return the state now, and publish them in the background.
+    def save(self, step: int, files: Files, state: State) -> None:
+        """Publish a checkpoint in the background.
 
         Raises:
-            OSError: if the checkpoint before could not be written, or there is no room here.
+            OSError: if the one before could not be written.
         """
         self.wait()
-        folder = tempfile.TemporaryDirectory(prefix="sr-checkpoint-")
-        try:
-            state = {**write(Path(folder.name)), "step": step}
-        except BaseException:
-            folder.cleanup()
-            raise
-        self._writing = self._pool.submit(self._publish, folder, state)
+        checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        self._writing = self._pool.submit(self._publish, files, {**state, "step": step, "files": checksums})
 
     def wait(self) -> None:
         """Until what was saved is published.
@@ -60,19 +53,19 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def restore(self, read: Callable[[Path, State], T]) -> T | None:
-        """Hand the newest whole checkpoint's files and state to `read`; None if there is none."""
+    def restore(self) -> tuple[Files, State] | None:
+        """The newest whole checkpoint's files and state; None if there is none."""
         for step in reversed(self.steps()):
             url = f"{self.url}/{step:09d}"
             try:
-                state = storage.read_json(f"{url}/state.json")
+                state: State | None = storage.read_json(f"{url}/state.json")
             except ValueError:
                 state = None
             if state is None:  # was being written when its writer was killed
                 continue
-            with tempfile.TemporaryDirectory(prefix="sr-checkpoint-") as folder:
-                if all(_fetch(f"{url}/{name}", Path(folder, name), sha256) for name, sha256 in state["files"].items()):
-                    return read(Path(folder), state)
+            files = {name: storage.read(f"{url}/{name}") or b"" for name in state["files"]}
+            if all(hashlib.sha256(files[name]).hexdigest() == checksum for name, checksum in state["files"].items()):
+                return files, state
             print(f"the checkpoint {url} is damaged: going back to the one before", file=sys.stderr, flush=True)
         return None
 
@@ -80,21 +73,10 @@ class Checkpoints:
         """Steps of the checkpoints in the folder, finished or not, ascending."""
         return [int(name) for name in storage.names(self.url) if name.isdecimal()]
 
-    def _publish(self, folder: tempfile.TemporaryDirectory[str], state: State) -> None:
-        with folder:
-            url = f"{self.url}/{state['step']:09d}"
-            files = sorted(Path(folder.name).iterdir())
-            state["files"] = {file.name: storage.sha256(file) for file in files}
-            for file in files:
-                storage.copy(file, f"{url}/{file.name}")
-            storage.write_json(f"{url}/state.json", state)
+    def _publish(self, files: Files, state: State) -> None:
+        url = f"{self.url}/{state['step']:09d}"
+        for name, content in files.items():
+            storage.write(f"{url}/{name}", content)
+        storage.write_json(f"{url}/state.json", state)
         for step in self.steps()[: -self._keep]:
             storage.remove(f"{self.url}/{step:09d}")
-
-
-def _fetch(url: str, file: Path, sha256: str) -> bool:
-    content = storage.read(url)
-    if content is None:
-        return False
-    file.write_bytes(content)
-    return storage.sha256(file) == sha256

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -160,22 +159,25 @@ class Learner:
             for buffer in self.ema.buffers():
                 dist.broadcast(buffer, 0)
 
-    def save(self, folder: Path) -> dict[str, int]:
-        """Write weights, moving average and optimizer to a folder; returns the rest of the state."""
-        for name, net in (("model", self.net), ("ema", self.ema)):
-            (folder / f"{name}.safetensors").write_bytes(safetensors.torch.save(contiguous(net)))
-        moments = io.BytesIO()  # not to the file itself: torch would report a full disk as an error of its own kind
+    def save(self) -> tuple[dict[str, bytes], dict[str, int]]:
+        """Weights, moving average and optimizer as files, and the rest of the state."""
+        moments = io.BytesIO()
         torch.save(self.optimizer.state_dict(), moments)
-        (folder / "optimizer.pt").write_bytes(moments.getbuffer())
-        return {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+        files = {f"{n}.safetensors": safetensors.torch.save(contiguous(net)) for n, net in self._networks.items()}
+        files["optimizer.pt"] = moments.getvalue()
+        return files, {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
 
-    def load(self, folder: Path, state: dict[str, int]) -> None:
-        """Restore what `save` wrote and returned."""
-        self.net.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-        self.ema.load_state_dict(safetensors.torch.load_file(folder / "ema.safetensors"))
-        optimizer = torch.load(folder / "optimizer.pt", map_location=self.device, weights_only=True)
-        self.optimizer.load_state_dict(optimizer)
+    def load(self, files: dict[str, bytes], state: dict[str, int]) -> None:
+        """Restore what `save` gave."""
+        for name, net in self._networks.items():
+            net.load_state_dict(safetensors.torch.load(files[f"{name}.safetensors"]))
+        moments = io.BytesIO(files["optimizer.pt"])
+        self.optimizer.load_state_dict(torch.load(moments, map_location=self.device, weights_only=True))
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+
+    @property
+    def _networks(self) -> dict[str, nn.Module]:
+        return {"model": self.net, "ema": self.ema}
 
     def gather(self, values: Sequence[Tensor | float]) -> list[list[float]]:
         """Scalars of every rank, in order of ranks."""

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.torch
@@ -21,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline import memory, patchset, scoring, storage
-from pipeline.checkpoints import Checkpoints, State
+from pipeline.checkpoints import Checkpoints
 from pipeline.config import Config, UserError
 from pipeline.learner import Learner, StepResult, build_network, contiguous, load_weights
 from pipeline.patchset import HoldoutPicture, PatchSet
@@ -185,12 +184,12 @@ class Worker:
         )
 
     def _restore(self, learner: Learner) -> int:
-        def read(folder: Path, state: State) -> int:
-            learner.load(folder, state)
-            self.best = state["best"]
-            return int(state["step"])
-
-        done = self.checkpoints.restore(read) or 0
+        found = self._together(self.checkpoints.restore, "cannot read the newest checkpoint")
+        done = 0
+        if found:
+            files, state = found
+            learner.load(files, state)
+            self.best, done = state["best"], state["step"]
         if len(set(_from_all(done, self.me))) > 1:
             raise UserError(
                 f"workers see different checkpoints in {self.folder}, expected a folder that all nodes share"
@@ -260,12 +259,13 @@ class Worker:
     def _checkpoint(self, learner: Learner, done: int) -> None:
         self.journal.flush()
 
-        def write(folder: Path) -> State:
-            return {**learner.save(folder), "best": self.best}
+        def save() -> None:
+            if self.me.rank == 0:
+                files, state = learner.save()
+                self.checkpoints.save(done, files, {**state, "best": self.best})
 
         self._together(
-            lambda: self.checkpoints.save(done, write) if self.me.rank == 0 else None,
-            f"training stops at step {done}, since its newest checkpoint cannot be written (those before it are whole)",
+            save, f"training stops at step {done}: its newest checkpoint cannot be written (those before it are whole)"
         )
 
     def _finish(self, learner: Learner, plan: Plan, metrics: dict[str, Any]) -> None:

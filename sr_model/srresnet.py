@@ -133,13 +133,16 @@ def _run_and_forget(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def _statistics_at_rest(part: object) -> Iterator[None]:
     """Don't count a batch twice in BatchNorm's running statistics; the output doesn't depend on them in training."""
     norms = [m for m in part.modules() if isinstance(m, nn.BatchNorm2d)] if isinstance(part, nn.Module) else []
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked -= 1
 
 
 def fuse_conv_after_shuffle(conv: nn.Conv2d, factor: int) -> tuple[Tensor, Tensor]:

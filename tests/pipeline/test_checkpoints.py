@@ -4,19 +4,16 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.checkpoints import Checkpoints, State
+from pipeline.checkpoints import Checkpoints
 
 
 def save(checkpoints: Checkpoints, step: int) -> None:
-    def write(folder: Path) -> State:
-        (folder / "weights").write_bytes(b"%d" % step * 1000)
-        return {"best": step / 2}
-
-    checkpoints.save(step, write)
+    checkpoints.save(step, {"weights": b"%d" % step * 1000}, {"best": step / 2})
 
 
 def restored(checkpoints: Checkpoints) -> tuple[int, float, bytes] | None:
-    return checkpoints.restore(lambda folder, state: (state["step"], state["best"], (folder / "weights").read_bytes()))
+    found = checkpoints.restore()
+    return found and (found[1]["step"], found[1]["best"], found[0]["weights"])
 
 
 def test_the_newest_are_kept_and_the_newest_is_restored(tmp_path: Path) -> None:
