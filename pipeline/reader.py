@@ -11,8 +11,9 @@ import queue
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -23,7 +24,7 @@ import torch
 
 from pipeline.config import UserError
 from pipeline.patchset import Bytes, PatchSet
-from pipeline.sampler import Ints, SampleOrder, Samples, Window, augmentations, micro_batches
+from pipeline.sampler import Ints, SampleOrder, Window, augmentations, micro_batches
 
 _READERS = 4
 """Threads that fetch row groups: the latency of an object store is hidden by asking for several at once."""
@@ -88,7 +89,7 @@ class BatchReader:
         self._batch, self._micro, self._crop, self._augment = batch, micro_batch, crop, augment
         self._rank, self._world, self._pin, self._ahead = rank, world, pin, ahead
         self._first_tile = np.cumsum([0, *patch_set.row_groups])
-        self._held: dict[int, dict[Window, dict[int, Future[tuple[Bytes, Bytes]]]]] = {}  # by lane
+        self._held: dict[int, tuple[Window, dict[Window, _HeldWindow]]] = {}  # lane -> its window, that and the next
 
     def sizes(self, step: int) -> list[int]:
         """Samples of each of the rank's micro-batches in a step; as many micro-batches on all ranks, 0 for none."""
@@ -144,39 +145,68 @@ class BatchReader:
             torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin).numpy()
             for shape in ((count, self._crop, self._crop, 3), (count, side, side, 3), (count,))
         )
-        room = self._set.tile // scale - side
-        for window, where, samples in self._order.samples(positions) if count else ():
-            groups = self._window(window, pool)
-            how = augmentations(samples, self._order.seed, room, self._augment)
-            orientation[where] = how.orientation
-            group, row = self._locate(samples)
-            for i, g, r, y, x in zip(*(a.tolist() for a in (where, group, row, how.y, how.x)), strict=True):
-                tile_hr, tile_lr = groups[g].result()
-                lr[i] = tile_lr[r, y : y + side, x : x + side]
-                y, x = y * scale, x * scale
-                hr[i] = tile_hr[r, y : y + self._crop, x : x + self._crop]
+        for i, position in enumerate(positions.tolist()):
+            window, index = self._order.place(position)
+            held = self._window(window, pool)
+            tile_hr, tile_lr = held.tiles(index)
+            y, x = held.y[index], held.x[index]
+            lr[i] = tile_lr[y : y + side, x : x + side]
+            y, x = y * scale, x * scale
+            hr[i] = tile_hr[y : y + self._crop, x : x + self._crop]
+            orientation[i] = held.orientation[index]
         return Batch(lr, hr, orientation)
 
-    def _locate(self, samples: Samples) -> tuple[Ints, Ints]:
-        """The row groups that tiles lie in, and their rows in these."""
-        group = np.searchsorted(self._first_tile, samples.tile, side="right") - 1
-        return group, samples.tile - self._first_tile[group]
+    def _window(self, window: Window, pool: ThreadPoolExecutor) -> _HeldWindow:
+        """A window whose row groups are at hand or being read; those of the lane's next one begin to be read."""
+        current, lane = self._held.get(window.lane, (None, {}))
+        if current != window:
+            known = {number: tiles for held in lane.values() for number, tiles in held.groups.items()}
 
-    def _window(self, window: Window, pool: ThreadPoolExecutor) -> dict[int, Future[tuple[Bytes, Bytes]]]:
-        """The row groups of a window; those of the lane's next one begin to be read."""
-        held = self._held.get(window.lane, {})
-        following = self._order.next_window(window)
-        if following not in held:
-            known = {number: group for groups in held.values() for number, group in groups.items()}
-            held = {
-                w: {
-                    g: known.get(g) or known.setdefault(g, pool.submit(self._tiles.read_group, g))
-                    for g in self._order.window_groups(w)
-                }
-                for w in (window, following)
-            }
-            self._held[window.lane] = held
-        return held[window]
+            def group(number: int) -> _Group:
+                if number not in known:
+                    known[number] = pool.submit(self._tiles.read_group, number)
+                return known[number]
+
+            lane = {w: lane.get(w) or self._hold(w, group) for w in (window, self._order.next_window(window))}
+            self._held[window.lane] = window, lane
+        return lane[window]
+
+    def _hold(self, window: Window, read: Callable[[int], _Group]) -> _HeldWindow:
+        samples = self._order.samples(window)
+        room = (self._set.tile - self._crop) // self._set.scale
+        how = augmentations(samples, self._order.seed, room, self._augment)
+        group = np.searchsorted(self._first_tile, samples.tile, side="right") - 1
+        return _HeldWindow(
+            {number: read(number) for number in self._order.window_groups(window)},
+            group.tolist(),
+            (samples.tile - self._first_tile[group]).tolist(),
+            how.y.tolist(),
+            how.x.tolist(),
+            how.orientation.tolist(),
+        )
+
+
+_Group = Future[tuple[Bytes, Bytes]] | tuple[Bytes, Bytes]
+
+
+@dataclass
+class _HeldWindow:
+    """A window's row groups, and for each of its samples, in order, where it lies and how it is cut and turned."""
+
+    groups: dict[int, _Group]
+    group: list[int]
+    row: list[int]
+    y: list[int]
+    x: list[int]
+    orientation: list[int]
+
+    def tiles(self, index: int) -> tuple[Bytes, Bytes]:
+        """HR and LR tile of a sample, waiting for its row group if need be."""
+        number, row = self.group[index], self.row[index]
+        tiles = self.groups[number]
+        if isinstance(tiles, Future):
+            tiles = self.groups[number] = tiles.result()
+        return tiles[0][row], tiles[1][row]
 
 
 class MappedTiles:
@@ -184,8 +214,9 @@ class MappedTiles:
 
     def __init__(self, patch_set: PatchSet, folder: Path) -> None:
         rows, side, small = sum(patch_set.row_groups), patch_set.tile, patch_set.tile // patch_set.scale
-        self._hr = np.memmap(folder / "hr", np.uint8, "r", shape=(rows, side, side, 3))
-        self._lr = np.memmap(folder / "lr", np.uint8, "r", shape=(rows, small, small, 3))
+        hr = np.memmap(folder / "hr", np.uint8, "r", shape=(rows, side, side, 3))
+        lr = np.memmap(folder / "lr", np.uint8, "r", shape=(rows, small, small, 3))
+        self._hr, self._lr = np.asarray(hr), np.asarray(lr)  # plain arrays, which are quicker to index
         self._ends = np.cumsum(patch_set.row_groups).tolist()
 
     def read_group(self, number: int) -> tuple[Bytes, Bytes]:

@@ -40,8 +40,7 @@ class Window(NamedTuple):
 
 
 class _Content(NamedTuple):
-    tile: Ints
-    k: Ints
+    samples: Samples
     groups: tuple[int, ...]
 
 
@@ -83,23 +82,16 @@ class SampleOrder:
         """The lanes that give the samples at positions of the whole training."""
         return positions % self.epoch_length % self.lanes
 
-    def samples(self, positions: Ints) -> list[tuple[Window, Ints, Samples]]:
-        """The samples at positions of the whole training, by the window they come from.
+    def place(self, position: int) -> tuple[Window, int]:
+        """Where the sample at a position of the whole training is: its window, and its number there."""
+        epoch, i = divmod(position, self.epoch_length)
+        turn, lane = divmod(i, self.lanes)
+        number, index = divmod(turn, self.window * self.crops_per_tile)
+        return Window(epoch, lane, number), index
 
-        Returns:
-            For each window its indices into `positions`, and the samples there; windows in order.
-        """
-        epoch, i = np.divmod(positions, self.epoch_length)
-        turn, lane = np.divmod(i, self.lanes)
-        number, index = np.divmod(turn, self.window * self.crops_per_tile)
-        windows, which = np.unique(np.stack([epoch, lane, number]), axis=1, return_inverse=True)
-        found = []
-        for j, key in enumerate(windows.T.tolist()):
-            window = Window(*key)
-            where = np.flatnonzero(which.reshape(-1) == j)
-            content = self._content(window)
-            found.append((window, where, Samples(epoch[where], content.tile[index[where]], content.k[index[where]])))
-        return found
+    def samples(self, window: Window) -> Samples:
+        """The samples of a window, in the order in which its lane gives them."""
+        return self._content(window).samples
 
     def window_groups(self, window: Window) -> tuple[int, ...]:
         """The row groups that a window's tiles lie in, ascending: what to hold together."""
@@ -149,7 +141,8 @@ class SampleOrder:
             crops = (again * self.crops_per_tile)[:, None] + k
             order = permutation(crops.size, self.seed, *window)
             groups = tuple(np.unique(dealt[place]).tolist())
-            return _Content(tile.repeat(self.crops_per_tile)[order], crops.reshape(-1)[order], groups)
+            tiles = tile.repeat(self.crops_per_tile)[order]
+            return _Content(Samples(np.full(len(tiles), epoch), tiles, crops.reshape(-1)[order]), groups)
 
         return content
 

