@@ -4,8 +4,9 @@ Full-size SRResNet x4 on 96x96 patches, Adam, fp32, all cores of one process, th
 whole batch at once; the learner with micro-batches; the learner that also recomputes activations. Every cell is a
 process of its own under one memory limit. It makes a small first step, then one of the global batch, and tells its peak
 resident memory (MB of 10^6 bytes). "Activations" are what that is beyond the peak of a process that has only imported
-everything and built the network; so gradients, moments, moving average and the held samples count, too (tens of MB).
-Samples are random and made one micro-batch at a time; the reader's tiles, which no batch changes, are left out.
+everything and built the network; so gradients, moments, averaged weights, samples and what libraries set up at first
+use count, too. Samples are random, made one micro-batch at a time; the reader's tiles, which no batch changes, are left
+out.
 
 Of global batches above `--full`, the learner runs the first `--micro-steps` micro-batches and the optimizer's update;
 the peak after three micro-batches stands beside the final one, to show whether further ones change it.
@@ -34,7 +35,7 @@ import torch.nn.functional as F
 
 from benchmarks.train_step import machine
 from pipeline import memory
-from pipeline.config import parse
+from pipeline.config import parse, stop_like_interrupt
 from pipeline.learner import Learner
 from pipeline.reader import Batch
 from sr_model.srresnet import SRResNet
@@ -72,6 +73,7 @@ def main() -> None:
     if args.cell:
         print(json.dumps(in_child(args)))
         return
+    stop_like_interrupt()
     available = memory.available_mb(CPU, 1)
     if 1000 * args.limit_gb + SPARE_MB > available:
         sys.exit(f"error: --limit-gb is {args.limit_gb:g}, but only {available / 1000:.1f} GB are free")
@@ -116,18 +118,21 @@ def cell(args: argparse.Namespace, way: str, batch: int) -> Cell:
     """Run one cell in a process of its own, which is ended where its resident memory passes the limit."""
     command = [sys.executable, __file__, *sys.argv[1:], "--cell", way, "--batch", str(batch)]
     over = False
-    with psutil.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
         while True:
             try:
                 out, errors = child.communicate(timeout=0.05)
                 break
             except subprocess.TimeoutExpired:
-                over = over or resident(child) > 1e9 * args.limit_gb
-                scarce = psutil.virtual_memory().available < 1e6 * SPARE_MB
-                if over or scarce:
+                over = over or resident(child.pid) > 1e9 * args.limit_gb
+                if over:
                     child.kill()
-                if scarce and not over:
+                elif psutil.virtual_memory().available < 1e6 * SPARE_MB:
                     sys.exit("error: others use the machine's memory, try again or with a lower --limit-gb")
+    finally:
+        child.kill()  # where this process is interrupted; no effect on one that has ended
+        child.wait()
     if over:
         return Cell(None, reason="ended at the limit")
     if child.returncode in (-6, -9):  # an allocation failed outside of PyTorch, or the system ended the process
@@ -137,10 +142,10 @@ def cell(args: argparse.Namespace, way: str, batch: int) -> Cell:
     return Cell(*json.loads(out.splitlines()[-1]))
 
 
-def resident(child: psutil.Popen) -> int:
+def resident(pid: int) -> int:
     """Bytes of resident memory; 0 where the process has just ended."""
     try:
-        return int(child.memory_info().rss)
+        return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0
 
@@ -225,7 +230,7 @@ def draw(table: dict[str, dict[int, Cell]], args: argparse.Namespace) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
     plt.switch_backend("agg")
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
     looks = {PLAIN: ("C3", "o"), MICRO: ("C0", "s"), RECOMPUTE: ("C2", "^")}
     for way, cells in table.items():
         color, marker = looks[way]
@@ -254,7 +259,7 @@ def draw(table: dict[str, dict[int, Cell]], args: argparse.Namespace) -> None:
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set_ylim(top=1.6 * args.limit_gb)
     axis.grid(alpha=0.3)
-    axis.legend(loc="center right", frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     figure.savefig(args.plot, dpi=110)
 
 

@@ -299,6 +299,12 @@ class Config(BaseSettings):
     cluster: Cluster = Cluster()
     """Where the work runs."""
 
+    @field_validator("scale", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        """The command line gives text, which a choice of numbers doesn't take for one."""
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
     @field_validator("source", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:

@@ -106,7 +106,7 @@ def _comparison(pictures: list[_Shown]) -> bytes:
 
 def _curves(history: list[Record], scores: dict[str, Any]) -> str:
     """Objective, held-out PSNR and learning rate over the steps, as SVG."""
-    train = [record for record in history if record["kind"] == "train"]
+    train = [r for r in history if r["kind"] == "train" and "train/objective" in r["metrics"]]
     validation = [r for r in history if r["kind"] == "validation" and "val/psnr_y" in r["metrics"]]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
     left.plot([r["step"] for r in train], [r["metrics"]["train/objective"] for r in train], lw=1)

@@ -6,6 +6,7 @@ Ranks see the same numbers where they decide something, so that none goes on whi
 from __future__ import annotations
 
 import contextlib
+import copy
 import faulthandler
 import math
 import os
@@ -116,10 +117,10 @@ class Worker:
         settings, me = self.config.train, self.me
         plan = self._settled_plan()
         learner = Learner(self.config, plan.steps, me.device, me.world, plan.bf16, plan.compiled)
-        done = first = self._restore(learner)
+        done = self._restore(learner)
         reader = self._reader(plan)
-        self._say("session", done, {"train/workers": me.world})
-        untrained = Learner(self.config, 1, me.device).ema if done == 0 else None  # scored after the first step
+        self._say("session", done, {"train/workers": me.world}, flush=True)
+        untrained = copy.deepcopy(learner.ema) if done == 0 else None  # scored after the first step
         scores = self._validate(learner.ema, done) if done == plan.steps else {}
         meter = _Meter(settings.global_batch, plan.steps)
         started = time.monotonic()
@@ -135,8 +136,6 @@ class Worker:
             if done % settings.log_every == 0 or checkpoint:  # so that means never span an interruption
                 self._log(learner, meter, done)
             with meter.paused():
-                if done == first + 1:
-                    self.journal.flush()
                 if untrained is not None:
                     self._validate(untrained, 0)
                     untrained = None

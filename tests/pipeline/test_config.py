@@ -32,7 +32,7 @@ def test_values_with_equal_signs_stay_with_their_option() -> None:
         (["train.lrr=3"], "unknown key train.lrr, did you mean train.lr?; --help lists all"),
         (["train.lr=-1"], "train.lr is '-1', expected greater than 0"),
         (["train.lr=fast"], "train.lr is 'fast', expected a valid number, unable to parse string as a number"),
-        (["scale=5"], "scale is '5', expected 2, 3, 4 or 8"),
+        (["scale=5"], "scale is 5, expected 2, 3, 4 or 8"),
         (["data.crop=98"], "data.crop is 98, expected a multiple of the scale 4"),
         (["data.crop=256"], "data.crop is 256, expected no more than preprocess.tile, 192"),
         (["train.loss=vgg=1"], "train.loss is {'vgg': '1'}, expected terms among ['l1', 'mse']"),
@@ -78,6 +78,11 @@ def test_every_setting_is_documented() -> None:
         return missing
 
     assert undocumented(Config) == []
+
+
+@pytest.mark.parametrize("given", [["--scale", "2"], ["scale=2"]])
+def test_a_choice_of_numbers_is_taken_from_the_command_line(given: list[str]) -> None:
+    assert read(*given).scale == 2
 
 
 def test_the_environment_sets_nothing_by_accident(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Real Ray Train with two workers; what is killed is really killed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline import preprocess, storage, train
+from pipeline import preprocess, scoring, storage, train
 from pipeline.config import Config, UserError, parse
+from pipeline.learner import build_network
 from pipeline.train import Trained
 from tests.conftest import ROOT, SMALL, write_photos
 
@@ -52,6 +54,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tup
     folder = tmp_path_factory.mktemp("straight")
     write_photos(folder / "photos")
     options = [f"--source={folder / 'photos'}", f"--home={folder / 'home'}", *SMALL, *LONGER, "cluster.workers=2"]
+    options += ["evaluate.while_training=true", f'evaluate.benchmarks={{"shown": "{folder / "photos"}"}}']
     return options, *run(options)
 
 
@@ -80,6 +83,55 @@ def test_a_training_leaves_weights_journal_and_a_finished_mlflow_run(
     _, again = run([*options, "cluster.workers=1", "train.checkpoint_every=3"])
     assert again.found
     assert again.name == trained.name
+
+
+def test_validation_is_the_mean_over_pictures_however_many_workers_share_them(
+    straight: tuple[list[str], Config, Trained],
+) -> None:
+    _, config, trained = straight
+    patch_set, _ = preprocess.prepare(config)
+    net, scores = build_network(config.scale, config.model, config.train.seed).eval(), []
+    for i in range(len(patch_set.holdout_names)):
+        picture = patch_set.read_holdout(i)
+        sr = scoring.upscale_picture(net, picture.lr, torch.device("cpu"))
+        scores.append(scoring.score_picture(sr, picture.hr, config.scale).psnr_y)
+    assert len(scores) == 2
+    (start,) = [r["metrics"] for r in trained.history() if (r["kind"], r["step"]) == ("validation", 0)]
+    assert start["val/psnr_y"] == pytest.approx(sum(scores) / 2, abs=1e-3)
+    assert start["bench/shown/psnr_y"] > 20
+
+
+def test_the_best_weights_are_kept(straight: tuple[list[str], Config, Trained]) -> None:
+    _, _, trained = straight
+    validations = {r["step"]: r["metrics"]["val/psnr_y"] for r in trained.history() if r["kind"] == "validation"}
+    del validations[0]
+    best = max(validations, key=lambda step: validations[step])
+    assert trained.result["best"] == {"step": best, "val/psnr_y": validations[best]}
+    kept = safetensors.torch.load_file(f"{trained.folder}/best.safetensors")
+    assert kept.keys() == weights(trained).keys()
+    if best == 240:
+        assert all(torch.equal(value, kept[name]) for name, value in weights(trained).items())
+
+
+def test_a_dry_run_prints_the_plan_and_trains_nothing(
+    straight: tuple[list[str], Config, Trained], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, config, trained = straight
+    options = [*options, "train.seed=5", "train.global_batch=7", "train.micro_batch=2"]
+    monkeypatch.setattr(sys, "argv", ["train", *options, "--dry-run"])
+    train.main()
+    lines = capsys.readouterr().out.splitlines()
+    printed = {line[:14].strip(): line[14:] for line in lines}
+    parameters = sum(value.numel() for name, value in weights(trained).items() if "running" not in name)
+    assert f"{parameters - 3:,} parameters" in printed["network"]  # but for BatchNorm's three counters
+    assert printed["length"].startswith("240 steps of global batch 7")
+    assert printed["workers"].startswith("2 on CPU")
+    assert printed["micro-batch"] == "2, accumulated 2 times by each worker"
+    assert printed["BatchNorm"] == "statistics span a worker's micro-batch of 2"
+    assert re.fullmatch(r"about [\d,]+ MB a worker", printed["memory"])
+    assert re.match(r"\d+\.\d\d s, \d+\.\d patches/s", printed["a step"])
+    assert not Path(printed["training"]).exists()
+    assert len(list(Path(config.outputs, "trainings").iterdir())) == 1
 
 
 def test_the_name_tells_apart_what_shapes_the_weights(small: Small) -> None:
