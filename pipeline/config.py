@@ -30,7 +30,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from sr_model import losses
+from sr_model import losses, perceptual
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -128,6 +128,38 @@ class Model(BaseModel):
     """Initialisation: an interpolating upsampler from the start, or PyTorch's default (the paper names none)."""
 
 
+class Perceptual(BaseModel):
+    """The term "perceptual" of the objective: a distance between VGG features."""
+
+    model_config = _STRICT
+
+    network: Literal["vgg16", "vgg19"] = "vgg19"
+    """Which VGG."""
+    layers: dict[str, Weight] = {"conv2_2": 1.0}
+    """Weight of each layer: "conv5_4" is before the activation, "relu5_4" after it. conv2_2 alone is the paper's VGG22,
+    conv5_4 its VGG54."""
+    distance: Literal["mse", "l1"] = "mse"
+    """Between features, the mean over a layer."""
+    scale: float = Field(1.0, gt=0)
+    """Factor on features; 1/12.75 = 0.0784 for the published weights in the paper."""
+    weights: str = "torchvision"
+    """Path or URL of a .safetensors or .pth file with torchvision's names (features.N.weight); "torchvision" downloads
+    the published file, 550 MB."""
+
+    @field_validator("weights")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        return value if value == "torchvision" or "://" in value else str(Path(value).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _known_layers(self) -> Perceptual:
+        if not self.layers:
+            raise ValueError("train.perceptual.layers is empty, expected at least one layer, such as conv2_2")
+        for layer in self.layers:
+            perceptual.layer_index(self.network, layer)
+        return self
+
+
 class Train(BaseModel):
     """The training run."""
 
@@ -147,7 +179,9 @@ class Train(BaseModel):
     """Compute the activations of a block again instead of keeping them (activation checkpointing): less memory, more
     time, the same gradients."""
     loss: dict[str, Weight] = {"mse": 1.0}
-    """Weight of each term of the objective."""
+    """Weight of each term of the objective: mse, l1, charbonnier, tv, perceptual."""
+    perceptual: Perceptual = Perceptual()
+    """The term "perceptual"."""
     lr: float = Field(4e-4, gt=0)
     """Peak learning rate of Adam, at a global batch of `lr_batch`."""
     lr_scaling: Literal["none", "sqrt", "linear"] = "none"
@@ -204,9 +238,9 @@ class Train(BaseModel):
     @field_validator("loss")
     @classmethod
     def _known_terms(cls, value: dict[str, float]) -> dict[str, float]:
-        unknown = sorted(set(value) - set(losses.TERMS))
+        unknown = sorted(set(value) - set(losses.NAMES))
         if unknown or not value:
-            raise ValueError(f"terms among {sorted(losses.TERMS)}")
+            raise ValueError(f"terms among {sorted(losses.NAMES)}")
         return value
 
 

@@ -21,11 +21,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import storage
+from pipeline import features, storage
 from pipeline.config import Config, Model, Train, UserError
 from pipeline.patchset import Bytes
 from pipeline.reader import Batch
-from sr_model.losses import objective
+from sr_model import losses
 from sr_model.srresnet import SRResNet
 
 
@@ -76,12 +76,13 @@ class Learner:
         if compiled:
             net.compile()
         self._forward: nn.Module = (
-            DistributedDataParallel(net, gradient_as_bucket_view=True, broadcast_buffers=config.model.batch_norm)
+            DistributedDataParallel(net, gradient_as_bucket_view=True, forward_sync_buffers=config.model.batch_norm)
             if world > 1
             else net
         )
         self.bf16 = use_bf16(config.train.precision, device) if bf16 is None else bf16
         self.optimizer = torch.optim.Adam(net.parameters(), lr=config.train.lr, betas=config.train.betas, fused=True)
+        self._perceptual = features.load(config.train.perceptual, device) if "perceptual" in config.train.loss else None
         self.skipped = self.skipped_in_a_row = 0
         """Steps without a finite gradient, in all and since the last good one."""
         self._statistics = list(net.buffers())
@@ -136,7 +137,7 @@ class Learner:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             sr = self._forward(to_unit(lr, self.device, orientation))
         target = to_unit(hr, self.device, orientation)
-        total, terms = objective(sr.to(target.dtype), target, self.settings.loss)
+        total, terms = losses.objective(sr.to(target.dtype), target, self.settings.loss, self._perceptual)
         return total.sum() * weight, {name: term.sum() * weight for name, term in terms.items()}
 
     def _culprits(self, terms: dict[str, Tensor]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import fsspec
 import pyarrow.fs
 
-from pipeline import cluster, planning, preprocess, sources, storage
+from pipeline import cluster, features, planning, preprocess, sources, storage
 from pipeline.config import Config, UserError, command, fingerprint, parse_with
 from pipeline.learner import build_network, learning_rate
 from pipeline.patchset import PatchSet
@@ -82,6 +82,10 @@ def training_name(config: Config, patch_set: PatchSet) -> str:
         "model": config.model.model_dump(),
         "train": config.train.model_dump(exclude=_NOT_SHAPING["train"]),
     }
+    if "perceptual" in config.train.loss:
+        identity["train"]["perceptual"]["weights"] = features.identity(config.train.perceptual)
+    else:
+        del identity["train"]["perceptual"]
     if config.train.init_from:
         weights = storage.read(config.train.init_from)
         if weights is None:
@@ -167,6 +171,7 @@ def _fit(config: Config, patch_set: PatchSet, folder: str, name: str, forwarder:
 def _trainer(
     config: Config, patch_set: PatchSet, folder: str, name: str, dry_run: bool = False
 ) -> ray.train.torch.TorchTrainer:
+    config = features.prepare(config)
     cluster.connect(config)
     workers, resources = cluster.training_resources(config)
     for key, value in (("data.lanes", config.data.lanes), ("train.global_batch", config.train.global_batch)):

@@ -35,7 +35,7 @@ def test_values_with_equal_signs_stay_with_their_option() -> None:
         (["scale=5"], "scale is 5, expected 2, 3, 4 or 8"),
         (["data.crop=98"], "data.crop is 98, expected a multiple of the scale 4"),
         (["data.crop=256"], "data.crop is 256, expected no more than preprocess.tile, 192"),
-        (["train.loss=vgg=1"], "train.loss is {'vgg': '1'}, expected terms among ['l1', 'mse']"),
+        (["train.loss=vgg=1"], "train.loss is {'vgg': '1'}, expected terms among ['charbonnier', 'l1', 'mse', "),
         (["oops"], "cannot read 'oops', expected --KEY VALUE or KEY=VALUE"),
         (["--config", "none.yaml"], "cannot read the configuration none.yaml: No such file or directory"),
     ],

@@ -251,7 +251,7 @@ def assert_left_by(head: Head, names: list[str]) -> None:
         (folder,) = (head.home / "workflows").glob(f"{name}-*")
         assert (folder / "report.html").stat().st_size > 10_000
         (training,) = (head.home / "trainings").glob(f"{name}-*")
-        assert list(training.glob("checkpoint-*/ema.safetensors"))
+        assert (training / "best.safetensors").exists()
     assert set(statuses(head.home).values()) == {"FINISHED"}
     assert len(statuses(head.home)) == 2 * len(names)
 
@@ -274,7 +274,7 @@ def test_ray_job_stop_leaves_a_resumable_run_marked_killed(head: Head, tmp_path:
     submitted = head.ray("job", "submit", "--no-wait", "--submission-id=first", *job)
     assert submitted.returncode == 0, submitted.stderr
     deadline = time.monotonic() + 150
-    while not list((head.home / "trainings").glob("stopped-*/checkpoint-*")):
+    while not list((head.home / "trainings").glob("stopped-*/checkpoints/*/state.json")):
         assert time.monotonic() < deadline, head.ray("job", "logs", "first").stdout
         time.sleep(0.5)
     assert head.ray("job", "stop", "first").returncode == 0
