@@ -107,26 +107,55 @@ def training_resources(config: Config) -> tuple[int, dict[str, float]]:
     Raises:
         UserError: if the cluster cannot hold them.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    use_gpu = any(node.get("GPU") for node in nodes) if config.cluster.gpu is None else config.cluster.gpu
-    cpus, gpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU"))
+    room = _Room(config)
     # Without GPUs, two workers of half the cores beat one worker of all.
-    workers = config.cluster.workers or (max(gpus, 1) if use_gpu else min(cpus, 2))
-
-    def places(per_worker: int) -> int:
-        """Workers that fit, each within one node."""
-        return sum(
-            int(min(node.get("CPU", 0) // per_worker, node.get("GPU", 0) if use_gpu else workers)) for node in nodes
-        )
-
-    fitting = [n for n in range(1, cpus + 1) if places(n) >= workers]
+    workers = config.cluster.workers or (max(room.gpus, 1) if room.use_gpu else min(room.cpus, 2))
+    fitting = [n for n in range(1, room.cpus + 1) if room.places(n) >= workers]
     per_worker = config.cluster.cpus_per_worker or max(fitting, default=1)
-    if places(per_worker) < workers:
+    if room.places(per_worker) < workers:
         raise UserError(
-            f"cluster.workers is {workers}, with {per_worker} CPU{' and a GPU' if use_gpu else ''} each, but the "
-            f"cluster has room for {places(per_worker)} (CPU {cpus}, GPU {gpus}, nodes {len(nodes)}): expected fewer"
+            f"cluster.workers is {workers}, with {per_worker} CPU{' and a GPU' if room.use_gpu else ''} each, but the "
+            f"cluster has room for {room.places(per_worker)} (CPU {room.cpus}, GPU {room.gpus}, nodes "
+            f"{len(room.nodes)}): expected fewer"
         )
-    return workers, {"CPU": per_worker, **({"GPU": 1} if use_gpu else {})}
+    return workers, {"CPU": per_worker, **({"GPU": 1} if room.use_gpu else {})}
+
+
+def trial_resources(config: Config, trials: int) -> tuple[int, int, dict[str, float]]:
+    """How many trainings run at once, the workers of each, and what a worker reserves: the cluster in equal parts.
+
+    Raises:
+        UserError: if the cluster cannot hold one.
+    """
+    room = _Room(config)
+    settings = config.cluster
+    if room.use_gpu:
+        workers = settings.workers or max(room.gpus // trials, 1)
+        per_worker = settings.cpus_per_worker or max(room.cpus // max(room.gpus, 1), 1)
+    else:
+        cores = max(room.cpus // trials, min(room.cpus, 2))
+        workers = settings.workers or min(cores, 2)
+        per_worker = settings.cpus_per_worker or max(cores // workers, 1)
+    chosen = settings.model_copy(update={"workers": workers, "cpus_per_worker": per_worker})
+    _, resources = training_resources(config.model_copy(update={"cluster": chosen}))
+    at_once = min(room.places(per_worker) // workers, trials, config.tune.concurrent or trials)
+    return at_once, workers, resources
+
+
+class _Room:
+    """What the cluster has."""
+
+    def __init__(self, config: Config) -> None:
+        self.nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        wanted = config.cluster.gpu
+        self.use_gpu: bool = any(node.get("GPU") for node in self.nodes) if wanted is None else wanted
+        self.cpus, self.gpus = (int(sum(node.get(kind, 0) for node in self.nodes)) for kind in ("CPU", "GPU"))
+
+    def places(self, per_worker: int) -> int:
+        """Workers that fit, each within one node."""
+        by_cpu = [int(node.get("CPU", 0) // per_worker) for node in self.nodes]
+        by_gpu = [int(node.get("GPU", 0)) for node in self.nodes]
+        return sum(map(min, by_cpu, by_gpu)) if self.use_gpu else sum(by_cpu)
 
 
 def map_rows(rows: list[dict[str, Any]], task: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -149,7 +149,7 @@ class Perceptual(BaseModel):
     @field_validator("weights")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        return value if value == "torchvision" or "://" in value else str(Path(value).expanduser().absolute())
+        return value if value == "torchvision" else _absolute_path(value)
 
     @model_validator(mode="after")
     def _known_layers(self) -> Perceptual:
@@ -232,8 +232,7 @@ class Train(BaseModel):
     @field_validator("init_from")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        """Workers run in folders of their own."""
-        return value if value is None or "://" in value else str(Path(value).expanduser().absolute())
+        return value if value is None else _absolute_path(value)
 
     @field_validator("loss")
     @classmethod
@@ -253,8 +252,54 @@ class Evaluate(BaseModel):
     """Benchmark sets, name=folder, in a layout of docs/data.md: with the set's LR files, or HR pictures alone."""
     pictures: int = Field(6, ge=0)
     """Pictures shown in the report, per set."""
+    squeezenet: str | None = None
+    """Weights of SqueezeNet 1.1 for a perceptual distance that nothing was trained on: path or URL of a .safetensors or
+    .pth file with torchvision's names, or "torchvision" to download the published file, 5 MB; where not given, that
+    distance isn't measured."""
     while_training: bool = False
     """Also score the benchmark sets at each validation: for display only, they choose nothing."""
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _absolute_folders(cls, value: dict[str, str]) -> dict[str, str]:
+        return {name: _absolute_path(source) for name, source in value.items()}
+
+    @field_validator("squeezenet")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value if value in (None, "torchvision") else _absolute_path(value)
+
+
+class Tune(BaseModel):
+    """The grid of `python -m pipeline.tune`."""
+
+    model_config = _STRICT
+
+    grid: dict[str, list[Any] | dict[str, Any]] = {
+        "model.batch_norm": [True, False],
+        "train.loss": {"mse": {"mse": 1.0}, "perceptual": {"perceptual": 1.0, "tv": 5.5e-4}},
+    }
+    """Axes: values of any setting, of which every combination is a trial; a mapping gives them names."""
+    sample: dict[str, dict[str, list[Any]]] = {}
+    """Settings that are drawn at random for each trial: {"train.lr": {"loguniform": [1e-4, 1e-3]}}, also uniform,
+    randint, lograndint, and choice with the list of values."""
+    samples: int = Field(1, ge=1)
+    """Draws for every combination of the grid, of which `train.seed` is the seed."""
+    scheduler: Literal["none", "asha"] = "none"
+    """Whether trials that are behind are stopped early (asynchronous successive halving)."""
+    metric: str = "val/psnr_y"
+    """What the scheduler goes by: of held-out pictures; benchmark sets choose nothing."""
+    grace: int = Field(500, ge=1)
+    """Steps before which the scheduler stops no trial."""
+    concurrent: int | None = Field(None, ge=1)
+    """Trials at once; where not given, as many as fit."""
+
+    @field_validator("metric")
+    @classmethod
+    def _held_out(cls, value: str) -> str:
+        if not value.startswith("val/"):
+            raise ValueError("a metric of held-out pictures, such as val/psnr_y or val/ssim_y")
+        return value
 
 
 class Tracking(BaseModel):
@@ -328,10 +373,17 @@ class Config(BaseSettings):
     """The training run."""
     evaluate: Evaluate = Evaluate()
     """Measuring a trained network."""
+    tune: Tune = Tune()
+    """The grid of `python -m pipeline.tune`."""
     tracking: Tracking = Tracking()
     """MLflow."""
     cluster: Cluster = Cluster()
     """Where the work runs."""
+
+    @field_validator("home", "cache")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value if value is None else _absolute_path(value)
 
     @field_validator("scale", mode="before")
     @classmethod
@@ -381,14 +433,14 @@ class Config(BaseSettings):
     def downloads(self) -> str:
         """Absolute path or URL of the folder that downloads are kept in."""
         cache = self.cache or os.environ.get("SR_CACHE") or "~/.cache/sr-pipeline"
-        return cache if "://" in cache else str(Path(cache).expanduser().absolute())
+        return _absolute_path(cache)
 
     @property
     def outputs(self) -> str:
         """Absolute path or URL of the home of all outputs; call before Ray changes the working directory."""
         in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
         home = self.home or os.environ.get("SR_HOME") or ("~/sr-runs" if in_job else "runs")
-        return home if "://" in home else str(Path(home).expanduser().absolute())
+        return _absolute_path(home)
 
     def to_yaml(self) -> str:
         """All settings as YAML, without the passwords that a URL may hold."""
@@ -416,7 +468,13 @@ def parse(argv: Sequence[str], module: str, purpose: str) -> Config:
     return parse_with({}, argv, module, purpose)[0]
 
 
-def parse_with(flags: dict[str, str], argv: Sequence[str], module: str, purpose: str) -> tuple[Config, set[str]]:
+def parse_with(
+    flags: dict[str, str],
+    argv: Sequence[str],
+    module: str,
+    purpose: str,
+    fetch: Callable[[Config, str], str] | None = None,
+) -> tuple[Config, set[str]]:
     """Read a command line: `--config FILE` and dotted options such as `--train.lr 2e-4` or `train.lr=2e-4`.
 
     Args:
@@ -424,6 +482,8 @@ def parse_with(flags: dict[str, str], argv: Sequence[str], module: str, purpose:
         argv: the command line.
         module: name of the stage.
         purpose: what the stage is for, a sentence.
+        fetch: how to get the YAML file of `--from-run RUN_ID`, given the other settings; without it there is no such
+            option.
 
     Returns:
         The configuration and the flags that were given.
@@ -441,20 +501,48 @@ def parse_with(flags: dict[str, str], argv: Sequence[str], module: str, purpose:
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, such as configs/demo.yaml")
     for flag, purpose in flags.items():
         parser.add_argument(flag, action="store_true", dest=flag, help=purpose)
+    if fetch:
+        parser.add_argument("--from-run", metavar="RUN_ID", help="settings of a run in MLflow, to make it again")
     source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(
         Config, root_parser=parser, cli_exit_on_error=False
     )
     given = vars(parser.parse_args(_dashed(argv, flags)))
-    file = given.pop("config")
+    file, run = given.pop("config"), given.pop("from_run", None)
+    if file and run:
+        raise UserError(f"--config {file} and --from-run {run} are both given, expected one of them")
     raised = {flag for flag in flags if given.pop(flag)}
     try:
         from_cli = source(parsed_args=given)()
     except SettingsError as error:
         raise UserError(" ".join(str(error).split())) from None
     try:
-        return Config(**_override(_read_yaml(file) if file else {}, from_cli, Config)), raised
+        values = _read_yaml(file) if file else {}
+        if run and fetch:
+            file, values = f"run {run}", yaml.safe_load(fetch(Config(**from_cli), run))
+        return Config(**_override(values, from_cli, Config)), raised
     except ValidationError as error:
         raise UserError(_sentence(error, file)) from None
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy with other settings, by their dotted keys, such as {"train.lr": 1e-3}.
+
+    Raises:
+        UserError: for an unknown key or a bad value.
+    """
+    changed = config.model_dump()
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        place: Any = changed
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or name not in place:
+            raise UserError(f"unknown key {key}{_closest(key)}")
+        place[name] = value
+    try:
+        return Config(**changed)
+    except ValidationError as error:
+        raise UserError(_sentence(error, None)) from None
 
 
 def command(main: Callable[[Sequence[str]], None]) -> Callable[[], None]:
@@ -486,6 +574,11 @@ def fingerprint(value: Any) -> str:
     """Name of a JSON-like value by its content: 12 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _absolute_path(path: str) -> str:
+    """Workers run in folders of their own."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def _dashed(argv: Sequence[str], flags: Iterable[str]) -> list[str]:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pipeline import cluster, patchset, preprocess, sources, storage, train
+from pipeline import cluster, features, patchset, preprocess, sources, storage, train
 from pipeline.config import Config, Model, UserError, command, fingerprint, parse
 from pipeline.learner import build_network, load_weights
 from pipeline.patchset import Bytes, PatchSet
 from pipeline.pictures import RejectedPictureError
-from pipeline.scoring import bicubic_picture, load_pair, mean_scores, score_picture, upscale_picture
+from pipeline.scoring import bicubic_picture, feature_distance, load_pair, mean_scores, score_picture, upscale_picture
 from sr_model.srresnet import SRResNet
 
 ALGORITHM = 1
@@ -33,8 +33,13 @@ PROTOCOL = (
 METHODS = {"bicubic": "bicubic", "untrained": "untrained network", "trained": "SRResNet"}
 """What is scored, and how it is called."""
 
-METRICS = {"psnr_y": "PSNR (Y), dB", "ssim_y": "SSIM (Y)", "psnr_rgb": "PSNR (RGB), dB"}
-"""The fields of a score, and how they are called."""
+METRICS = {
+    "psnr_y": "PSNR (Y), dB",
+    "ssim_y": "SSIM (Y)",
+    "psnr_rgb": "PSNR (RGB), dB",
+    "distance": "SqueezeNet distance",
+}
+"""The fields of a score, and how they are called; the distance only where its network is configured."""
 
 
 Scores = dict[str, Any]
@@ -54,7 +59,9 @@ def main(argv: Sequence[str]) -> None:
     print(f"{table(scores)}\n\nscores: {folder}/scores.json")
 
 
-def evaluate(config: Config, patch_set: PatchSet, weights: str, folder: str) -> Scores:
+def evaluate(
+    config: Config, patch_set: PatchSet, weights: str, folder: str, methods: Sequence[str] = tuple(METHODS)
+) -> Scores:
     """Score bicubic, the untrained and the trained network on held-out pictures and benchmarks.
 
     Args:
@@ -62,11 +69,12 @@ def evaluate(config: Config, patch_set: PatchSet, weights: str, folder: str) -> 
         patch_set: holds the held-out pictures.
         weights: path or URL of the trained weights.
         folder: where scores.json and the upscaled pictures go.
+        methods: those of `METHODS` that are scored.
 
     Raises:
         UserError: if a benchmark's folder or one of its pictures cannot be used.
     """
-    tasks = _tasks(config, patch_set, weights, folder)
+    tasks = _tasks(config, patch_set, weights, folder, methods)
     cluster.connect(config)
     rows = sorted(cluster.map_rows(tasks, _evaluate_picture), key=lambda row: int(row["number"]))
     failed = next((row["error"] for row in rows if row["error"]), None)
@@ -77,42 +85,60 @@ def evaluate(config: Config, patch_set: PatchSet, weights: str, folder: str) -> 
         entry = sets.setdefault(row["set"], {"lr": row["lr"], "pictures": []})
         entry["pictures"].append({"name": row["name"], "scores": row["scores"], "shown": row["shown"]})
     for entry in sets.values():
-        entry["mean"] = {m: mean_scores([p["scores"][m] for p in entry["pictures"]]) for m in METHODS}
+        entry["mean"] = {m: mean_scores([p["scores"][m] for p in entry["pictures"]]) for m in methods}
     scores = {"identity": _identity(tasks), "protocol": PROTOCOL, "sets": sets}
     storage.write_json(f"{folder}/scores.json", scores)
     return scores
 
 
-def find(config: Config, patch_set: PatchSet, weights: str, folder: str) -> Scores | None:
+def find(
+    config: Config, patch_set: PatchSet, weights: str, folder: str, methods: Sequence[str] = tuple(METHODS)
+) -> Scores | None:
     """The scores, if the same was measured before."""
     scores: Scores | None = storage.read_json(f"{folder}/scores.json")
-    if scores and scores["identity"] == _identity(_tasks(config, patch_set, weights, folder)):
+    if scores and scores["identity"] == _identity(_tasks(config, patch_set, weights, folder, methods)):
         return scores
     return None
 
 
 def table(scores: Scores) -> str:
     """The mean scores as aligned text, one line for each set and method."""
-    rows = [["set", "", *METRICS.values()]]
+    metrics = measured(scores)
+    rows = [["set", "", *metrics.values()]]
     for name, entry in scores["sets"].items():
-        for method, label in METHODS.items():
-            values = [format_value(key, entry["mean"][method][key]) for key in METRICS]
-            rows.append([f"{name} ({len(entry['pictures'])})", label, *values])
+        for method, means in entry["mean"].items():
+            values = [format_value(key, means[key]) for key in metrics]
+            rows.append([f"{name} ({len(entry['pictures'])})", METHODS[method], *values])
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text, in columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def format_value(metric: str, value: float) -> str:
-    """A score as it is printed: four digits of SSIM, hundredths of a dB."""
-    return f"{value:.4f}" if metric.startswith("ssim") else f"{value:.2f}"
+    """A score as it is printed: hundredths of a dB, four digits of what lies around 1."""
+    return f"{value:.2f}" if metric.startswith("psnr") else f"{value:.4f}"
+
+
+def measured(scores: Scores) -> dict[str, str]:
+    """Those of `METRICS` that the scores have."""
+    means = [mean for entry in scores["sets"].values() for mean in entry["mean"].values()]
+    return {key: label for key, label in METRICS.items() if all(key in mean for mean in means)}
 
 
 def _identity(tasks: list[dict[str, Any]]) -> str:
     return fingerprint([ALGORITHM, tasks])
 
 
-def _tasks(config: Config, patch_set: PatchSet, weights: str, folder: str) -> list[dict[str, Any]]:
+def _tasks(
+    config: Config, patch_set: PatchSet, weights: str, folder: str, methods: Sequence[str]
+) -> list[dict[str, Any]]:
     shared = {
+        "methods": list(methods),
+        "squeezenet": features.prepare_distance(config),
         "weights": weights,
         "folder": folder,
         "scale": config.scale,
@@ -151,11 +177,10 @@ def _evaluate_picture(task: dict[str, Any]) -> dict[str, Any]:
         hr, lr, origin = _load_pair(task)
     except (RejectedPictureError, OSError) as error:
         return {**result, "lr": "", "scores": {}, "error": f"benchmark {task['set']}: {task['name']} {error}"}
-    untrained, trained = _networks(task["model"], task["seed"], scale, task["weights"])
+    nets = _networks(task["model"], task["seed"], scale, task["weights"])
     pictures = {
-        "bicubic": bicubic_picture(lr, scale),
-        "untrained": upscale_picture(untrained, lr, torch.device("cpu")),
-        "trained": upscale_picture(trained, lr, torch.device("cpu")),
+        method: upscale_picture(nets[method], lr, torch.device("cpu")) if method in nets else bicubic_picture(lr, scale)
+        for method in task["methods"]
     }
     if task["show"]:
         stem = f"{task['folder']}/pictures/{task['set']}/{task['index']}_{storage.plain_name(task['name'])}"
@@ -163,6 +188,9 @@ def _evaluate_picture(task: dict[str, Any]) -> dict[str, Any]:
             storage.write(f"{stem}-{kind}.png", _png(picture))
             result["shown"][kind] = f"{stem}-{kind}.png"
     scores = {method: asdict(score_picture(picture, hr, scale)) for method, picture in pictures.items()}
+    if task["squeezenet"]:
+        for method, picture in pictures.items():
+            scores[method]["distance"] = feature_distance(task["squeezenet"], picture, hr)
     return {**result, "lr": origin, "scores": scores}
 
 
@@ -174,12 +202,14 @@ def _load_pair(task: dict[str, Any]) -> tuple[Bytes, Bytes, str]:
 
 
 @lru_cache(maxsize=2)
-def _networks(model: str, seed: int, scale: int, weights: str) -> tuple[SRResNet, SRResNet]:
+def _networks(model: str, seed: int, scale: int, weights: str) -> dict[str, SRResNet]:
     untrained = build_network(scale, Model.model_validate_json(model), seed)
     trained = build_network(scale, Model.model_validate_json(model), seed)
     load_weights(trained, weights)
-    nets = tuple(net.eval().to(memory_format=torch.channels_last) for net in (untrained, trained))  # type: ignore[call-overload]
-    return nets[0], nets[1]
+    return {
+        name: net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for name, net in (("untrained", untrained), ("trained", trained))
+    }
 
 
 def _png(picture: Bytes) -> bytes:

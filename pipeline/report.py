@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import jinja2
@@ -17,11 +17,12 @@ from PIL import Image
 
 from pipeline import storage
 from pipeline.config import Config
-from pipeline.evaluate import METHODS, METRICS, Scores, format_value
+from pipeline.evaluate import METHODS, Scores, format_value, measured
 from pipeline.scoring import busiest_crop
 from pipeline.tracking import Record
 
-_LABELS = {**METHODS, "hr": "ground truth (HR)"}
+TRUTH = "ground truth (HR)"
+
 _CROP = 128
 
 
@@ -41,83 +42,103 @@ def write_report(
         comparison.png and report.html.
     """
     shown = [
-        _Shown(name, picture)
+        Shown(
+            name,
+            picture["name"],
+            {METHODS.get(kind, TRUTH): url for kind, url in picture["shown"].items()},
+            {METHODS[kind]: score for kind, score in picture["scores"].items()},
+        )
         for name, entry in scores["sets"].items()
         for picture in entry["pictures"]
         if picture["shown"]
     ]
-    comparison = _comparison(shown[:3])
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        (Path(__file__).parent / "report.html.j2").read_text()
-    )
-    page = template.render(
+    comparison = crops_figure(shown[:3], [METHODS["bicubic"], METHODS["trained"], TRUTH])
+    bicubic = scores["sets"]["held-out"]["mean"]["bicubic"]["psnr_y"] if "held-out" in scores["sets"] else None
+    page = render(
+        "report.html.j2",
         title=config.name,
         protocol=scores["protocol"],
-        columns=METRICS,
-        labels=_LABELS,
-        methods=METHODS,
+        columns=measured(scores),
+        labels=METHODS,
         sets=scores["sets"],
         formatted=format_value,
         pictures=shown,
-        curves=_curves(history, scores),
+        before=METHODS["bicubic"],
+        after=METHODS["trained"],
+        curves=curves({"SRResNet": history}, bicubic),
         facts=facts,
         settings=config.to_yaml(),
     )
     storage.write(f"{folder}/comparison.png", comparison)
-    storage.write(f"{folder}/report.html", page.encode())
-    return comparison, page.encode()
+    storage.write(f"{folder}/report.html", page)
+    return comparison, page
 
 
-class _Shown:
-    """A picture of the report: crops of the busiest place, and the whole for the slider."""
+class Shown:
+    """A picture of a report: crops of its busiest place, and the whole for the slider.
 
-    def __init__(self, group: str, picture: dict[str, Any]) -> None:
-        self.group, self.name = group, PurePosixPath(picture["name"]).stem
-        self.scores: dict[str, dict[str, float]] = picture["scores"]
-        whole = {
-            kind: Image.open(io.BytesIO(storage.read(url) or b"")).convert("RGB")
-            for kind, url in picture["shown"].items()
-        }
-        self.width, self.height = whole["hr"].size
-        y, x = busiest_crop(np.asarray(whole["hr"]), _CROP)
-        self.crops = {kind: image.crop((x, y, x + _CROP, y + _CROP)) for kind, image in whole.items()}
-        self.crop_urls = {kind: _data_url(image, "PNG") for kind, image in self.crops.items()}
-        self.before, self.after = (_data_url(whole[kind], "WEBP") for kind in ("bicubic", "trained"))
+    Args:
+        group: set that it belongs to.
+        name: file name.
+        urls: path or URL of each version, by label; `TRUTH` among them.
+        scores: of each version but the truth, by label.
+    """
 
-    def caption(self, kind: str) -> str:
-        if kind == "hr":
-            return _LABELS[kind]
-        score = self.scores[kind]
-        return f"{_LABELS[kind]}: {score['psnr_y']:.2f} dB / {score['ssim_y']:.4f}"
+    def __init__(self, group: str, name: str, urls: dict[str, str], scores: dict[str, dict[str, float]]) -> None:
+        self.group, self.name, self.scores = group, PurePosixPath(name).stem, scores
+        whole = {label: Image.open(io.BytesIO(storage.read(url) or b"")).convert("RGB") for label, url in urls.items()}
+        self.width, self.height = whole[TRUTH].size
+        y, x = busiest_crop(np.asarray(whole[TRUTH]), _CROP)
+        self.crops = {label: image.crop((x, y, x + _CROP, y + _CROP)) for label, image in whole.items()}
+        self.crop_urls = {label: _data_url(image, "PNG") for label, image in self.crops.items()}
+        self.whole_urls = {label: _data_url(image, "WEBP") for label, image in whole.items()}
+
+    def caption(self, label: str) -> str:
+        """The label and its scores."""
+        if label not in self.scores:
+            return label
+        score = self.scores[label]
+        return f"{label}: {score['psnr_y']:.2f} dB / {score['ssim_y']:.4f}"
 
 
-def _comparison(pictures: list[_Shown]) -> bytes:
-    kinds = ("bicubic", "trained", "hr")
+def render(template: str, **values: Any) -> bytes:
+    """A page of this package's templates, escaped, UTF-8."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template(template).render(**values).encode()
+
+
+def crops_figure(pictures: list[Shown], labels: list[str]) -> bytes:
+    """The same crops side by side, a row for each picture, a column for each label, as PNG."""
     rows = max(len(pictures), 1)
-    figure, axes = plt.subplots(rows, len(kinds), figsize=(9.6, 3.45 * rows), squeeze=False, layout="constrained")
+    size = (3.2 * len(labels), 3.45 * rows)
+    figure, axes = plt.subplots(rows, len(labels), figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
     for row, picture in zip(axes, pictures, strict=False):
-        for axis, kind in zip(row, kinds, strict=True):
-            axis.imshow(picture.crops[kind], interpolation="nearest")
-            axis.set_title(picture.caption(kind), fontsize=10)
+        for axis, label in zip(row, labels, strict=True):
+            axis.imshow(picture.crops[label], interpolation="nearest")
+            axis.set_title(picture.caption(label), fontsize=10)
     return _rendered(figure, "png")
 
 
-def _curves(history: list[Record], scores: dict[str, Any]) -> str:
-    """Objective, held-out PSNR and learning rate over the steps, as SVG."""
-    train = [r for r in history if r["kind"] == "train" and "train/objective" in r["metrics"]]
-    validation = [r for r in history if r["kind"] == "validation" and "val/psnr_y" in r["metrics"]]
+def curves(histories: dict[str, list[Record]], bicubic: float | None) -> str:
+    """Objective and held-out PSNR over the steps, a line for each training, as SVG."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-    left.plot([r["step"] for r in train], [r["metrics"]["train/objective"] for r in train], lw=1)
+    for label, history in histories.items():
+        train = [r for r in history if r["kind"] == "train" and "train/objective" in r["metrics"]]
+        validation = [r for r in history if r["kind"] == "validation" and "val/psnr_y" in r["metrics"]]
+        left.plot([r["step"] for r in train], [r["metrics"]["train/objective"] for r in train], lw=1, label=label)
+        scores = [r["metrics"]["val/psnr_y"] for r in validation]
+        right.plot([r["step"] for r in validation], scores, marker="o", ms=3, label=label)
     left.set(xlabel="step", title="training objective", yscale="log")
-    if validation:
-        right.plot([r["step"] for r in validation], [r["metrics"]["val/psnr_y"] for r in validation], marker="o", ms=3)
-        right.axhline(scores["sets"]["held-out"]["mean"]["bicubic"]["psnr_y"], ls="--", lw=1, color="gray")
-        right.annotate("bicubic", (0.99, 0.02), xycoords="axes fraction", ha="right", color="gray")
-    right.set(xlabel="step", title="held-out PSNR (Y), dB (dashed: bicubic)")
+    if bicubic is not None:
+        right.axhline(bicubic, ls="--", lw=1, color="gray", label="bicubic")
+    right.set(xlabel="step", title="held-out PSNR (Y), dB")
     for axis in (left, right):
         axis.grid(alpha=0.3)
+    right.legend(fontsize=8)
     svg = _rendered(figure, "svg").decode()
     return svg[svg.index("<svg") :]
 

@@ -18,14 +18,15 @@ if __name__ == "__main__" and __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import cluster, evaluate, patchset, preprocess, report, sources, storage, tracking, train
-from pipeline.config import Config, command, parse
+from pipeline.config import Config, command, parse_with
 from pipeline.patchset import PatchSet
 
 
 @command
 def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.run`."""
-    run(parse(argv, "run", "Preprocess, train, evaluate and report."))
+    config, _ = parse_with({}, argv, "run", "Preprocess, train, evaluate and report.", tracking.fetch_config)
+    run(config)
 
 
 def run(config: Config) -> str:
@@ -73,7 +74,7 @@ def _finished(config: Config, patch_set: PatchSet, folder: str) -> evaluate.Scor
     """The scores, if training, evaluation and report were all finished before, and MLflow has them."""
     trained = train.find(config, patch_set)
     marker = storage.read_json(f"{folder}/finished.json")
-    if trained is None or not trained.tracked or marker is None:
+    if trained is None or trained.tracked is None or marker is None:
         return None
     scores = evaluate.find(config, patch_set, trained.weights, folder)
     return scores if scores and scores["identity"] == marker["scores"] else None

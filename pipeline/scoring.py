@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline import sources
+from pipeline import features, sources
 from pipeline.learner import to_unit
 from pipeline.patchset import Bytes, HoldoutPicture
 from pipeline.pictures import RejectedPictureError, decode
@@ -64,6 +64,20 @@ def load_pair(hr: str, lr: str | None, scale: int, max_pixels: int) -> tuple[Byt
 def score_picture(sr: Bytes, hr: Bytes, scale: int) -> Score:
     """Score (H, W, C) uint8 pictures by the protocol."""
     return score(channels_first(sr), channels_first(hr), border=scale)
+
+
+def feature_distance(squeezenet: str, sr: Bytes, hr: Bytes) -> float:
+    """SqueezeNet feature distance of (H, W, C) uint8 pictures; one channel is fed as three equal ones.
+
+    Args:
+        squeezenet: URL of the weights, from `features.prepare_distance`.
+        sr: what was made.
+        hr: the ground truth.
+    """
+    net = features.load_distance(squeezenet)
+    rgb = [np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3))) for picture in (sr, hr)]
+    a, b = (to_unit(picture[None], torch.device("cpu")) for picture in rgb)
+    return float(net(a, b))
 
 
 def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:

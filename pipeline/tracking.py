@@ -131,21 +131,44 @@ class Tracker:
         return str(self._client.create_experiment(name, artifact_location=artifacts, tags=kind))
 
     @contextlib.contextmanager
-    def run(self, folder: str, name: str, tags: dict[str, str], parent: str | None = None) -> Iterator[TrackedRun]:
+    def run(self, folder: str, name: str, tags: dict[str, str], parent: str = "") -> Iterator[TrackedRun]:
         """A run, whose id is kept in `folder`, so that the same work goes on in the same run.
 
-        It ends as FINISHED, KILLED (interrupted or stopped) or FAILED.
+        It ends as FINISHED, KILLED (interrupted or stopped) or FAILED, and with it what still runs below it.
         """
         run = self._open(folder, name, tags, parent)
         try:
             yield run
         except (KeyboardInterrupt, SystemExit):
-            run.end("KILLED")
+            self._end(run, "KILLED")
             raise
         except BaseException:
-            run.end("FAILED")
+            self._end(run, "FAILED")
             raise
-        run.end("FINISHED")
+        self._end(run, "FINISHED")
+
+    def known(self, folder: str) -> TrackedRun | None:
+        """The run whose id is kept in `folder`, if it is one of this server's."""
+        note = storage.read_json(f"{folder}/tracking.json")
+        return TrackedRun(self, note["run_id"], new=False) if note and note["uri"] == self.uri else None
+
+    def register(self, model: str, alias: str, run: TrackedRun, path: str, description: str) -> bool:
+        """Give an alias of a registered model to a run's artifact; whether that succeeded."""
+
+        def register(client: Any) -> None:
+            with contextlib.suppress(*self._failures):  # it is there
+                client.create_registered_model(model)
+            known = client.search_model_versions(f"name = '{model}' and run_id = '{run.id}'")
+            version = (
+                known[0]
+                if known
+                else client.create_model_version(
+                    model, f"runs:/{run.id}/{path}", run.id, description=description, await_creation_for=0
+                )
+            )
+            client.set_registered_model_alias(model, alias, version.version)
+
+        return self.attempt(register)
 
     def attempt(self, call: Callable[[Any], Any]) -> bool:
         """Make a call of the MLflow client; a failure is reported once and otherwise passed over."""
@@ -162,7 +185,14 @@ class Tracker:
         self._warned = False
         return True
 
-    def _open(self, folder: str, name: str, tags: dict[str, str], parent: str | None) -> TrackedRun:
+    def _end(self, run: TrackedRun, status: str) -> None:
+        with contextlib.suppress(*self._failures):
+            below = f"tags.`mlflow.parentRunId` = '{run.id}' and attributes.status = 'RUNNING'"
+            for child in self._client.search_runs([self.experiment_id], below):
+                self._client.set_terminated(child.info.run_id, "KILLED")
+        run.end(status)
+
+    def _open(self, folder: str, name: str, tags: dict[str, str], parent: str) -> TrackedRun:
         note = f"{folder}/tracking.json"
         known = storage.read_json(note)
         tags = {**tags, _PROCESS: _process(os.getpid())}
@@ -244,6 +274,15 @@ class TrackedRun:
 
         return self._tracker.attempt(upload)
 
+    def log_table(self, rows: dict[str, list[Any]], path: str) -> bool:
+        """Add columns of a table, which the UI shows as one, to the run's artifacts; whether it arrived."""
+        content = json.dumps({"columns": list(rows), "data": [list(row) for row in zip(*rows.values(), strict=True)]})
+        return self.log_file(content.encode(), path)
+
+    def tag(self, key: str, value: str) -> bool:
+        """Set a tag; whether that succeeded."""
+        return self._tracker.attempt(lambda client: client.set_tag(self.id, key, value))
+
     def end(self, status: str) -> None:
         """Set the final state."""
         self.ended = self._tracker.attempt(lambda client: client.set_terminated(self.id, status))
@@ -301,6 +340,26 @@ class Forwarder:
             self._images_sent.append(file)
             storage.write_json(self._images_note, self._images_sent)
         return True
+
+
+def fetch_config(config: Config, run_id: str) -> str:
+    """The configuration, YAML, that a run was started with.
+
+    Raises:
+        UserError: if the server has no such run, or the run no configuration.
+    """
+    with _quiet():
+        import mlflow
+
+        try:
+            text: str = mlflow.MlflowClient(config.tracking_uri).download_artifacts(run_id, "config.yaml")
+            return Path(text).read_text()
+        except Exception as error:  # from SQLAlchemy, requests or MLflow, by the kind of store
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"run {run_id} of MLflow at {config.tracking_uri} cannot be used: {reason}; expected the id of a run "
+                "of this pipeline; --tracking.uri names another server"
+            ) from None
 
 
 def ui_command(config: Config) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,23 @@ class Trained:
     """Steps, seconds of the last session, workers, device, held-out metrics at the end."""
     found: bool
     """Whether it had been finished before."""
-    tracked: bool
-    """Whether MLflow has all of it."""
+    tracked: str | None
+    """Id of the MLflow run above it, or "", if MLflow has all of it; else None."""
 
     @property
     def weights(self) -> str:
         """The moving average's weights, .safetensors."""
         return f"{self.folder}/model.safetensors"
+
+    @property
+    def seconds(self) -> float:
+        """Time in steps, over all sessions; validation and starts are not included."""
+        seconds, before = 0.0, 0
+        for record in self.history():
+            if record["kind"] == "train":
+                seconds += (record["step"] - before) / record["metrics"]["train/steps_per_s"]
+                before = record["step"]
+        return seconds
 
     def history(self) -> list[Record]:
         """The journal's records in order of steps."""
@@ -75,17 +85,9 @@ class Trained:
 
 def training_name(config: Config, patch_set: PatchSet) -> str:
     """Name of a training by all that shapes its weights; how it is run (workers, cadence) does not."""
-    identity: dict[str, Any] = {
-        "algorithm": ALGORITHM,
-        "patch_set": patch_set.name,
-        "data": config.data.model_dump(exclude=_NOT_SHAPING["data"]),
-        "model": config.model.model_dump(),
-        "train": config.train.model_dump(exclude=_NOT_SHAPING["train"]),
-    }
+    identity = shaping(config, patch_set)
     if "perceptual" in config.train.loss:
         identity["train"]["perceptual"]["weights"] = features.identity(config.train.perceptual)
-    else:
-        del identity["train"]["perceptual"]
     if config.train.init_from:
         weights = storage.read(config.train.init_from)
         if weights is None:
@@ -95,21 +97,46 @@ def training_name(config: Config, patch_set: PatchSet) -> str:
     return f"{config.name}-x{config.scale}-{norm}-{'+'.join(config.train.loss)}-{fingerprint(identity)}"
 
 
+def shaping(config: Config, patch_set: PatchSet) -> dict[str, Any]:
+    """What shapes a training's weights, files that it reads by their names."""
+    settings: dict[str, Any] = {
+        "algorithm": ALGORITHM,
+        "patch_set": patch_set.name,
+        "data": config.data.model_dump(exclude=_NOT_SHAPING["data"]),
+        "model": config.model.model_dump(),
+        "train": config.train.model_dump(exclude=_NOT_SHAPING["train"]),
+    }
+    if "perceptual" not in config.train.loss:
+        del settings["train"]["perceptual"]
+    return settings
+
+
 def find(config: Config, patch_set: PatchSet) -> Trained | None:
     """The finished training that the configuration describes, if there is one."""
     name = training_name(config, patch_set)
     folder = f"{config.outputs}/trainings/{name}"
     result = storage.read_json(f"{folder}/result.json")
-    return Trained(name, folder, result, found=True, tracked=storage.exists(f"{folder}/tracked")) if result else None
+    if not result:
+        return None
+    tracked = storage.read(f"{folder}/tracked")
+    return Trained(name, folder, result, found=True, tracked=None if tracked is None else tracked.decode())
 
 
-def train(config: Config, patch_set: PatchSet, parent: str | None = None) -> Trained:
+def train(
+    config: Config,
+    patch_set: PatchSet,
+    parent: str = "",
+    cell: str = "",
+    watch: Callable[[Record], None] | None = None,
+) -> Trained:
     """Train to the end, or find that it was done; goes on from the newest checkpoint.
 
     Args:
         config: the pipeline's configuration.
         patch_set: what to train and validate on.
-        parent: MLflow run of the workflow.
+        parent: MLflow run of the workflow or grid.
+        cell: short name of a grid's cell.
+        watch: called with the journal's records as they come, those of earlier sessions first.
 
     Raises:
         UserError: if configuration and patch set don't fit, or training diverged.
@@ -117,7 +144,7 @@ def train(config: Config, patch_set: PatchSet, parent: str | None = None) -> Tra
     name = training_name(config, patch_set)
     folder = f"{config.outputs}/trainings/{name}"
     finished = find(config, patch_set)
-    if finished and finished.tracked:
+    if finished and finished.tracked is not None and (not parent or finished.tracked == parent):
         return finished
     sample_order(config, patch_set)  # refuses what doesn't fit before anything starts
     if not finished:
@@ -128,8 +155,9 @@ def train(config: Config, patch_set: PatchSet, parent: str | None = None) -> Tra
         "batch_norm": str(config.model.batch_norm),
         "loss": "+".join(config.train.loss),
         "patch_set": patch_set.name,
+        **({"cell": cell} if cell else {}),
     }
-    with Tracker(config).run(folder, name, tags, parent) as run:
+    with Tracker(config).run(folder, cell or name, tags, parent) as run:
         forwarder = Forwarder(f"{folder}/journal", run)
         if not finished:
             run.describe(_flat(config), config)
@@ -139,7 +167,7 @@ def train(config: Config, patch_set: PatchSet, parent: str | None = None) -> Tra
                 patch_set.url,
                 {"pictures": len(patch_set.pictures), "tiles": sum(patch_set.row_groups)},
             )
-            _fit(config, patch_set, folder, name, forwarder)
+            _fit(config, patch_set, folder, name, forwarder, watch or _Progress().show)
         trained = find(config, patch_set)
         if trained is None:
             raise UserError(f"training {folder} ended without a result, expected result.json: run it again")
@@ -149,22 +177,28 @@ def train(config: Config, patch_set: PatchSet, parent: str | None = None) -> Tra
         assert weights is not None
         sent = forwarder.drain() and run.log_metrics(final) and run.log_file(weights, "model/model.safetensors")
     if sent and run.ended:
-        storage.write(f"{folder}/tracked", b"")
+        storage.write(f"{folder}/tracked", parent.encode())
     return replace(trained, found=finished is not None)
 
 
-def _fit(config: Config, patch_set: PatchSet, folder: str, name: str, forwarder: Forwarder) -> None:
-    """Run Ray Train, and meanwhile forward the journal and print progress."""
+def _fit(
+    config: Config,
+    patch_set: PatchSet,
+    folder: str,
+    name: str,
+    forwarder: Forwarder,
+    watch: Callable[[Record], None],
+) -> None:
+    """Run Ray Train, and meanwhile forward the journal."""
     trainer = _trainer(config, patch_set, folder, name)
     outcome: list[dict[str, Any] | Exception] = []
     # Not in the main thread: Ray Train would take over its interrupt handler there.
     thread = threading.Thread(target=lambda: outcome.append(_outcome(trainer)), name="ray-train", daemon=True)
-    progress = _Progress()
     thread.start()
     while thread.is_alive():
         thread.join(1.0)
         for record in forwarder.pump():
-            progress.show(record)
+            watch(record)
     _plan_of(outcome[0], folder)
 
 
@@ -269,13 +303,14 @@ def describe_plan(config: Config, patch_set: PatchSet) -> str:
         f"{', activations recomputed' if settings.recompute else ''}",
         "memory": f"about {plan.memory_mb:,.0f} MB a worker",
         "a step": f"{plan.step_s:.2f} s, {settings.global_batch / plan.step_s:.1f} patches/s (measured, not compiled)",
-        "time": f"about {_duration(plan.steps * plan.step_s)}, validation and start not included",
+        "time": f"about {duration(plan.steps * plan.step_s)}, validation and start not included",
         "training": folder,
     }
     return "\n".join(f"{key:14}{value}" for key, value in facts.items())
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """As it is printed."""
     return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 

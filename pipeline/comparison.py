@@ -1,0 +1,234 @@
+"""The cells of a grid beside each other and beside what was published: as text, Markdown, CSV, a page and in MLflow."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline import report, storage, train
+from pipeline.config import Config
+from pipeline.evaluate import METHODS, METRICS, PROTOCOL, Scores, aligned, format_value, measured
+from pipeline.learner import build_network
+from pipeline.tracking import TrackedRun, Tracker
+
+BICUBIC = METHODS["bicubic"]
+
+PUBLISHED: dict[str, dict[str, dict[str, float]]] = {
+    "Set5": {"published bn·mse": {"psnr_y": 30.608}, "published nobn·mse": {"psnr_y": 30.685}},
+    "Set14": {"published bn·mse": {"psnr_y": 24.702}, "published nobn·mse": {"psnr_y": 25.981}},
+    "held-out": {"published bn·perceptual": {"psnr_y": -0.2512}, "published nobn·perceptual": {"psnr_y": 9.213}},
+}
+"""What the grid's first publishers reached at x4 on DIV2K with 15 GB of GPU memory; their held-out pictures are
+others."""
+
+NOTE = (
+    "Published: 50 epochs with MSE, 20 with perceptual loss, of DIV2K on a 15 GB GPU; protocol not stated, their "
+    "held-out pictures are others."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell and what came of it."""
+
+    label: str
+    state: str
+    reason: str = ""
+    trained: train.Trained | None = None
+    scores: Scores | None = None
+    config: Config | None = None
+
+
+def text(rows: Sequence[Row], scale: int) -> str:
+    """Both tables and the best cells, for a terminal."""
+    return f"{aligned(score_table(rows, scale))}\n\n{aligned(cell_table(rows))}\n\n{best(rows)}"
+
+
+def write(
+    folder: str, config: Config, rows: Sequence[Row], facts: dict[str, str], parent: TrackedRun, tracker: Tracker
+) -> None:
+    """Write results.md, results.csv, comparison.png and report.html to the grid's folder and to MLflow.
+
+    Args:
+        folder: path or URL.
+        config: the grid's.
+        rows: its cells.
+        facts: what else to state, by name.
+        parent: the grid's run.
+        tracker: where the cells' runs are.
+    """
+    scores, cells = score_table(rows, config.scale), cell_table(rows)
+    done = [row for row in rows if row.trained and row.scores]
+    shown = _shown(done)
+    held_out = _means(done, "held-out")
+    labels = [BICUBIC, *(row.label for row in done), report.TRUTH]
+    comparison = report.crops_figure(shown[:3], labels)
+    page = report.render(
+        "grid.html.j2",
+        title=config.name,
+        table=scores,
+        cells=cells,
+        best=best(rows),
+        protocol=PROTOCOL,
+        published=NOTE if config.scale == 4 else "",
+        pictures=shown,
+        before=BICUBIC,
+        after=done[-1].label if done else "",
+        curves=report.curves(
+            {row.label: row.trained.history() for row in done if row.trained},
+            held_out[BICUBIC]["psnr_y"] if BICUBIC in held_out else None,
+        ),
+        facts=facts,
+        settings=config.to_yaml(),
+    )
+    markdown = f"{_markdown(scores)}\n{NOTE if config.scale == 4 else ''}\n\n{_markdown(cells)}\n{best(rows)}\n"
+    files = {
+        "results.md": markdown.encode(),
+        "results.csv": _csv(rows),
+        "comparison.png": comparison,
+        "report.html": page,
+    }
+    for name, content in files.items():
+        storage.write(f"{folder}/{name}", content)
+        parent.log_file(content, name)
+    columns = {title: [row[i] for row in scores[1:]] for i, title in enumerate(scores[0])}
+    parent.log_table(columns, "results.json")
+    for row in done:
+        assert row.trained
+        run = tracker.known(row.trained.folder)
+        if run:
+            run.log_metrics({f"{name}/{key}": value for name, key, value in _scores_of(row)} | _effort(row))
+    _register(config, done, tracker)
+
+
+def score_table(rows: Sequence[Row], scale: int) -> list[list[str]]:
+    """Header and a line for each set and method: bicubic, the cells, and what was published."""
+    done = [row for row in rows if row.scores]
+    metrics = measured(done[0].scores) if done and done[0].scores else dict(list(METRICS.items())[:3])
+    table = [["set", "cell", *metrics.values()]]
+    for name in dict.fromkeys(name for row in done for name in (row.scores or {})["sets"]):
+        count = len((done[0].scores or {})["sets"][name]["pictures"])
+        means = _means(done, name) | (PUBLISHED.get(name, {}) if scale == 4 else {})
+        for label, values in means.items():
+            cells = [format_value(key, values[key]) if key in values else "" for key in metrics]
+            table.append([name if label.startswith("published") else f"{name} ({count})", label, *cells])
+    return table
+
+
+def cell_table(rows: Sequence[Row]) -> list[list[str]]:
+    """Header and a line for each cell: what became of it and what it took."""
+    table = [["cell", "state", "parameters", "steps", "patches/s", "time in steps"]]
+    for row in rows:
+        if row.trained is None:
+            table.append([row.label, row.state, "", "", "", ""])
+            continue
+        effort = _effort(row)
+        table.append(
+            [
+                row.label,
+                row.state,
+                f"{effort['parameters']:,.0f}",
+                f"{row.trained.result['steps']:,}",
+                f"{effort['patches_per_s']:.1f}",
+                train.duration(row.trained.seconds),
+            ]
+        )
+    return table
+
+
+def best(rows: Sequence[Row]) -> str:
+    """Which cells are best on the held-out pictures: by PSNR, and by perceptual distance where it was measured."""
+    names = {key: _best(rows, key) for key in ("psnr_y", "distance")}
+    said = {"psnr_y": "highest PSNR", "distance": "lowest SqueezeNet feature distance"}
+    found = [f"{said[key]}: {row.label}" for key, row in names.items() if row]
+    return f"On held-out pictures, {'; '.join(found)}." if found else "No cell was measured on held-out pictures."
+
+
+def _best(rows: Sequence[Row], metric: str) -> Row | None:
+    scored = {row.label: row for row in rows if row.scores}
+    means = {label: values for label, values in _means(list(scored.values()), "held-out").items() if label in scored}
+    values = {label: mean[metric] for label, mean in means.items() if metric in mean}
+    if not values:
+        return None
+    return scored[max(values, key=lambda label: values[label] if metric == "psnr_y" else -values[label])]
+
+
+def _means(done: Sequence[Row], name: str) -> dict[str, dict[str, float]]:
+    """Mean scores on a set, by label."""
+    means: dict[str, dict[str, float]] = {}
+    for row in done:
+        entry = (row.scores or {})["sets"].get(name)
+        if entry:
+            means.setdefault(BICUBIC, entry["mean"]["bicubic"])
+            means[row.label] = entry["mean"]["trained"]
+    return means
+
+
+def _scores_of(row: Row) -> list[tuple[str, str, float]]:
+    sets = (row.scores or {})["sets"]
+    return [(name, key, value) for name, entry in sets.items() for key, value in entry["mean"]["trained"].items()]
+
+
+def _effort(row: Row) -> dict[str, float]:
+    assert row.trained
+    assert row.config
+    rates = [r["metrics"]["train/patches_per_s"] for r in row.trained.history() if r["kind"] == "train"]
+    network = build_network(row.config.scale, row.config.model, 0)
+    return {
+        "parameters": float(sum(p.numel() for p in network.parameters())),
+        "patches_per_s": statistics.median(rates),
+        "train_seconds": row.trained.seconds,
+    }
+
+
+def _shown(done: Sequence[Row]) -> list[report.Shown]:
+    """Pictures that every cell shows."""
+    if not done:
+        return []
+    shown = []
+    for name, entry in (done[0].scores or {})["sets"].items():
+        for i, picture in enumerate(entry["pictures"]):
+            versions = [(row, (row.scores or {})["sets"][name]["pictures"][i]) for row in done]
+            if not all(version["shown"] for _, version in versions):
+                continue
+            urls = {BICUBIC: picture["shown"]["bicubic"]}
+            urls |= {row.label: version["shown"]["trained"] for row, version in versions}
+            scores = {BICUBIC: picture["scores"]["bicubic"]}
+            scores |= {row.label: version["scores"]["trained"] for row, version in versions}
+            shown.append(report.Shown(name, picture["name"], urls | {report.TRUTH: picture["shown"]["hr"]}, scores))
+    return shown
+
+
+def _register(config: Config, done: Sequence[Row], tracker: Tracker) -> None:
+    """Give the best cells an alias of the registered model."""
+    for alias, metric in (("best-psnr", "psnr_y"), ("best-perceptual", "distance")):
+        row = _best(done, metric)
+        run = tracker.known(row.trained.folder) if row and row.trained else None
+        if row and run:
+            description = f"{row.label} of the grid {config.name}, chosen by held-out pictures; safetensors"
+            tracker.register(f"srresnet-x{config.scale}", alias, run, "model", description)
+
+
+def _markdown(table: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in table]
+    return "\n".join([lines[0], f"|{'---|' * len(table[0])}", *lines[1:]]) + "\n"
+
+
+def _csv(rows: Sequence[Row]) -> bytes:
+    """A line for each cell, all numbers in full."""
+    lines: list[dict[str, Any]] = []
+    for row in rows:
+        line: dict[str, Any] = {"cell": row.label, "state": row.state, "reason": row.reason}
+        if row.trained:
+            line |= {"training": row.trained.name, "steps": row.trained.result["steps"], **_effort(row)}
+            line |= {f"{name}/{key}": value for name, key, value in _scores_of(row)}
+        lines.append(line)
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return sink.getvalue().encode()
