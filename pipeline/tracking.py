@@ -69,7 +69,7 @@ class JournalReader:
     def __init__(self, url: str) -> None:
         self.url = url
         self._read: set[str] = set()
-        self._seen: set[tuple[str, int]] = set()
+        self._seen: set[tuple[str, int, int]] = set()
 
     def new(self) -> Iterator[Record]:
         """Records since the last call, in order of steps."""
@@ -79,7 +79,8 @@ class JournalReader:
             self._read.add(file)
             for line in (content or b"").splitlines():
                 record = json.loads(line)
-                key = (record["kind"], record["step"])
+                session = record["time"] if record["kind"] == "session" else 0  # each is one of its own
+                key = (record["kind"], record["step"], session)
                 if key not in self._seen:
                     self._seen.add(key)
                     yield record

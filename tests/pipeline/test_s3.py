@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
 import s3fs
@@ -96,7 +95,7 @@ def first(count: int, fault: str) -> Fault:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    server = S3Server(tmp_path_factory.mktemp("s3"))
+    server = S3Server(tmp_path_factory.mktemp("s3"), BUCKET)
     server.start()
     yield server
     server.stop()
@@ -240,7 +239,7 @@ def test_what_another_process_wrote_is_seen(url: str, tmp_path: Path) -> None:
 
 def test_a_write_outlives_the_servers_death(url: str, server: S3Server) -> None:
     content = random.Random(0).randbytes(20_000_000)
-    process = psutil.Process(server.process.pid)  # type: ignore[union-attr]
+    process = server.process()
     before = process.io_counters().write_chars
     restarted = restart_when(server, lambda: process.io_counters().write_chars > before + 4_000_000)
     start = time.monotonic()

@@ -229,7 +229,7 @@ sys.exit(bool((folder / "result.json").exists()))
 def test_interrupted_it_is_marked_killed_and_goes_on_with_another_number_of_workers(
     small: Small, tmp_path: Path
 ) -> None:
-    options = small(*LONGER, "model.batch_norm=false", "train.length=400 steps", "cluster.workers=2")
+    options = small(*LONGER, "model.batch_norm=false", "train.length=2000 steps", "cluster.workers=2")
     config = parse(options, "train", "")
     folder = folder_of(options)
     command = [sys.executable, "-m", "pipeline.train", *options]
@@ -274,11 +274,11 @@ def test_what_cannot_work_is_one_sentence(small: Small, option: str, message: st
 
 @pytest.mark.long
 def test_minutes_become_steps_once_and_a_lost_result_is_made_again(small: Small) -> None:
-    _, trained = run(small("cluster.workers=1", "train.length=0.05 minutes"))
+    _, trained = run(small("cluster.workers=1", "train.length=0.2 minutes"))
     plan = storage.read_json(f"{trained.folder}/plan.json")
     assert trained.result["steps"] == plan["steps"] > 5
     for file in ("result.json", "model.safetensors"):
         Path(trained.folder, file).unlink()
-    _, again = run(small("cluster.workers=1", "train.length=0.05 minutes"))
+    _, again = run(small("cluster.workers=1", "train.length=0.2 minutes"))
     assert again.result["steps"] == plan["steps"]
     assert again.result["val/psnr_y"] == trained.result["val/psnr_y"]

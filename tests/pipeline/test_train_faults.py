@@ -170,7 +170,7 @@ def test_a_full_disk_while_checkpointing_leaves_the_checkpoint_before(options: l
 
 @pytest.fixture
 def s3(tmp_path: Path) -> Iterator[S3Server]:
-    server = S3Server(tmp_path / "s3")
+    server = S3Server(tmp_path / "s3", BUCKET)
     server.start()
     yield server
     server.stop()
