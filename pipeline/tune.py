@@ -29,6 +29,7 @@ from pipeline.tracking import Record
 from pipeline.worker import Worker
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has it all
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the table here is the one to read
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a held-out score isn't in every report
 
 import ray

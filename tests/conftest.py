@@ -20,6 +20,7 @@ from hypothesis import settings
 from PIL import Image
 
 if TYPE_CHECKING:
+    from tests.grids import Grid
     from tests.services import TwoNodes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +49,14 @@ def ray_session() -> Iterator[None]:
     cluster.connect(Config())
     yield
     cluster.ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def finished_grid(tmp_path_factory: pytest.TempPathFactory) -> "Grid":
+    """A grid of which one cell failed: its options, its folder, what it printed."""
+    from tests import grids
+
+    return grids.finished_grid(tmp_path_factory.mktemp("grid"))
 
 
 @pytest.fixture
