@@ -2,9 +2,10 @@
 
     python benchmarks/perceptual_faults.py --weights VGG19.safetensors [--steps 300]
 
-A small SRResNet, with BatchNorm and without, from the paper's initialisation, learns x4 on photographs that scikit-image
-ships, from VGG features of conv2_2 alone; each row but the first has one mistake. PSNR of values as the network gives
-them, on a held-out photograph: in [0, 1] it cannot be below 0 dB, where the mean squared error would exceed the peak.
+A small SRResNet, with BatchNorm and without, from the paper's initialisation, learns x4 on photographs that
+scikit-image ships, from VGG features of conv2_2 alone; each row but the first has one mistake. PSNR of values as the
+network gives them, on a held-out photograph: within [0, 1] it cannot be below 0 dB, where the mean squared error would
+exceed the squared peak.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ def main() -> None:
 
     unnormalised = vgg("conv2_2")
     unnormalised.normalise = nn.Identity()  # type: ignore[assignment]
-    good = vgg("conv2_2")
+    good, deep = vgg("conv2_2"), vgg("conv3_1")
     variants: dict[str, tuple[Loss, float]] = {
         "as built here": (lambda sr, hr: good(sr, hr).mean() + 5.5e-4 * total_variation(sr, hr).mean(), 1),
         "loss copied into a new tensor: no gradient": (lambda sr, hr: torch.tensor(good(sr, hr).mean().item()), 1),
         "not normalised for the trunk": (lambda sr, hr: unnormalised(sr, hr).mean(), 1),
         "truth in [-1, 1], scored as [0, 1]": (lambda sr, hr: good(sr, 2 * hr - 1).mean(), 1),
-        "deeper layer alone, conv3_1": (lambda sr, hr, deep=vgg("conv3_1"): deep(sr, hr).mean(), 1),  # type: ignore[misc]
+        "deeper layer alone, conv3_1": (lambda sr, hr: deep(sr, hr).mean(), 1),
         "learning rate 100 times higher": (lambda sr, hr: good(sr, hr).mean(), 100),
     }
     print(f"{'':46}{'with BatchNorm':>18}{'without':>18}")
@@ -104,7 +105,7 @@ def crop(photo: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def psnr_of(sr: Tensor, hr: Tensor) -> float:
-    """dB for a peak of 1, nothing clamped."""
+    """PSNR in dB for a peak of 1, nothing clamped."""
     mse = (sr - hr).square().mean().item()
     return -10 * math.log10(mse) if math.isfinite(mse) else math.nan
 
