@@ -112,7 +112,7 @@ def run(config: Config, dry_run: bool = False) -> list[str]:
         left_out = [(label, each) for label, each in progress.items() if each.state == "left out"]
         rows += [comparison.Row(label, each.state, each.reason) for label, each in left_out]
         for label, each in progress.items():
-            if each.reason:
+            if each.state == "failed":
                 print(f"cell {label} {each.state}: {each.reason}", file=sys.stderr, flush=True)
         facts = {"time of this command": train.duration(time.monotonic() - start), "patch set": patch_set.name}
         comparison.write(folder, config, rows, facts, parent, tracker)
@@ -229,6 +229,7 @@ def _with_weights(cells: list[Cell], progress: dict[str, Progress]) -> list[Cell
             able.append(cell)
         except UserError as error:
             progress[cell.label] = Progress("left out", reason=str(error))
+            print(f"cell {cell.label} left out: {error}", file=sys.stderr, flush=True)
     if not able:
         raise UserError(next(each.reason for each in progress.values()))
     return able

@@ -264,7 +264,11 @@ def test_interrupted_it_is_marked_killed_and_goes_on_with_another_number_of_work
         ("data.lanes=500", "data.lanes is 500, but the patch set has"),
         ("train.init_from=/none.safetensors", "train.init_from is /none.safetensors, expected an existing"),
         ("cluster.workers=64", "cluster.workers is 64, with 1 CPU each, but the cluster has room for 2"),
-        ("train.lr=1e30", r"training diverged: 3 steps in a row up to step \d were not finite \((mse|gradient)\)"),
+        pytest.param(
+            "train.lr=1e30",
+            r"training diverged: 3 steps in a row up to step \d were not finite \((mse|gradient)\)",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_what_cannot_work_is_one_sentence(small: Small, option: str, message: str) -> None:
