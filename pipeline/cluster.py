@@ -91,6 +91,7 @@ def configure() -> None:
     context.print_on_execution_start = False
     context.op_resource_reservation_enabled = False  # it leaves a single operator one of two cores
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that there are no progress bars
     warnings.filterwarnings("ignore", module="ray")
 
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import fsspec
@@ -51,29 +51,24 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit(1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Cell:
-    """One training of the grid."""
+    """One training of the grid, and how far it is."""
 
     label: str
     """Short and telling, such as "nobn·perceptual"."""
-    values: dict[str, Any]
-    """Its settings on the axes, by dotted keys."""
     config: Config
-
-
-@dataclass
-class Progress:
-    """How far a cell is; what the live table shows."""
-
+    plan: Plan | None = None
+    """What a few measured steps told."""
     state: str = "waiting"
     """waiting, training, finished, stopped (by the scheduler), failed or left out."""
+    reason: str = ""
+    """Why it failed or was left out."""
     step: int = 0
     total: int = 0
     loss: float | None = None
     psnr: float | None = None
     steps_per_s: float | None = None
-    reason: str = ""
 
 
 def run(config: Config, dry_run: bool = False) -> list[str]:
@@ -92,33 +87,31 @@ def run(config: Config, dry_run: bool = False) -> list[str]:
     patch_set, found = preprocess.prepare(config)
     print(f"patch set {'reused' if found else 'made'}: {patch_set.url}: {patchset.describe(patch_set)}", flush=True)
     folder = f"{config.outputs}/grids/{grid_name(config, cells, patch_set)}"
-    progress = {cell.label: Progress() for cell in cells}
-    able = _with_weights(cells, progress)
     features.prepare_distance(config)
+    able = _with_weights(cells)
     cluster.connect(config)
     at_once, workers, resources = cluster.trial_resources(config, len(cells))
     settled = {"cluster.workers": workers, "cluster.cpus_per_worker": int(resources["CPU"])}
-    able = [Cell(cell.label, cell.values, with_values(cell.config, settled)) for cell in able]
-    plan = _plan(config, able, patch_set, folder, int(resources["CPU"]) * workers, "GPU" in resources)
-    able = _with_steps(able, plan, patch_set, progress)
-    print(describe(able, plan, at_once, workers, resources, progress), flush=True)
+    for cell in able:
+        cell.config = with_values(cell.config, settled)
+    _measure(able, patch_set, folder, int(resources["CPU"]) * workers, "GPU" in resources)
+    _settle(able, patch_set, folder)
+    print(describe(able, at_once, workers, resources), flush=True)
     if dry_run:
         return []
     tracker = tracking.Tracker(config)
     with tracker.run(folder, config.name, {"stage": "grid", "scale": str(config.scale)}) as parent:
         parent.describe({"patch_set": patch_set.name, "source": ",".join(config.source), "cells": len(cells)}, config)
-        _train(config, able, patch_set, folder, parent.id, at_once, progress)
-        rows = [_result(cell, patch_set, folder, progress[cell.label]) for cell in able]
-        left_out = [(label, each) for label, each in progress.items() if each.state == "left out"]
-        rows += [comparison.Row(label, each.state, each.reason) for label, each in left_out]
-        for label, each in progress.items():
-            if each.state == "failed":
-                print(f"cell {label} {each.state}: {each.reason}", file=sys.stderr, flush=True)
+        _train(config, able, patch_set, folder, parent.id, at_once)
+        rows = [_result(cell, patch_set, folder) for cell in cells]
         facts = {"time of this command": train.duration(time.monotonic() - start), "patch set": patch_set.name}
         comparison.write(folder, config, rows, facts, parent, tracker)
+    failed = [cell for cell in cells if cell.state == "failed"]
+    for cell in failed:
+        print(f"cell {cell.label} failed: {cell.reason}", file=sys.stderr, flush=True)
     print(f"\n{comparison.text(rows, config.scale)}\n\nreport: {folder}/report.html")
     print(f"MLflow: {tracking.ui_command(config)}")
-    return [label for label, each in progress.items() if each.state == "failed"]
+    return [cell.label for cell in failed]
 
 
 def plan_cells(config: Config) -> list[Cell]:
@@ -139,10 +132,9 @@ def plan_cells(config: Config) -> list[Cell]:
     for point in itertools.product(*axes):
         for _ in range(settings.samples if settings.sample else 1):
             drawn = [(key, _draw(key, domain, rng)) for key, domain in settings.sample.items()]
-            values = {**{key: value for key, _, value in point}, **dict(drawn)}
+            values = {**{key: value for key, _, value in point}, **dict(drawn), "tune": {"grid": {}}}
             label = "·".join([*(label for _, label, _ in point), *(_label(key, value) for key, value in drawn)])
-            changed = with_values(config, {**values, "tune": {"grid": {}}})
-            cells.append(Cell(label or config.name, values, changed))
+            cells.append(Cell(label or config.name, with_values(config, values)))
     if len({cell.label for cell in cells}) < len(cells):
         raise UserError("tune.grid has the same value twice, expected different ones")
     return cells
@@ -153,30 +145,22 @@ def grid_name(config: Config, cells: Sequence[Cell], patch_set: PatchSet) -> str
     return f"{config.name}-{fingerprint([[cell.label, train.shaping(cell.config, patch_set)] for cell in cells])}"
 
 
-def describe(
-    cells: Sequence[Cell],
-    plan: dict[str, Plan],
-    at_once: int,
-    workers: int,
-    resources: dict[str, float],
-    progress: dict[str, Progress],
-) -> str:
+def describe(cells: Sequence[Cell], at_once: int, workers: int, resources: dict[str, float]) -> str:
     """The plan, as it is printed before anything is trained."""
     rows = [["cell", "steps", "state", "a step", "about"]]
-    total = 0.0
+    times = []
     for cell in cells:
-        steps, step_s = progress[cell.label].total, plan[cell.label].step_s or 0.0
-        left = 0 if progress[cell.label].state == "finished" else steps * step_s
-        total += left
-        rows.append([cell.label, str(steps), progress[cell.label].state, f"{step_s:.2f} s", train.duration(left)])
-    each = f"{workers} workers" if workers > 1 else "1 worker"
-    reserved = ", ".join(f"{value:g} {kind}" for kind, value in resources.items())
-    waiting = sum(each.state == "waiting" for each in progress.values())
-    rounds = -(-max(waiting, 1) // at_once)
-    spent = total / max(waiting, 1) * rounds
+        step_s = cell.plan.step_s if cell.plan and cell.plan.step_s else 0.0
+        times.append((cell.total - cell.step) * step_s if cell.state == "waiting" else 0.0)
+        rows.append([cell.label, str(cell.total), cell.state, f"{step_s:.2f} s", train.duration(times[-1])])
+    each = (
+        f"{workers} worker{'s' if workers > 1 else ''} of {', '.join(f'{n:g} {kind}' for kind, n in resources.items())}"
+    )
+    waiting = sum(cell.state == "waiting" for cell in cells)
+    whole = train.duration(max(sum(times) / at_once, *times))
     return (
-        f"{evaluate.aligned(rows)}\n{waiting} of {len(progress)} trials to train, {at_once} at once, each with {each} "
-        f"of {reserved}; about {train.duration(spent)}, validation and start not included"
+        f"{evaluate.aligned(rows)}\n{waiting} of {len(cells)} trials to train, {at_once} at once, each with {each}; "
+        f"about {whole}, validation and start not included"
     )
 
 
@@ -220,134 +204,111 @@ def _draw(key: str, domain: dict[str, list[Any]], rng: np.random.RandomState) ->
     return drawn.item() if isinstance(drawn, np.generic) else drawn
 
 
-def _with_weights(cells: list[Cell], progress: dict[str, Progress]) -> list[Cell]:
+def _with_weights(cells: Sequence[Cell]) -> list[Cell]:
     """Those whose perceptual loss has its weights; the others are left out, by name and reason."""
-    able = []
     for cell in cells:
         try:
             features.prepare(cell.config)
-            able.append(cell)
         except UserError as error:
-            progress[cell.label] = Progress("left out", reason=str(error))
+            cell.state, cell.reason = "left out", str(error)
             print(f"cell {cell.label} left out: {error}", file=sys.stderr, flush=True)
+    able = [cell for cell in cells if cell.state != "left out"]
     if not able:
-        raise UserError(next(each.reason for each in progress.values()))
+        raise UserError(cells[0].reason)
     return able
 
 
-def _plan(
-    config: Config, cells: Sequence[Cell], patch_set: PatchSet, folder: str, threads: int, gpu: bool
-) -> dict[str, Plan]:
-    """What each cell takes, measured once on the cluster and kept in the grid's folder."""
+def _measure(cells: Sequence[Cell], patch_set: PatchSet, folder: str, threads: int, gpu: bool) -> None:
+    """Plan each cell by a few of its steps, on the cluster and once: plans are kept in the grid's folder."""
     url = f"{folder}/plan.json"
     known: dict[str, Any] = storage.read_json(url) or {}
     missing = [cell for cell in cells if cell.label not in known]
     if missing:
         print(f"measuring a step of {len(missing)} cells", flush=True)
-        measure = ray.remote(num_cpus=threads, num_gpus=1 if gpu else 0, max_retries=0)(_measure)
+        remote = ray.remote(num_cpus=threads, num_gpus=int(gpu), max_retries=0)(_measured)
         jobs = [cell.config.model_dump(mode="json") for cell in missing]
         try:
-            measured = ray.get(measure.remote(jobs, patch_set.url, threads))
+            plans = ray.get(remote.remote(jobs, patch_set.url, threads, gpu))
         except ray.exceptions.RayError as error:
             raise UserError(f"cannot measure a step: {' '.join(str(error).split())[-300:]}") from None
-        known |= {cell.label: plan for cell, plan in zip(missing, measured, strict=True)}
+        known |= {cell.label: plan for cell, plan in zip(missing, plans, strict=True)}
         storage.write_json(url, known)
-    return {label: Plan(**plan) for label, plan in known.items()}
+    for cell in cells:
+        cell.plan = Plan(**known[cell.label])
 
 
-def _measure(configs: list[dict[str, Any]], patch_set: str, threads: int) -> list[dict[str, Any]]:
-    """Ray task: plan trainings by a few of their steps."""
-    gpu = torch.cuda.is_available()
+def _measured(configs: list[dict[str, Any]], patch_set: str, threads: int, gpu: bool) -> list[dict[str, Any]]:
+    """Ray task: plans of trainings; one process with all the cores, or one of the GPUs, stands for their workers."""
     torch.set_num_threads(threads)
     plans = []
     for dumped in configs:
         config = Config(**dumped)
-        if gpu:  # this one stands for all of a training's workers
-            share = -(-config.train.global_batch // (config.cluster.workers or 1))
-            config = with_values(config, {"train.global_batch": share})
-        rank = Rank(torch.device("cuda" if gpu else "cpu"))
-        plan = Worker(config, patchset.load(patch_set), "memory://plan", rank).plan(measure=True)
-        plans.append(vars(plan))
+        share = -(-config.train.global_batch // (config.cluster.workers or 1)) if gpu else config.train.global_batch
+        worker = Worker(
+            with_values(config, {"train.global_batch": share}),
+            patchset.load(patch_set),
+            "memory://plan",
+            Rank(torch.device("cuda" if gpu else "cpu")),
+        )
+        plans.append(asdict(worker.plan(measure=True)))
     return plans
 
 
-def _with_steps(
-    cells: list[Cell], plan: dict[str, Plan], patch_set: PatchSet, progress: dict[str, Progress]
-) -> list[Cell]:
-    """Give all cells whose length is a time the steps that the slowest has time for."""
-    fewest = min(plan[cell.label].steps for cell in cells)
-    settled = []
+def _settle(cells: Sequence[Cell], patch_set: PatchSet, folder: str) -> None:
+    """Give all cells whose length is a time the steps that the slowest has time for, and find what was done before."""
+    stopped: dict[str, int] = storage.read_json(f"{folder}/stopped.json") or {}
+    fewest = min(cell.plan.steps for cell in cells if cell.plan)
     for cell in cells:
-        config = cell.config
-        if config.train.length.endswith("minutes"):
-            config = with_values(config, {"train.length": f"{fewest} steps"})
-        each = progress[cell.label]
-        each.total = fewest if config is not cell.config else plan[cell.label].steps
-        if train.find(config, patch_set):
-            each.state, each.step = "finished", each.total
-        settled.append(Cell(cell.label, cell.values, config))
-    return settled
+        assert cell.plan
+        cell.total = cell.plan.steps
+        if cell.config.train.length.endswith("minutes"):
+            cell.total = fewest
+            cell.config = with_values(cell.config, {"train.length": f"{fewest} steps"})
+        if train.find(cell.config, patch_set):
+            cell.state, cell.step = "finished", cell.total
+        elif cell.label in stopped:
+            cell.state, cell.step = "stopped", stopped[cell.label]
 
 
-def _train(
-    config: Config,
-    cells: Sequence[Cell],
-    patch_set: PatchSet,
-    folder: str,
-    parent: str,
-    at_once: int,
-    progress: dict[str, Progress],
-) -> None:
+def _train(config: Config, cells: Sequence[Cell], patch_set: PatchSet, folder: str, parent: str, at_once: int) -> None:
     """Run the trials, and meanwhile print the live table."""
     settings = config.tune
-    stopped_url = f"{folder}/stopped.json"
-    stopped: dict[str, int] = storage.read_json(stopped_url) or {}
-    for label, step in stopped.items():
-        progress[label].state, progress[label].step = "stopped", step
     asha = settings.scheduler == "asha"
-    open_ = [i for i, c in enumerate(cells) if progress[c.label].state == "waiting" or _untold(c, patch_set, parent)]
-    if not open_:
+    todo = [i for i, cell in enumerate(cells) if cell.state == "waiting" or _untold(cell, patch_set, parent)]
+    if not todo:
         return
     jobs = [
-        {
-            "config": cell.config.model_dump(mode="json"),
-            "patch_set": patch_set.url,
-            "parent": parent,
-            "label": cell.label,
-        }
-        for cell in cells
+        {"config": c.config.model_dump(mode="json"), "patch_set": patch_set.url, "parent": parent, "label": c.label}
+        for c in cells
     ]
     environment = {
         "SR_HOME": config.outputs,
         "SR_CACHE": config.downloads,
         "MLFLOW_TRACKING_URI": config.tracking_uri,
     }
-    fs, root = fsspec.url_to_fs(f"{folder}/tune")
-    scheduler = (
-        ray.tune.schedulers.ASHAScheduler(
-            time_attr="step",
-            metric=settings.metric,
-            mode="max",
-            max_t=max(each.total for each in progress.values()) + 1,
-            grace_period=settings.grace,
-        )
-        if asha
-        else None
+    scheduler = ray.tune.schedulers.ASHAScheduler(
+        time_attr="step",
+        metric=settings.metric,
+        mode="max",
+        max_t=max(cell.total for cell in cells) + 1,
+        grace_period=settings.grace,
     )
-    watcher = _Watcher([progress[cell.label] for cell in cells])
+    fs, root = fsspec.url_to_fs(f"{folder}/tune")
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(
             ray.tune.with_parameters(trial, jobs=jobs, environment=environment),
             {"cpu": 0, "node:__internal_head__": 0.001},  # a core held here would be one that its workers wait for
         ),
         # Finished cells pass again where a scheduler compares the others with them.
-        param_space={"cell": ray.tune.grid_search(list(range(len(cells))) if asha else open_)},
-        tune_config=ray.tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=at_once, reuse_actors=not asha),
+        param_space={"cell": ray.tune.grid_search(list(range(len(cells))) if asha else todo)},
+        tune_config=ray.tune.TuneConfig(
+            scheduler=scheduler if asha else None, max_concurrent_trials=at_once, reuse_actors=not asha
+        ),
         run_config=ray.tune.RunConfig(
             name="trials",
             storage_path=root,
             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
-            callbacks=[watcher],
+            callbacks=[_Watcher(cells)],
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=0),
         ),
@@ -363,20 +324,18 @@ def _train(
     # Not in the main thread: Ray Tune would take over its interrupt handler there.
     thread = threading.Thread(target=fit, name="ray-tune", daemon=True)
     thread.start()
-    table = _LiveTable(progress, at_once)
+    table = _LiveTable(cells)
+    known: dict[str, int] = {}
     while thread.is_alive():
         thread.join(1.0)
         table.show()
+        stopped = {cell.label: cell.step for cell in cells if cell.state == "stopped"}
+        if stopped != known:
+            storage.write_json(f"{folder}/stopped.json", stopped)
+            known = stopped
     table.show(final=True)
     if troubles:
         raise troubles[0]
-    for cell in cells:
-        each = progress[cell.label]
-        if each.state in ("waiting", "training"):
-            done = train.find(cell.config, patch_set)
-            each.state = "finished" if done else "stopped" if asha else "failed"
-            each.reason = "" if done or asha else "ended without a result"
-    storage.write_json(stopped_url, {label: each.step for label, each in progress.items() if each.state == "stopped"})
 
 
 def _untold(cell: Cell, patch_set: PatchSet, parent: str) -> bool:
@@ -385,11 +344,13 @@ def _untold(cell: Cell, patch_set: PatchSet, parent: str) -> bool:
     return trained is not None and trained.tracked != parent
 
 
-def _result(cell: Cell, patch_set: PatchSet, folder: str, progress: Progress) -> comparison.Row:
-    """Measure a finished cell."""
-    trained = train.find(cell.config, patch_set)
+def _result(cell: Cell, patch_set: PatchSet, folder: str) -> comparison.Row:
+    """Measure a cell if it is finished."""
+    trained = None if cell.state == "left out" else train.find(cell.config, patch_set)
     if trained is None:
-        return comparison.Row(cell.label, progress.state, progress.reason)
+        if cell.state in ("waiting", "training", "finished"):
+            cell.state, cell.reason = "failed", "it ended without a result"
+        return comparison.Row(cell.label, cell.state, cell.reason)
     own = f"{folder}/cells/{storage.plain_name(cell.label)}"
     scores = evaluate.find(cell.config, patch_set, trained.weights, own, METHODS) or evaluate.evaluate(
         cell.config, patch_set, trained.weights, own, METHODS
@@ -398,82 +359,73 @@ def _result(cell: Cell, patch_set: PatchSet, folder: str, progress: Progress) ->
 
 
 class _Watcher(ray.tune.Callback):  # type: ignore[misc]
-    """Keeps the table's numbers up to date; called by Ray Tune in this process."""
+    """Keeps the cells up to date; called by Ray Tune in this process."""
 
-    def __init__(self, progress: list[Progress]) -> None:
-        self._progress = progress
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self._cells = cells
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        each = self._of(trial)
-        if each.state == "waiting":
-            each.state = "training"
+        cell = self._of(trial)
+        if cell.state == "waiting":
+            cell.state = "training"
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **i: Any) -> None:
-        each = self._of(trial)
+        cell = self._of(trial)
         if "mistake" in result:
-            each.state, each.reason = "failed", result["mistake"]
+            cell.state, cell.reason = "failed", result["mistake"]
             return
-        each.step = max(each.step, result.get("step", 0))
-        each.loss = result.get("train/objective", each.loss)
-        each.psnr = result.get("val/psnr_y", each.psnr)
-        each.steps_per_s = result.get("train/steps_per_s", each.steps_per_s)
-        each.total = int(result.get("train/steps_total", each.total))
+        cell.step = max(cell.step, result.get("step", 0))
+        cell.loss = result.get("train/objective", cell.loss)
+        cell.psnr = result.get("val/psnr_y", cell.psnr)
+        cell.steps_per_s = result.get("train/steps_per_s", cell.steps_per_s)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        each = self._of(trial)
-        if each.state == "training":
-            each.state = "finished" if each.step >= each.total else "stopped"
+        cell = self._of(trial)
+        if cell.state == "training":
+            cell.state = "finished" if cell.step >= cell.total else "stopped"
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        cell = self._of(trial)
         error = trial.get_pickled_error() or trial.get_error()
-        each = self._of(trial)
-        each.state, each.reason = "failed", " ".join(str(error).split())[-400:]
+        cell.state, cell.reason = "failed", " ".join(str(error).split())[-400:]
 
-    def _of(self, trial: Any) -> Progress:
+    def _of(self, trial: Any) -> Cell:
         number: int = trial.config["cell"]
-        return self._progress[number]
+        return self._cells[number]
 
 
 class _LiveTable:
     """Prints how far the cells are: in place on a terminal, else whenever a cell changes its state, and each minute."""
 
-    def __init__(self, progress: dict[str, Progress], at_once: int) -> None:
-        self._progress, self._at_once = progress, at_once
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self._cells = cells
         self._shown = ""
         self._states: list[str] = []
         self._next = 0.0
 
     def show(self, final: bool = False) -> None:
-        states = [each.state for each in self._progress.values()]
+        states = [cell.state for cell in self._cells]
         if not final and states == self._states and time.monotonic() < self._next:
             return
         live = sys.stdout.isatty()
         self._next = time.monotonic() + (2 if live else 60)
         self._states = states
         text = self._text()
-        if live and self._shown:
+        if text == self._shown:
+            return
+        if live and self._shown:  # over the one before
             print(f"\x1b[{self._shown.count(chr(10)) + 1}A\x1b[J", end="")
-        if text != self._shown:
-            print(text, flush=True)
+        print(text, flush=True)
         self._shown = text
 
     def _text(self) -> str:
         rows = [["trial", "cell", "state", "step", "loss", "held-out PSNR (Y)", "left"]]
-        for i, (label, each) in enumerate(self._progress.items()):
-            left = (
-                (each.total - each.step) / each.steps_per_s if each.steps_per_s and each.state == "training" else None
-            )
-            rows.append(
-                [
-                    str(i + 1),
-                    label,
-                    each.state,
-                    f"{each.step} of {each.total}",
-                    "" if each.loss is None else f"{each.loss:.5f}",
-                    "" if each.psnr is None else f"{each.psnr:.2f} dB",
-                    "" if left is None else train.duration(left),
-                ]
-            )
+        for number, cell in enumerate(self._cells, start=1):
+            runs = cell.state == "training" and cell.steps_per_s
+            left = train.duration((cell.total - cell.step) / cell.steps_per_s) if runs and cell.steps_per_s else ""
+            loss = "" if cell.loss is None else f"{cell.loss:.5f}"
+            psnr = "" if cell.psnr is None else f"{cell.psnr:.2f} dB"
+            rows.append([str(number), cell.label, cell.state, f"{cell.step} of {cell.total}", loss, psnr, left])
         return evaluate.aligned(rows)
 
 

@@ -45,8 +45,8 @@ def test_any_setting_can_be_an_axis_or_be_drawn() -> None:
     assert found[0].label.startswith("global_batch=8·flips·lr=")
     assert all(1e-4 <= cell.config.train.lr <= 1e-2 for cell in found)
     assert len({cell.config.train.lr for cell in found}) == 8
-    assert [cell.values for cell in cells(*argv)] == [cell.values for cell in found]
-    assert [cell.values for cell in cells(*argv, "train.seed=1")] != [cell.values for cell in found]
+    assert [cell.label for cell in cells(*argv)] == [cell.label for cell in found]
+    assert [cell.label for cell in cells(*argv, "train.seed=1")] != [cell.label for cell in found]
 
 
 @pytest.mark.parametrize(
