@@ -38,8 +38,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/services"), help="where data, logs and keys are kept")
     parser.add_argument("--port", type=int, default=5000, help="of the MLflow server, at the first start")
     options = parser.parse_args()
-    services = Services(options.folder.absolute(), options.port)
     try:
+        services = Services(options.folder.absolute(), options.port)
         if options.command == "start":
             services.start()
             print(f"MLflow: {services.mlflow.url}, data and logs in {services.folder}. In the shell that uses it:\n")
@@ -47,7 +47,7 @@ def main() -> None:
             print(f"\nOutputs may go to the same store: --home s3://{BUCKET}/runs")
         elif options.command == "stop":
             services.stop()
-    except RuntimeError as error:
+    except (RuntimeError, OSError, subprocess.CalledProcessError, psutil.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     if options.command != "start":
@@ -59,7 +59,8 @@ class Services:
     """The three services of one folder.
 
     Args:
-        folder: where their data, logs, keys and process ids are kept; readable by its owner alone.
+        folder: where their data, logs, keys and process ids are kept; keys and the two servers' folders are readable
+            by their owner alone.
         port: of the MLflow server, at the first start; any free one where None.
     """
 
@@ -68,6 +69,8 @@ class Services:
         self.folder = folder
         note = folder / "services.json"
         if not note.exists():
+            if port and not _is_free(port):
+                raise RuntimeError(f"port {port} is in use, expected it free: name another with --port")
             known = {
                 "port": port or free_port(),
                 "ports": _s3_ports(),
@@ -144,7 +147,7 @@ class _Process:
         return None
 
     def _run(self, argv: list[str], environment: dict[str, str]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self.folder / "log").open("ab") as log:
             process = subprocess.Popen(
                 argv, env={**os.environ, **environment}, stdout=log, stderr=log, start_new_session=True
@@ -221,7 +224,7 @@ class S3Server(_Process):
 
 
 class PostgreSQL:
-    """A PostgreSQL cluster in `folder`, reached by a socket there."""
+    """A PostgreSQL cluster in `folder`, reached by a Unix socket."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -271,6 +274,8 @@ class MLflowServer(_Process):
         """Start it, for the first time or again, and wait until it answers."""
         if self.alive():
             return
+        if not _is_free(self.port):
+            raise RuntimeError(f"port {self.port} is in use, expected it free for MLflow")
         argv = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         argv += ["--workers", "1", "--backend-store-uri", self.backend, "--artifacts-destination", self.artifacts]
         store = {"MLFLOW_S3_ENDPOINT_URL": self._s3.url, **self._s3.env} if self._s3 else {}
@@ -282,6 +287,11 @@ class MLflowServer(_Process):
             urllib.request.urlopen(f"{self.url}/health", timeout=2)  # noqa: S310
             return True
         return False
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def free_port() -> int:

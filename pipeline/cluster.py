@@ -130,17 +130,19 @@ def trial_resources(config: Config, trials: int) -> tuple[int, int, dict[str, fl
     """
     room = _Room(config)
     settings = config.cluster
-    if room.use_gpu:
-        workers = settings.workers or max(room.gpus // trials, 1)
-        per_worker = settings.cpus_per_worker or max(room.cpus // max(room.gpus, 1), 1)
-    else:
-        cores = max(room.cpus // trials, min(room.cpus, 2))
-        workers = settings.workers or min(cores, 2)
-        per_worker = settings.cpus_per_worker or max(cores // workers, 1)
+    workers = settings.workers or (max(room.gpus // trials, 1) if room.use_gpu else min(room.cpus, 2))
+    wanted = min(trials, config.tune.concurrent or trials)
+    at_once = min(wanted, room.places(settings.cpus_per_worker or 1) // workers)
+    fitting = [n for n in range(1, room.cpus + 1) if room.places(n) >= workers * at_once]
+    per_worker = settings.cpus_per_worker or max(fitting)
     chosen = settings.model_copy(update={"workers": workers, "cpus_per_worker": per_worker})
     _, resources = training_resources(config.model_copy(update={"cluster": chosen}))
-    at_once = min(room.places(per_worker) // workers, trials, config.tune.concurrent or trials)
     return at_once, workers, resources
+
+
+def most_cores() -> int:
+    """Cores of the node that has the most."""
+    return max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
 
 
 class _Room:

@@ -99,10 +99,10 @@ def write(
     parent.log_table(columns, "results.json")
     for row in done:
         assert row.trained
-        run = tracker.known(row.trained.folder)
+        run = tracker.known(row.trained.folder, parent.id)
         if run:
             run.log_metrics({f"{name}/{key}": value for name, key, value in _scores_of(row)} | _effort(row))
-    _register(config, done, tracker)
+    _register(config, done, tracker, parent)
 
 
 def score_table(rows: Sequence[Row], scale: int) -> list[list[str]]:
@@ -110,18 +110,18 @@ def score_table(rows: Sequence[Row], scale: int) -> list[list[str]]:
     done = [row for row in rows if row.scores]
     metrics = measured(done[0].scores) if done and done[0].scores else dict(list(METRICS.items())[:3])
     table = [["set", "cell", *metrics.values()]]
-    for name in dict.fromkeys(name for row in done for name in (row.scores or {})["sets"]):
-        count = len((done[0].scores or {})["sets"][name]["pictures"])
-        means = _means(done, name) | (PUBLISHED.get(name, {}) if scale == 4 else {})
-        for label, values in means.items():
+    published = PUBLISHED if scale == 4 else {}
+    evaluated = {name: len(entry["pictures"]) for row in done for name, entry in (row.scores or {})["sets"].items()}
+    for name in [*evaluated, *(name for name in published if name not in evaluated)]:
+        for label, values in (_means(done, name) | published.get(name, {})).items():
             cells = [format_value(key, values[key]) if key in values else "" for key in metrics]
-            table.append([name if label.startswith("published") else f"{name} ({count})", label, *cells])
+            table.append([name if label.startswith("published") else f"{name} ({evaluated[name]})", label, *cells])
     return table
 
 
 def cell_table(rows: Sequence[Row]) -> list[list[str]]:
     """Header and a line for each cell: what became of it and what it took."""
-    table = [["cell", "state", "parameters", "steps", "patches/s", "time in steps"]]
+    table = [["cell", "state", "parameters", "steps", "patches/s", "time"]]
     for row in rows:
         if row.trained is None:
             table.append([row.label, row.state, "", "", "", ""])
@@ -203,11 +203,11 @@ def _shown(done: Sequence[Row]) -> list[report.Shown]:
     return shown
 
 
-def _register(config: Config, done: Sequence[Row], tracker: Tracker) -> None:
+def _register(config: Config, done: Sequence[Row], tracker: Tracker, parent: TrackedRun) -> None:
     """Give the best cells an alias of the registered model."""
     for alias, metric in (("best-psnr", "psnr_y"), ("best-perceptual", "distance")):
         row = _best(done, metric)
-        run = tracker.known(row.trained.folder) if row and row.trained else None
+        run = tracker.known(row.trained.folder, parent.id) if row and row.trained else None
         if row and run:
             description = f"{row.label} of the grid {config.name}, chosen by held-out pictures; safetensors"
             tracker.register(f"srresnet-x{config.scale}", alias, run, "model", description)

@@ -136,8 +136,8 @@ class Perceptual(BaseModel):
     network: Literal["vgg16", "vgg19"] = "vgg19"
     """Which VGG."""
     layers: dict[str, Weight] = {"conv2_2": 1.0}
-    """Weight of each layer: "conv5_4" is before the activation, "relu5_4" after it. conv2_2 alone is the paper's VGG22,
-    conv5_4 its VGG54."""
+    """Weight of each layer: "conv5_4" is before the activation, "relu5_4" after it. The paper's VGG22 and VGG54 are
+    relu2_2 and relu5_4; before the activation, features say more."""
     distance: Literal["mse", "l1"] = "mse"
     """Between features, the mean over a layer."""
     scale: float = Field(1.0, gt=0)
@@ -262,7 +262,7 @@ class Evaluate(BaseModel):
     @field_validator("benchmarks")
     @classmethod
     def _absolute_folders(cls, value: dict[str, str]) -> dict[str, str]:
-        return {name: _absolute_path(source) for name, source in value.items()}
+        return {name: _absolute_source(source) for name, source in value.items()}
 
     @field_validator("squeezenet")
     @classmethod
@@ -396,6 +396,11 @@ class Config(BaseSettings):
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
+    @field_validator("source")
+    @classmethod
+    def _absolute_sources(cls, value: list[str]) -> list[str]:
+        return [_absolute_source(source) for source in value]
+
     @model_validator(mode="after")
     def _geometry(self) -> Config:
         if not self.source:
@@ -516,12 +521,11 @@ def parse_with(
     except SettingsError as error:
         raise UserError(" ".join(str(error).split())) from None
     try:
-        values = _read_yaml(file) if file else {}
-        if run and fetch:
-            file, values = f"run {run}", yaml.safe_load(fetch(Config(**from_cli), run))
-        return Config(**_override(values, from_cli, Config)), raised
+        where = f"run {run}" if run else file
+        text = fetch(Config(**from_cli), run) if run and fetch else _read_file(file) if file else "{}"
+        return Config(**_override(_parse_yaml(text, str(where)), from_cli, Config)), raised
     except ValidationError as error:
-        raise UserError(_sentence(error, file)) from None
+        raise UserError(_sentence(error, where)) from None
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
@@ -581,6 +585,11 @@ def _absolute_path(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
+def _absolute_source(source: str) -> str:
+    """A name such as "builtin" or "div2k/valid" is no path."""
+    return source if source == "builtin" or source.split("/")[0] == "div2k" else _absolute_path(source)
+
+
 def _dashed(argv: Sequence[str], flags: Iterable[str]) -> list[str]:
     """Turn bare `key=value` into `--key=value`, but leave the value of a preceding option alone."""
     dashed: list[str] = []
@@ -603,15 +612,21 @@ def _override(values: dict[str, Any], by: dict[str, Any], model: type[BaseModel]
     return merged
 
 
-def _read_yaml(file: str) -> dict[str, Any]:
+def _read_file(file: str) -> str:
     try:
-        content = yaml.safe_load(Path(file).read_text())
-    except OSError as error:
-        raise UserError(f"cannot read the configuration {file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+        return Path(file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot read the configuration {file}: {reason}") from None
+
+
+def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{file} holds {type(content).__name__}, expected a mapping of settings")
+        raise UserError(f"{where} holds {type(content).__name__}, expected a mapping of settings")
     return content
 
 

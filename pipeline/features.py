@@ -119,6 +119,7 @@ def _unfit(key: str, source: str, error: Exception) -> UserError:
     return UserError(f"{key} is {source}: {' '.join(str(error).split())[:200]}")
 
 
+@lru_cache(maxsize=8)
 def _identity(key: str, source: str, network: str) -> str:
     return PUBLISHED[network][1] if source == "torchvision" else hashlib.sha256(_read(key, source)).hexdigest()
 
@@ -134,6 +135,7 @@ def _published(config: Config, key: str, network: str) -> str:
         ) from None
     found = storage.read_json(f"{file}.json")["sha256"]
     if not found.startswith(digits):
+        storage.remove(file)  # so that the next run tries again
         raise UserError(f"{url} has the SHA-256 {found}, expected one that begins with {digits}")
     return file
 

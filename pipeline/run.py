@@ -74,7 +74,7 @@ def _finished(config: Config, patch_set: PatchSet, folder: str) -> evaluate.Scor
     """The scores, if training, evaluation and report were all finished before, and MLflow has them."""
     trained = train.find(config, patch_set)
     marker = storage.read_json(f"{folder}/finished.json")
-    if trained is None or trained.tracked is None or marker is None:
+    if trained is None or not trained.tracked or marker is None:
         return None
     scores = evaluate.find(config, patch_set, trained.weights, folder)
     return scores if scores and scores["identity"] == marker["scores"] else None

@@ -135,6 +135,7 @@ class Tracker:
     def run(self, folder: str, name: str, tags: dict[str, str], parent: str = "") -> Iterator[TrackedRun]:
         """A run, whose id is kept in `folder`, so that the same work goes on in the same run.
 
+        Each parent has its own; one that was without a parent is taken over by the first.
         It ends as FINISHED, KILLED (interrupted or stopped) or FAILED, and with it what still runs below it.
         """
         run = self._open(folder, name, tags, parent)
@@ -148,10 +149,11 @@ class Tracker:
             raise
         self._end(run, "FINISHED")
 
-    def known(self, folder: str) -> TrackedRun | None:
-        """The run whose id is kept in `folder`, if it is one of this server's."""
+    def known(self, folder: str, parent: str = "") -> TrackedRun | None:
+        """The run below `parent` whose id is kept in `folder`, if this server has it."""
         note = storage.read_json(f"{folder}/tracking.json")
-        return TrackedRun(self, note["run_id"], new=False) if note and note["uri"] == self.uri else None
+        run_id = note["runs"].get(parent) if note and note["uri"] == self.uri else None
+        return TrackedRun(self, run_id, new=False) if run_id else None
 
     def register(self, model: str, alias: str, run: TrackedRun, path: str, description: str) -> bool:
         """Give an alias of a registered model to a run's artifact; whether that succeeded."""
@@ -196,13 +198,15 @@ class Tracker:
     def _open(self, folder: str, name: str, tags: dict[str, str], parent: str) -> TrackedRun:
         note = f"{folder}/tracking.json"
         known = storage.read_json(note)
+        runs: dict[str, str] = known["runs"] if known and known["uri"] == self.uri else {}
         tags = {**tags, _PROCESS: _process(os.getpid())}
-        if known and known["uri"] == self.uri:
+        if parent in runs or "" in runs:
             with contextlib.suppress(*self._failures):
-                run_id: str = known["run_id"]
+                run_id = runs[parent] if parent in runs else runs.pop("")
                 self._client.update_run(run_id, status="RUNNING")
                 for key, value in {**tags, **({"mlflow.parentRunId": parent} if parent else {})}.items():
                     self._client.set_tag(run_id, key, value)
+                storage.write_json(note, {"uri": self.uri, "runs": {**runs, parent: run_id}})
                 return TrackedRun(self, run_id, new=False)
         if parent:
             tags = {**tags, "mlflow.parentRunId": parent}
@@ -211,7 +215,7 @@ class Tracker:
         created = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
         command = f"python -m pipeline.{'tune' if tags['stage'] == 'grid' else 'run'} --from-run {created.info.run_id}"
         self.attempt(lambda client: client.set_tag(created.info.run_id, "mlflow.note.content", f"Again: `{command}`"))
-        storage.write_json(note, {"uri": self.uri, "run_id": created.info.run_id})
+        storage.write_json(note, {"uri": self.uri, "runs": {**runs, parent: created.info.run_id}})
         return TrackedRun(self, str(created.info.run_id), new=True)
 
     def _close_abandoned(self) -> None:
@@ -229,7 +233,8 @@ class TrackedRun:
     def __init__(self, tracker: Tracker, run_id: str, new: bool) -> None:
         self._tracker = tracker
         self.id = run_id
-        self._new = new
+        self.new = new
+        """Whether it was begun by this process."""
         self.ended = False
         """Whether the server knows the final state."""
 
@@ -237,7 +242,7 @@ class TrackedRun:
         """Log parameters, flat (once: MLflow's are for good), and the whole configuration as an artifact."""
         from mlflow.entities import Param
 
-        if self._new:
+        if self.new:
             entries = [Param(key, str(value)) for key, value in params.items()]
             self._tracker.attempt(lambda client: client.log_batch(self.id, params=entries[:100]))
         self._tracker.attempt(lambda client: client.log_text(self.id, config.to_yaml(), "config.yaml"))
@@ -300,7 +305,7 @@ class Forwarder:
         self._waiting: list[Record] = []
         self._retry_at = 0.0
         # Unlike metrics, a picture sent twice would stand there twice.
-        self._images_note = f"{journal_url}/images/sent.json"
+        self._images_note = f"{journal_url}/images/sent-{run.id}.json"
         self._images_sent: list[str] = storage.read_json(self._images_note) or []
 
     def pump(self) -> list[Record]:
@@ -343,6 +348,23 @@ class Forwarder:
             self._images_sent.append(file)
             storage.write_json(self._images_note, self._images_sent)
         return True
+
+
+def wait_for_server(config: Config, patience_s: float) -> None:
+    """Until the server answers.
+
+    Raises:
+        UserError: if it doesn't in this time.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            Tracker(config)
+            return
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(5)
 
 
 def fetch_config(config: Config, run_id: str) -> str:

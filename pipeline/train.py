@@ -7,6 +7,7 @@ same command goes on after an interruption, and only says what it found when the
 from __future__ import annotations
 
 import hashlib
+import itertools
 import tempfile
 import threading
 import time
@@ -60,8 +61,8 @@ class Trained:
     """Steps, seconds of the last session, workers, device, held-out metrics at the end."""
     found: bool
     """Whether it had been finished before."""
-    tracked: str | None
-    """Id of the MLflow run above it, or "", if MLflow has all of it; else None."""
+    tracked: list[str]
+    """Ids of the MLflow runs below which MLflow has all of it; "" for none above."""
 
     @property
     def weights(self) -> str:
@@ -70,17 +71,13 @@ class Trained:
 
     @property
     def seconds(self) -> float:
-        """Time in steps, over all sessions; validation and starts are not included."""
-        seconds, before = 0.0, 0
-        for record in self.history():
-            if record["kind"] == "train":
-                seconds += (record["step"] - before) / record["metrics"]["train/steps_per_s"]
-                before = record["step"]
-        return seconds
+        """Time of all sessions, from the workers' start to the last record; steps that were made again count twice."""
+        times = sorted((int(record["time"]), record["kind"] == "session") for record in self.history())
+        return sum((b - a) / 1000 for (a, _), (b, begins) in itertools.pairwise(times) if not begins)
 
     def history(self) -> list[Record]:
         """The journal's records in order of steps."""
-        return sorted(JournalReader(f"{self.folder}/journal").new(), key=lambda record: int(record["step"]))
+        return history(self.folder)
 
 
 def training_name(config: Config, patch_set: PatchSet) -> str:
@@ -111,6 +108,11 @@ def shaping(config: Config, patch_set: PatchSet) -> dict[str, Any]:
     return settings
 
 
+def history(folder: str) -> list[Record]:
+    """The records of a training, finished or not, in order of steps."""
+    return sorted(JournalReader(f"{folder}/journal").new(), key=lambda record: int(record["step"]))
+
+
 def find(config: Config, patch_set: PatchSet) -> Trained | None:
     """The finished training that the configuration describes, if there is one."""
     name = training_name(config, patch_set)
@@ -118,8 +120,7 @@ def find(config: Config, patch_set: PatchSet) -> Trained | None:
     result = storage.read_json(f"{folder}/result.json")
     if not result:
         return None
-    tracked = storage.read(f"{folder}/tracked")
-    return Trained(name, folder, result, found=True, tracked=None if tracked is None else tracked.decode())
+    return Trained(name, folder, result, found=True, tracked=storage.read_json(f"{folder}/tracked.json") or [])
 
 
 def train(
@@ -144,7 +145,7 @@ def train(
     name = training_name(config, patch_set)
     folder = f"{config.outputs}/trainings/{name}"
     finished = find(config, patch_set)
-    if finished and finished.tracked is not None and (not parent or finished.tracked == parent):
+    if finished and finished.tracked and (not parent or parent in finished.tracked):
         return finished
     sample_order(config, patch_set)  # refuses what doesn't fit before anything starts
     if not finished:
@@ -159,7 +160,7 @@ def train(
     }
     with Tracker(config).run(folder, cell or name, tags, parent) as run:
         forwarder = Forwarder(f"{folder}/journal", run)
-        if not finished:
+        if run.new or not finished:
             run.describe(_flat(config), config)
             run.log_dataset(
                 ",".join(Path(source).name or source for source in config.source),
@@ -167,6 +168,7 @@ def train(
                 patch_set.url,
                 {"pictures": len(patch_set.pictures), "tiles": sum(patch_set.row_groups)},
             )
+        if not finished:
             _fit(config, patch_set, folder, name, forwarder, watch or _Progress().show)
         trained = find(config, patch_set)
         if trained is None:
@@ -177,7 +179,7 @@ def train(
         assert weights is not None
         sent = forwarder.drain() and run.log_metrics(final) and run.log_file(weights, "model/model.safetensors")
     if sent and run.ended:
-        storage.write(f"{folder}/tracked", parent.encode())
+        storage.write_json(f"{folder}/tracked.json", [*trained.tracked, parent])
     return replace(trained, found=finished is not None)
 
 

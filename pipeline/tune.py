@@ -30,6 +30,7 @@ from pipeline.worker import Worker
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has it all
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the table here is the one to read
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # said below, in a sentence
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a held-out score isn't in every report
 
 import ray
@@ -37,6 +38,9 @@ import ray.tune
 import ray.tune.schedulers
 
 METHODS = ("bicubic", "trained")
+
+_SERVER_PATIENCE_S = 600
+"""How long a trial waits for MLflow before it starts; once it has, it needs no server."""
 
 _DRAWS = ("uniform", "loguniform", "randint", "lograndint", "choice")
 
@@ -58,6 +62,7 @@ class Cell:
     label: str
     """Short and telling, such as "nobn·perceptual"."""
     config: Config
+    patch_set: PatchSet | None = None
     plan: Plan | None = None
     """What a few measured steps told."""
     state: str = "waiting"
@@ -84,9 +89,8 @@ def run(config: Config, dry_run: bool = False) -> list[str]:
     for name, source in config.evaluate.benchmarks.items():  # a mistake shows before the work, not after it
         sources.find_benchmark(name, source, config.scale, config.downloads)
     cells = plan_cells(config)
-    patch_set, found = preprocess.prepare(config)
-    print(f"patch set {'reused' if found else 'made'}: {patch_set.url}: {patchset.describe(patch_set)}", flush=True)
-    folder = f"{config.outputs}/grids/{grid_name(config, cells, patch_set)}"
+    _preprocess(cells)
+    folder = f"{config.outputs}/grids/{grid_name(config, cells)}"
     features.prepare_distance(config)
     able = _with_weights(cells)
     cluster.connect(config)
@@ -94,17 +98,18 @@ def run(config: Config, dry_run: bool = False) -> list[str]:
     settled = {"cluster.workers": workers, "cluster.cpus_per_worker": int(resources["CPU"])}
     for cell in able:
         cell.config = with_values(cell.config, settled)
-    _measure(able, patch_set, folder, int(resources["CPU"]) * workers, "GPU" in resources)
-    _settle(able, patch_set, folder)
-    print(describe(able, at_once, workers, resources), flush=True)
+    _measure(able, folder, min(int(resources["CPU"]) * workers, cluster.most_cores()), "GPU" in resources)
+    _settle(able, config, folder)
+    print(describe(cells, at_once, workers, resources), flush=True)
     if dry_run:
         return []
     tracker = tracking.Tracker(config)
     with tracker.run(folder, config.name, {"stage": "grid", "scale": str(config.scale)}) as parent:
-        parent.describe({"patch_set": patch_set.name, "source": ",".join(config.source), "cells": len(cells)}, config)
-        _train(config, able, patch_set, folder, parent.id, at_once)
-        rows = [_result(cell, patch_set, folder) for cell in cells]
-        facts = {"time of this command": train.duration(time.monotonic() - start), "patch set": patch_set.name}
+        parent.describe({"source": ",".join(config.source), "cells": len(cells)}, config)
+        _train(config, able, folder, parent.id, at_once)
+        rows = [_result(cell, folder) for cell in cells]
+        patch_sets = sorted({cell.patch_set.name for cell in cells if cell.patch_set})
+        facts = {"time of this command": train.duration(time.monotonic() - start), "patch set": ", ".join(patch_sets)}
         comparison.write(folder, config, rows, facts, parent, tracker)
     failed = [cell for cell in cells if cell.state == "failed"]
     for cell in failed:
@@ -130,19 +135,26 @@ def plan_cells(config: Config) -> list[Cell]:
     cells = []
     rng = np.random.RandomState(config.train.seed)
     for point in itertools.product(*axes):
+        labels: set[str] = set()
         for _ in range(settings.samples if settings.sample else 1):
             drawn = [(key, _draw(key, domain, rng)) for key, domain in settings.sample.items()]
             values = {**{key: value for key, _, value in point}, **dict(drawn), "tune": {"grid": {}}}
             label = "·".join([*(label for _, label, _ in point), *(_label(key, value) for key, value in drawn)])
-            cells.append(Cell(label or config.name, with_values(config, values)))
+            if label not in labels:  # a value may be drawn twice
+                cells.append(Cell(label or config.name, with_values(config, values)))
+            labels.add(label)
     if len({cell.label for cell in cells}) < len(cells):
         raise UserError("tune.grid has the same value twice, expected different ones")
     return cells
 
 
-def grid_name(config: Config, cells: Sequence[Cell], patch_set: PatchSet) -> str:
+def grid_name(config: Config, cells: Sequence[Cell]) -> str:
     """Name of a grid by all that shapes its cells."""
-    return f"{config.name}-{fingerprint([[cell.label, train.shaping(cell.config, patch_set)] for cell in cells])}"
+    shaping = [(cell.label, train.shaping(cell.config, cell.patch_set)) for cell in cells if cell.patch_set]
+    repeated = [label for label, values in shaping if [values for _, values in shaping].count(values) > 1]
+    if repeated:
+        raise UserError(f"the cells {', '.join(repeated)} are the same training: expected axes that shape its weights")
+    return f"{config.name}-{fingerprint(shaping)}"
 
 
 def describe(cells: Sequence[Cell], at_once: int, workers: int, resources: dict[str, float]) -> str:
@@ -150,14 +162,16 @@ def describe(cells: Sequence[Cell], at_once: int, workers: int, resources: dict[
     rows = [["cell", "steps", "state", "a step", "about"]]
     times = []
     for cell in cells:
-        step_s = cell.plan.step_s if cell.plan and cell.plan.step_s else 0.0
-        times.append((cell.total - cell.step) * step_s if cell.state == "waiting" else 0.0)
-        rows.append([cell.label, str(cell.total), cell.state, f"{step_s:.2f} s", train.duration(times[-1])])
+        if cell.plan is None or cell.plan.step_s is None:
+            rows.append([cell.label, "", cell.state, "", ""])
+            continue
+        times.append((cell.total - cell.step) * cell.plan.step_s if cell.state == "waiting" else 0.0)
+        rows.append([cell.label, str(cell.total), cell.state, f"{cell.plan.step_s:.2f} s", train.duration(times[-1])])
     each = (
         f"{workers} worker{'s' if workers > 1 else ''} of {', '.join(f'{n:g} {kind}' for kind, n in resources.items())}"
     )
     waiting = sum(cell.state == "waiting" for cell in cells)
-    whole = train.duration(max(sum(times) / at_once, *times))
+    whole = train.duration(max(sum(times) / at_once, *times, 0))
     return (
         f"{evaluate.aligned(rows)}\n{waiting} of {len(cells)} trials to train, {at_once} at once, each with {each}; "
         f"about {whole}, validation and start not included"
@@ -174,9 +188,15 @@ def trial(params: dict[str, Any], jobs: list[dict[str, Any]], environment: dict[
         if record["kind"] in ("train", "validation"):
             ray.tune.report({"step": record["step"], "kind": record["kind"], **record["metrics"]})
 
+    if job["stopped"]:  # the scheduler compares the others with it
+        patch_set = patchset.load(job["patch_set"])
+        for record in train.history(f"{config.outputs}/trainings/{train.training_name(config, patch_set)}"):
+            report(record)
+        return
     try:
+        tracking.wait_for_server(config, _SERVER_PATIENCE_S)
         trained = train.train(config, patchset.load(job["patch_set"]), job["parent"], job["label"], report)
-    except UserError as error:
+    except (UserError, OSError) as error:
         ray.tune.report({"mistake": str(error)})
         return
     if trained.found:
@@ -189,7 +209,7 @@ def _label(key: str, value: Any) -> str:
         return "bn" if value else "nobn"
     if isinstance(value, dict):
         return "+".join(value)
-    return f"{key.rpartition('.')[2]}={value:.3g}" if isinstance(value, float) else f"{key.rpartition('.')[2]}={value}"
+    return f"{key.rpartition('.')[2]}={value:.6g}" if isinstance(value, float) else f"{key.rpartition('.')[2]}={value}"
 
 
 def _draw(key: str, domain: dict[str, list[Any]], rng: np.random.RandomState) -> Any:
@@ -202,6 +222,18 @@ def _draw(key: str, domain: dict[str, list[Any]], rng: np.random.RandomState) ->
     except (TypeError, ValueError) as error:
         raise UserError(f"tune.sample.{key} is {domain}: {error}") from None
     return drawn.item() if isinstance(drawn, np.generic) else drawn
+
+
+def _preprocess(cells: Sequence[Cell]) -> None:
+    """Give each cell its patch set: the same, unless an axis is what it is made of."""
+    made: dict[str, PatchSet] = {}
+    for cell in cells:
+        what = fingerprint(cell.config.model_dump(include={"source", "scale", "preprocess"}))
+        if what not in made:
+            made[what], found = preprocess.prepare(cell.config)
+            about = f"{made[what].url}: {patchset.describe(made[what])}"
+            print(f"patch set {'reused' if found else 'made'}: {about}", flush=True)
+        cell.patch_set = made[what]
 
 
 def _with_weights(cells: Sequence[Cell]) -> list[Cell]:
@@ -218,7 +250,7 @@ def _with_weights(cells: Sequence[Cell]) -> list[Cell]:
     return able
 
 
-def _measure(cells: Sequence[Cell], patch_set: PatchSet, folder: str, threads: int, gpu: bool) -> None:
+def _measure(cells: Sequence[Cell], folder: str, threads: int, gpu: bool) -> None:
     """Plan each cell by a few of its steps, on the cluster and once: plans are kept in the grid's folder."""
     url = f"{folder}/plan.json"
     known: dict[str, Any] = storage.read_json(url) or {}
@@ -226,9 +258,13 @@ def _measure(cells: Sequence[Cell], patch_set: PatchSet, folder: str, threads: i
     if missing:
         print(f"measuring a step of {len(missing)} cells", flush=True)
         remote = ray.remote(num_cpus=threads, num_gpus=int(gpu), max_retries=0)(_measured)
-        jobs = [cell.config.model_dump(mode="json") for cell in missing]
+        jobs = [
+            (features.prepare(cell.config).model_dump(mode="json"), cell.patch_set.url)
+            for cell in missing
+            if cell.patch_set
+        ]
         try:
-            plans = ray.get(remote.remote(jobs, patch_set.url, threads, gpu))
+            plans = ray.get(remote.remote(jobs, threads, gpu))
         except ray.exceptions.RayError as error:
             raise UserError(f"cannot measure a step: {' '.join(str(error).split())[-300:]}") from None
         known |= {cell.label: plan for cell, plan in zip(missing, plans, strict=True)}
@@ -237,11 +273,11 @@ def _measure(cells: Sequence[Cell], patch_set: PatchSet, folder: str, threads: i
         cell.plan = Plan(**known[cell.label])
 
 
-def _measured(configs: list[dict[str, Any]], patch_set: str, threads: int, gpu: bool) -> list[dict[str, Any]]:
+def _measured(jobs: list[tuple[dict[str, Any], str]], threads: int, gpu: bool) -> list[dict[str, Any]]:
     """Ray task: plans of trainings; one process with all the cores, or one of the GPUs, stands for their workers."""
     torch.set_num_threads(threads)
     plans = []
-    for dumped in configs:
+    for dumped, patch_set in jobs:
         config = Config(**dumped)
         share = -(-config.train.global_batch // (config.cluster.workers or 1)) if gpu else config.train.global_batch
         worker = Worker(
@@ -254,9 +290,9 @@ def _measured(configs: list[dict[str, Any]], patch_set: str, threads: int, gpu: 
     return plans
 
 
-def _settle(cells: Sequence[Cell], patch_set: PatchSet, folder: str) -> None:
+def _settle(cells: Sequence[Cell], config: Config, folder: str) -> None:
     """Give all cells whose length is a time the steps that the slowest has time for, and find what was done before."""
-    stopped: dict[str, int] = storage.read_json(f"{folder}/stopped.json") or {}
+    stopped: dict[str, int] = storage.read_json(_stopped_url(config, folder)) or {}
     fewest = min(cell.plan.steps for cell in cells if cell.plan)
     for cell in cells:
         assert cell.plan
@@ -264,35 +300,52 @@ def _settle(cells: Sequence[Cell], patch_set: PatchSet, folder: str) -> None:
         if cell.config.train.length.endswith("minutes"):
             cell.total = fewest
             cell.config = with_values(cell.config, {"train.length": f"{fewest} steps"})
-        if train.find(cell.config, patch_set):
+        if _trained(cell):
             cell.state, cell.step = "finished", cell.total
         elif cell.label in stopped:
             cell.state, cell.step = "stopped", stopped[cell.label]
+    shortest = min(cell.total for cell in cells)
+    if config.tune.scheduler == "asha" and config.tune.grace >= shortest:
+        raise UserError(f"tune.grace is {config.tune.grace}, expected less than the steps of a cell, {shortest}")
 
 
-def _train(config: Config, cells: Sequence[Cell], patch_set: PatchSet, folder: str, parent: str, at_once: int) -> None:
+def _stopped_url(config: Config, folder: str) -> str:
+    """Where the cells that this scheduler stopped are noted."""
+    settings = config.tune
+    return f"{folder}/stopped-{fingerprint([settings.scheduler, settings.metric, settings.grace])}.json"
+
+
+def _train(config: Config, cells: Sequence[Cell], folder: str, parent: str, at_once: int) -> None:
     """Run the trials, and meanwhile print the live table."""
     settings = config.tune
     asha = settings.scheduler == "asha"
-    todo = [i for i, cell in enumerate(cells) if cell.state == "waiting" or _untold(cell, patch_set, parent)]
+    todo = [i for i, cell in enumerate(cells) if cell.state == "waiting" or _untold(cell, parent)]
     if not todo:
         return
     jobs = [
-        {"config": c.config.model_dump(mode="json"), "patch_set": patch_set.url, "parent": parent, "label": c.label}
-        for c in cells
+        {
+            "config": cell.config.model_dump(mode="json"),
+            "patch_set": cell.patch_set.url if cell.patch_set else "",
+            "parent": parent,
+            "label": cell.label,
+            "stopped": cell.state == "stopped",
+        }
+        for cell in cells
     ]
     environment = {
         "SR_HOME": config.outputs,
         "SR_CACHE": config.downloads,
         "MLFLOW_TRACKING_URI": config.tracking_uri,
     }
-    scheduler = ray.tune.schedulers.ASHAScheduler(
-        time_attr="step",
-        metric=settings.metric,
-        mode="max",
-        max_t=max(cell.total for cell in cells) + 1,
-        grace_period=settings.grace,
-    )
+    scheduler = None
+    if asha:
+        scheduler = ray.tune.schedulers.ASHAScheduler(
+            time_attr="step",
+            metric=settings.metric,
+            mode="max",
+            max_t=max(cell.total for cell in cells) + 1,
+            grace_period=settings.grace,
+        )
     fs, root = fsspec.url_to_fs(f"{folder}/tune")
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(
@@ -301,9 +354,7 @@ def _train(config: Config, cells: Sequence[Cell], patch_set: PatchSet, folder: s
         ),
         # Finished cells pass again where a scheduler compares the others with them.
         param_space={"cell": ray.tune.grid_search(list(range(len(cells))) if asha else todo)},
-        tune_config=ray.tune.TuneConfig(
-            scheduler=scheduler if asha else None, max_concurrent_trials=at_once, reuse_actors=not asha
-        ),
+        tune_config=ray.tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=at_once, reuse_actors=not asha),
         run_config=ray.tune.RunConfig(
             name="trials",
             storage_path=root,
@@ -331,29 +382,34 @@ def _train(config: Config, cells: Sequence[Cell], patch_set: PatchSet, folder: s
         table.show()
         stopped = {cell.label: cell.step for cell in cells if cell.state == "stopped"}
         if stopped != known:
-            storage.write_json(f"{folder}/stopped.json", stopped)
+            storage.write_json(_stopped_url(config, folder), stopped)
             known = stopped
     table.show(final=True)
     if troubles:
         raise troubles[0]
 
 
-def _untold(cell: Cell, patch_set: PatchSet, parent: str) -> bool:
+def _trained(cell: Cell) -> train.Trained | None:
+    """The cell's training, if it is finished."""
+    return train.find(cell.config, cell.patch_set) if cell.patch_set and cell.state != "left out" else None
+
+
+def _untold(cell: Cell, parent: str) -> bool:
     """Whether the cell was trained, but MLflow doesn't have it below this grid."""
-    trained = train.find(cell.config, patch_set)
-    return trained is not None and trained.tracked != parent
+    trained = _trained(cell)
+    return trained is not None and parent not in trained.tracked
 
 
-def _result(cell: Cell, patch_set: PatchSet, folder: str) -> comparison.Row:
+def _result(cell: Cell, folder: str) -> comparison.Row:
     """Measure a cell if it is finished."""
-    trained = None if cell.state == "left out" else train.find(cell.config, patch_set)
-    if trained is None:
+    trained = _trained(cell)
+    if trained is None or cell.patch_set is None:
         if cell.state in ("waiting", "training", "finished"):
             cell.state, cell.reason = "failed", "it ended without a result"
         return comparison.Row(cell.label, cell.state, cell.reason)
     own = f"{folder}/cells/{storage.plain_name(cell.label)}"
-    scores = evaluate.find(cell.config, patch_set, trained.weights, own, METHODS) or evaluate.evaluate(
-        cell.config, patch_set, trained.weights, own, METHODS
+    scores = evaluate.find(cell.config, cell.patch_set, trained.weights, own, METHODS) or evaluate.evaluate(
+        cell.config, cell.patch_set, trained.weights, own, METHODS
     )
     return comparison.Row(cell.label, "finished", "", trained, scores, cell.config)
 

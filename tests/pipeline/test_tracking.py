@@ -60,7 +60,7 @@ def test_runs_end_in_the_right_state(tmp_path: Path, error: type[BaseException] 
             work()
     else:
         work()
-    run_id = storage.read_json(f"{tmp_path}/work/tracking.json")["run_id"]
+    run_id = storage.read_json(f"{tmp_path}/work/tracking.json")["runs"][""]
     assert mlflow.MlflowClient(tracker.uri).get_run(run_id).info.status == status
     with tracker.run(str(tmp_path / "work"), "name", {}) as run:
         assert run.id == run_id  # the same work goes on in the same run
@@ -72,7 +72,7 @@ def test_a_run_whose_process_died_is_closed_by_the_next(tmp_path: Path) -> None:
         f"with Tracker(parse(['home={tmp_path}'], 'run', '')).run('{tmp_path}/dead', 'dead', {{}}): os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
-    run_id = storage.read_json(f"{tmp_path}/dead/tracking.json")["run_id"]
+    run_id = storage.read_json(f"{tmp_path}/dead/tracking.json")["runs"][""]
     client = mlflow.MlflowClient(config(tmp_path).tracking_uri)
     assert client.get_run(run_id).info.status == "RUNNING"
     Tracker(config(tmp_path))

@@ -37,7 +37,7 @@ def weights(trained: Trained) -> dict[str, torch.Tensor]:
 
 
 def mlflow_run(config: Config, trained: Trained) -> mlflow.entities.Run:
-    run_id = storage.read_json(f"{trained.folder}/tracking.json")["run_id"]
+    run_id = storage.read_json(f"{trained.folder}/tracking.json")["runs"][""]
     return mlflow.MlflowClient(config.tracking_uri).get_run(run_id)
 
 
@@ -240,7 +240,7 @@ def test_interrupted_it_is_marked_killed_and_goes_on_with_another_number_of_work
     assert driver.returncode == 130
     assert "interrupted: run the same command again to go on" in errors
     assert "Traceback" not in errors
-    run_id = storage.read_json(f"{folder}/tracking.json")["run_id"]
+    run_id = storage.read_json(f"{folder}/tracking.json")["runs"][""]
     assert mlflow.MlflowClient(config.tracking_uri).get_run(run_id).info.status == "KILLED"
     assert not (folder / "result.json").exists()
 

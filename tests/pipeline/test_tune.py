@@ -15,7 +15,7 @@ import mlflow
 import pytest
 
 from pipeline import cluster, storage
-from pipeline.config import Config, UserError, parse
+from pipeline.config import UserError, parse
 from pipeline.tune import Cell, plan_cells
 from tests.conftest import ROOT
 from tests.grids import Grid, grid_options, tune
@@ -73,11 +73,13 @@ def test_a_mistake_in_the_grid_is_one_sentence(option: str, message: str) -> Non
         ([{"CPU": 1}], [], (1, 1, {"CPU": 1})),
         ([{"CPU": 8}], [], (4, 2, {"CPU": 1})),
         ([{"CPU": 32}], [], (4, 2, {"CPU": 4})),
-        ([{"CPU": 32}], ["tune.concurrent=2"], (2, 2, {"CPU": 4})),
+        ([{"CPU": 32}], ["tune.concurrent=2"], (2, 2, {"CPU": 8})),
+        ([{"CPU": 64}, {"CPU": 8, "GPU": 4}], [], (4, 1, {"CPU": 2, "GPU": 1})),
+        ([{"CPU": 1}] * 2, [], (1, 2, {"CPU": 1})),
         ([{"CPU": 32}], ["cluster.workers=1", "cluster.cpus_per_worker=16"], (2, 1, {"CPU": 16})),
         ([{"CPU": 8, "GPU": 1}], [], (1, 1, {"CPU": 8, "GPU": 1})),
         ([{"CPU": 32, "GPU": 8}] * 2, [], (4, 4, {"CPU": 4, "GPU": 1})),
-        ([{"CPU": 32, "GPU": 8}, {"CPU": 4}], ["cluster.workers=3"], (2, 3, {"CPU": 4, "GPU": 1})),
+        ([{"CPU": 32, "GPU": 8}, {"CPU": 4}], ["cluster.workers=3"], (2, 3, {"CPU": 5, "GPU": 1})),
     ],
 )
 def test_as_many_trials_at_once_as_fit(
@@ -158,8 +160,11 @@ def test_a_run_is_made_again_from_its_id(finished_grid: Grid) -> None:
     home = options[1]
     client = mlflow.MlflowClient(f"sqlite:///{folder.parents[1]}/mlflow.db")
     (run,) = client.search_runs(["1"], "attributes.run_name = 'mse'")
-    printed, _ = tune("--from-run", run.info.run_id, home, module="run")
-    assert re.search(r"training reused: .*/trainings/grid-x4-nobn-mse-", printed)
+    printed, _ = tune("--from-run", run.info.run_id, home, "name=again", module="run")
+    assert re.search(r"training finished: .*/trainings/again-x4-nobn-mse-", printed)
+    (again,) = client.search_runs(["1"], "attributes.run_name LIKE 'again-%'")
+    assert {**again.data.params} == {**run.data.params}
+    assert again.data.metrics["val/psnr_y"] == run.data.metrics["val/psnr_y"]
     _, errors = tune("--from-run", "none", home, module="run", code=2)
     assert "error: run none of MLflow at sqlite:///" in errors
 
@@ -178,7 +183,7 @@ def test_missing_weights_leave_cells_out_by_one_sentence(tmp_path: Path) -> None
 @pytest.mark.timeout(600)
 def test_interrupted_it_goes_on_where_it_was(tmp_path: Path) -> None:
     grid = 'tune.grid={"train.lr": [1e-3, 2e-3]}'
-    options = grid_options(tmp_path, grid, "train.length=2000 steps", "train.checkpoint_every=50")
+    options = grid_options(tmp_path, grid, "train.length=1900 steps", "train.checkpoint_every=50")
     home = tmp_path / "home"
     command = [sys.executable, "-m", "pipeline.tune", *options]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
@@ -212,7 +217,7 @@ def test_interrupted_it_goes_on_where_it_was(tmp_path: Path) -> None:
         if json.loads(line)["kind"] == "session"
     ]
     assert len(sessions) <= 2
-    assert sessions[-1]["step"] % 50 == 0
+    assert sessions[-1]["step"] % 50 == 0 < sessions[-1]["step"]
 
 
 @pytest.mark.long
@@ -245,10 +250,14 @@ def test_with_postgresql_and_s3_and_the_server_away_for_a_while(
         monkeypatch.setenv(key, value)
     grid = 'tune.grid={"train.loss": {"mse": {"mse": 1}, "l1": {"l1": 1}}}'
     options = grid_options(tmp_path, "train.length=1500 steps", grid)
+    home = "s3://super-resolution/runs"
+    options[1] = f"--home={home}"
     command = [sys.executable, "-m", "pipeline.tune", *options]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True) as driver:
         deadline = time.monotonic() + 300
-        while not list((tmp_path / "home").glob("trainings/*/checkpoints/*/state.json")):
+        while not any(
+            storage.names(f"{home}/trainings/{name}/checkpoints") for name in storage.names(f"{home}/trainings")
+        ):
             assert driver.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -266,4 +275,5 @@ def test_with_postgresql_and_s3_and_the_server_away_for_a_while(
         steps = [m.step for m in client.get_metric_history(runs[name].info.run_id, "train/objective")]
         assert sorted(set(steps)) == list(range(2, 1501, 2))
         assert client.list_artifacts(runs[name].info.run_id, "model")
-    assert storage.exists(f"{Config(home=str(tmp_path / 'home')).outputs}/grids")
+    (grid_folder,) = storage.names(f"{home}/grids")
+    assert len(storage.read(f"{home}/grids/{grid_folder}/report.html") or b"") > 10_000
