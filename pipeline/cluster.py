@@ -125,6 +125,8 @@ def training_resources(config: Config) -> tuple[int, dict[str, float]]:
 def trial_resources(config: Config, trials: int) -> tuple[int, int, dict[str, float]]:
     """How many trainings run at once, the workers of each, and what a worker reserves: the cluster in equal parts.
 
+    Without GPUs, a training gets two cores at least, if there are two.
+
     Raises:
         UserError: if the cluster cannot hold one.
     """
@@ -132,7 +134,8 @@ def trial_resources(config: Config, trials: int) -> tuple[int, int, dict[str, fl
     settings = config.cluster
     workers = settings.workers or (max(room.gpus // trials, 1) if room.use_gpu else min(room.cpus, 2))
     wanted = min(trials, config.tune.concurrent or trials)
-    at_once = min(wanted, room.places(settings.cpus_per_worker or 1) // workers)
+    least = settings.cpus_per_worker or (1 if room.use_gpu or workers > 1 else min(most_cores(), 2))
+    at_once = min(wanted, room.places(least) // workers)
     fitting = [n for n in range(1, room.cpus + 1) if room.places(n) >= workers * at_once]
     per_worker = settings.cpus_per_worker or max(fitting)
     chosen = settings.model_copy(update={"workers": workers, "cpus_per_worker": per_worker})

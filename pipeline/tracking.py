@@ -213,7 +213,9 @@ class Tracker:
         user = os.environ.get("USER", "unknown")
         tags = {**tags, "mlflow.source.name": "pipeline", "mlflow.user": user, "sr.code": _code(), **_git()}
         created = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
-        command = f"python -m pipeline.{'tune' if tags['stage'] == 'grid' else 'run'} --from-run {created.info.run_id}"
+        command = (
+            f"python -m pipeline.{'tune' if tags.get('stage') == 'grid' else 'run'} --from-run {created.info.run_id}"
+        )
         self.attempt(lambda client: client.set_tag(created.info.run_id, "mlflow.note.content", f"Again: `{command}`"))
         storage.write_json(note, {"uri": self.uri, "runs": {**runs, parent: created.info.run_id}})
         return TrackedRun(self, str(created.info.run_id), new=True)
