@@ -229,7 +229,7 @@ sys.exit(bool((folder / "result.json").exists()))
 def test_interrupted_it_is_marked_killed_and_goes_on_with_another_number_of_workers(
     small: Small, tmp_path: Path
 ) -> None:
-    options = small(*LONGER, "model.batch_norm=false", "train.length=2000 steps", "cluster.workers=2")
+    options = small(*LONGER, "model.batch_norm=false", "train.length=1900 steps", "cluster.workers=2")
     config = parse(options, "train", "")
     folder = folder_of(options)
     command = [sys.executable, "-m", "pipeline.train", *options]
