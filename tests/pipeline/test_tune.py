@@ -183,7 +183,8 @@ def test_missing_weights_leave_cells_out_by_one_sentence(tmp_path: Path) -> None
 @pytest.mark.timeout(600)
 def test_interrupted_it_goes_on_where_it_was(tmp_path: Path) -> None:
     grid = 'tune.grid={"train.lr": [1e-3, 2e-3]}'
-    options = grid_options(tmp_path, grid, "train.length=1900 steps", "train.checkpoint_every=50")
+    cadence = ["train.checkpoint_every=50", "train.validate_every=500", "train.log_every=50"]
+    options = grid_options(tmp_path, grid, "train.length=1900 steps", *cadence)
     home = tmp_path / "home"
     command = [sys.executable, "-m", "pipeline.tune", *options]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
