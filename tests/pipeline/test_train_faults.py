@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 
 import mlflow
@@ -123,7 +123,7 @@ def test_losing_a_node_and_getting_it_back_changes_no_sample(
                 whole.add(step)
     assert whole == set(range(1500))
     sessions = [r["metrics"]["train/workers"] for r in trained.history() if r["kind"] == "session"]
-    assert sessions == [2, 1, 2]
+    assert [workers for workers, _ in groupby(sessions)] == [2, 1, 2]
     alone = straight(options, tmp_path / "straight")
     assert objectives(trained) == pytest.approx(objectives(alone), rel=0.05)
     assert trained.result["val/psnr_y"] == pytest.approx(alone.result["val/psnr_y"], abs=0.1)
