@@ -1,6 +1,6 @@
 """Why a perceptual loss can end at 9 dB, or below 0: the usual mistakes, each made on purpose, on a small scale.
 
-    python benchmarks/perceptual_faults.py --weights VGG19.safetensors [--steps 200]
+    python benchmarks/perceptual_faults.py --weights VGG19.safetensors [--steps 150]
 
 A small SRResNet, with BatchNorm and without, from the paper's initialisation, learns x4 on photographs that
 scikit-image ships, from VGG features of conv2_2 alone; each row but the first has one mistake. PSNR of values as the
@@ -34,7 +34,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--weights", required=True, help="VGG-19 with torchvision's names, at least to conv3_1")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--lr", type=float, default=4e-4)
     options = parser.parse_args()
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline import cluster, storage
-from pipeline.config import UserError, parse
+from pipeline import cluster, storage, tracking
+from pipeline.config import UserError, parse, parse_with
 from pipeline.tune import Cell, plan_cells
 from tests.conftest import ROOT
 from tests.grids import Grid, grid_options, tune
@@ -155,6 +155,20 @@ def test_mlflow_compares_the_cells_by_name(finished_grid: Grid) -> None:
     assert f"python -m pipeline.run --from-run {runs['mse'].info.run_id}" in note
 
 
+def test_a_runs_settings_are_had_from_its_id(finished_grid: Grid) -> None:
+    options, folder, _, _ = finished_grid
+    client = mlflow.MlflowClient(f"sqlite:///{folder.parents[1]}/mlflow.db")
+    (run,) = client.search_runs(["1"], "attributes.run_name = 'perceptual'")
+    argv = ["--from-run", run.info.run_id, options[1], "train.length=9 steps"]
+    config, _ = parse_with({}, argv, "run", "", tracking.fetch_config)
+    assert config.train.loss == {"perceptual": 1.0, "tv": 5.5e-4}
+    assert (config.model, config.data) == (parse(options, "tune", "").model, parse(options, "tune", "").data)
+    assert config.train.length == "9 steps"
+    with pytest.raises(UserError, match=r"run none of MLflow at sqlite:.* cannot be used"):
+        parse_with({}, ["--from-run", "none", options[1]], "run", "", tracking.fetch_config)
+
+
+@pytest.mark.long
 def test_a_run_is_made_again_from_its_id(finished_grid: Grid) -> None:
     options, folder, _, _ = finished_grid
     home = options[1]
@@ -165,8 +179,6 @@ def test_a_run_is_made_again_from_its_id(finished_grid: Grid) -> None:
     (again,) = client.search_runs(["1"], "attributes.run_name LIKE 'again-%'")
     assert {**again.data.params} == {**run.data.params}
     assert again.data.metrics["val/psnr_y"] == run.data.metrics["val/psnr_y"]
-    _, errors = tune("--from-run", "none", home, module="run", code=2)
-    assert "error: run none of MLflow at sqlite:///" in errors
 
 
 @pytest.mark.long
