@@ -94,7 +94,7 @@ def test_losing_a_node_and_getting_it_back_changes_no_sample(
     folder = folder_of(elastic)
 
     def steps(world: int) -> list[int]:
-        return sorted({int(f.name[:6]) for f in folder.glob(f"samples/*-{world}-*")})
+        return sorted({int(f.name[:6]) for f in folder.glob(f"samples/??????-{world}-*")})
 
     with start("tests.recording", elastic) as driver:
         wait_for(lambda: len(steps(2)) > 80, driver)
