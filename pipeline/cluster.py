@@ -111,8 +111,7 @@ def training_resources(config: Config) -> tuple[int, dict[str, float]]:
     room = _Room(config)
     # Without GPUs, two workers of half the cores beat one worker of all.
     workers = config.cluster.workers or (max(room.gpus, 1) if room.use_gpu else min(room.cpus, 2))
-    fitting = [n for n in range(1, room.cpus + 1) if room.places(n) >= workers]
-    per_worker = config.cluster.cpus_per_worker or max(fitting, default=1)
+    per_worker = config.cluster.cpus_per_worker or room.cores_each(workers)
     if room.places(per_worker) < workers:
         raise UserError(
             f"cluster.workers is {workers}, with {per_worker} CPU{' and a GPU' if room.use_gpu else ''} each, but the "
@@ -135,9 +134,8 @@ def trial_resources(config: Config, trials: int) -> tuple[int, int, dict[str, fl
     workers = settings.workers or (max(room.gpus // trials, 1) if room.use_gpu else min(room.cpus, 2))
     wanted = min(trials, config.tune.concurrent or trials)
     least = settings.cpus_per_worker or (1 if room.use_gpu or workers > 1 else min(most_cores(), 2))
-    at_once = min(wanted, room.places(least) // workers)
-    fitting = [n for n in range(1, room.cpus + 1) if room.places(n) >= workers * at_once]
-    per_worker = settings.cpus_per_worker or max(fitting)
+    at_once = max(min(wanted, room.places(least) // workers), 1)
+    per_worker = settings.cpus_per_worker or room.cores_each(workers * at_once)
     chosen = settings.model_copy(update={"workers": workers, "cpus_per_worker": per_worker})
     _, resources = training_resources(config.model_copy(update={"cluster": chosen}))
     return at_once, workers, resources
@@ -162,6 +160,10 @@ class _Room:
         by_cpu = [int(node.get("CPU", 0) // per_worker) for node in self.nodes]
         by_gpu = [int(node.get("GPU", 0)) for node in self.nodes]
         return sum(map(min, by_cpu, by_gpu)) if self.use_gpu else sum(by_cpu)
+
+    def cores_each(self, workers: int) -> int:
+        """The most cores that so many workers can each have; 1 where they don't fit at all."""
+        return max((n for n in range(1, self.cpus + 1) if self.places(n) >= workers), default=1)
 
 
 def map_rows(rows: list[dict[str, Any]], task: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[dict[str, Any]]:

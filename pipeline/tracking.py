@@ -289,10 +289,6 @@ class TrackedRun:
         content = json.dumps({"columns": list(rows), "data": [list(row) for row in zip(*rows.values(), strict=True)]})
         return self.log_file(content.encode(), path)
 
-    def tag(self, key: str, value: str) -> bool:
-        """Set a tag; whether that succeeded."""
-        return self._tracker.attempt(lambda client: client.set_tag(self.id, key, value))
-
     def end(self, status: str) -> None:
         """Set the final state."""
         self.ended = self._tracker.attempt(lambda client: client.set_terminated(self.id, status))

@@ -96,6 +96,8 @@ def test_a_trial_that_fits_nowhere_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(cluster.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4}}])
     with pytest.raises(UserError, match=r"cluster\.workers is 3, with 2 CPU each, but the cluster has room for 2"):
         cluster.trial_resources(parse(["cluster.workers=3", "cluster.cpus_per_worker=2"], "tune", ""), 4)
+    with pytest.raises(UserError, match=r"cluster\.workers is 9, with 1 CPU each, but the cluster has room for 4"):
+        cluster.trial_resources(parse(["cluster.workers=9"], "tune", ""), 4)
 
 
 def test_it_prints_plan_live_table_and_results(finished_grid: Grid) -> None:
