@@ -22,6 +22,7 @@ import contextlib
 import json
 import logging
 import os
+import random
 import statistics
 import sys
 import tempfile
