@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import report, storage, train
+from pipeline import pages, report, storage, train
 from pipeline.config import Config
 from pipeline.evaluate import METHODS, METRICS, PROTOCOL, Scores, aligned, format_value, measured
 from pipeline.learner import build_network
@@ -67,7 +67,7 @@ def write(
     held_out = _means(done, "held-out")
     labels = [BICUBIC, *(row.label for row in done), report.TRUTH]
     comparison = report.crops_figure(shown[:3], labels)
-    page = report.render(
+    page = pages.render(
         "grid.html.j2",
         title=config.name,
         table=scores,
@@ -84,10 +84,10 @@ def write(
         ),
         facts=facts,
         settings=config.to_yaml(),
-    )
-    markdown = f"{_markdown(scores)}\n{NOTE if config.scale == 4 else ''}\n\n{_markdown(cells)}\n{best(rows)}\n"
+    ).encode()
+    tables = f"{markdown(scores)}\n{NOTE if config.scale == 4 else ''}\n\n{markdown(cells)}\n{best(rows)}\n"
     files = {
-        "results.md": markdown.encode(),
+        "results.md": tables.encode(),
         "results.csv": _csv(rows),
         "comparison.png": comparison,
         "report.html": page,
@@ -213,7 +213,8 @@ def _register(config: Config, done: Sequence[Row], tracker: Tracker, parent: Tra
             tracker.register(f"srresnet-x{config.scale}", alias, run, "model", description)
 
 
-def _markdown(table: list[list[str]]) -> str:
+def markdown(table: list[list[str]]) -> str:
+    """A table, of which the first line is the header, as Markdown."""
     lines = [f"| {' | '.join(row)} |" for row in table]
     return "\n".join([lines[0], f"|{'---|' * len(table[0])}", *lines[1:]]) + "\n"
 

@@ -283,6 +283,8 @@ class Tune(BaseModel):
     sample: dict[str, dict[str, list[Any]]] = {}
     """Settings that are drawn at random for each trial: {"train.lr": {"loguniform": [1e-4, 1e-3]}}, also uniform,
     randint, lograndint, and choice with the list of values."""
+    also: dict[str, dict[str, Any]] = {}
+    """Further cells, by name: the settings, by dotted key, in which each differs from the configuration."""
     samples: int = Field(1, ge=1)
     """Draws for every combination of the grid, of which `train.seed` is the seed."""
     scheduler: Literal["none", "asha"] = "none"
@@ -293,6 +295,11 @@ class Tune(BaseModel):
     """Steps before which the scheduler stops no trial."""
     concurrent: int | None = Field(None, ge=1)
     """Trials at once; where not given, as many as fit."""
+    records: str | None = None
+    """Folder that finished cells are put into, each with its weights in fp16, metrics and a model card; a cell whose
+    training is found there counts as finished."""
+    note: str = ""
+    """What the pictures are and on what terms they may be used, for the model cards."""
 
     @field_validator("metric")
     @classmethod
@@ -300,6 +307,11 @@ class Tune(BaseModel):
         if not value.startswith("val/"):
             raise ValueError("a metric of held-out pictures, such as val/psnr_y or val/ssim_y")
         return value
+
+    @field_validator("records")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value if value is None else _absolute_path(value)
 
 
 class Tracking(BaseModel):

@@ -208,18 +208,28 @@ def load_weights(net: nn.Module, url: str) -> None:
     Raises:
         UserError: if it cannot be read or belongs to another network.
     """
-    try:
-        content = storage.read(url)
-        if content is None:
-            raise FileNotFoundError("there is no such file")
-        weights = safetensors.torch.load(content)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"cannot read the weights {url}: {error}, expected a .safetensors file") from None
+    weights = read_weights(url)
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
         raise UserError(f"the weights {url} are of another network than scale and model describe: {first}") from None
+
+
+def read_weights(url: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file at a path or fsspec URL.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        content = storage.read(url)
+        if content is None:
+            raise FileNotFoundError("there is no such file")
+        weights: dict[str, Tensor] = safetensors.torch.load(content)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"cannot read the weights {url}: {error}, expected a .safetensors file") from None
+    return weights
 
 
 def contiguous(net: nn.Module) -> dict[str, Tensor]:
@@ -239,6 +249,12 @@ def to_unit(pictures: Bytes, device: torch.device, orientation: npt.NDArray[np.u
         x = torch.where((how & 2).bool(), x.flip(1), x)
         x = torch.where((how & 4).bool(), x.transpose(1, 2), x)
     return x.permute(0, 3, 1, 2).to(torch.get_default_dtype()).div_(255)
+
+
+def to_eight_bit(picture: Tensor) -> Bytes:
+    """(C, h, w), nominally in [0, 1], to (h, w, C) uint8, rounded and clamped."""
+    eight_bit: Bytes = picture.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return eight_bit
 
 
 def learning_rate(step: int, steps: int, settings: Train) -> float:

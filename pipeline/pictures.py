@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,11 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
 """(H, W, 3) RGB, or (H, W, 1) grey, 8 bits."""
+
+Alpha = npt.NDArray[np.uint8]
+"""(H, W) opacity, 8 bits."""
+
+T = TypeVar("T")
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # and none of those that run programs, such as EPS
@@ -37,18 +44,31 @@ def decode(content: bytes, max_pixels: int, as_stored: bool = False) -> Pixels:
     Raises:
         RejectedPictureError: if the file is no picture, damaged, or too large.
     """
+    return _decode(content, max_pixels, lambda picture: _to_rgb(picture, as_stored))
+
+
+def decode_channels(content: bytes, max_pixels: int) -> tuple[Pixels, Alpha | None]:
+    """As `decode`, but grey stays (H, W, 1), and transparency is given by itself.
+
+    Raises:
+        RejectedPictureError: as `decode`.
+    """
+    return _decode(content, max_pixels, _split)
+
+
+def _decode(content: bytes, max_pixels: int, convert: Callable[[Image.Image], T]) -> T:
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as file:
             if file.width * file.height > max_pixels:
                 raise RejectedPictureError(f"{file.width}x{file.height} is more than {max_pixels} pixels")
             file.load()
             ImageOps.exif_transpose(file, in_place=True)
-            return _to_rgb(file, as_stored)
+            return convert(file)
     except RejectedPictureError:
         raise
     except UnidentifiedImageError:
         if content[:4] in (b"II*\0", b"MM\0*"):
-            return _decode_tiff(content, max_pixels)
+            return convert(_decode_tiff(content, max_pixels))
         raise RejectedPictureError(_UNKNOWN) from None
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions on damaged files
         raise RejectedPictureError(f"cannot be decoded: {' '.join(str(error).split())}") from None
@@ -71,6 +91,16 @@ def header(content: bytes) -> tuple[int, int]:
 
 
 _UNKNOWN = "is no picture of a known format (PNG, JPEG, WebP, TIFF, BMP)"
+
+
+def _split(picture: Image.Image) -> tuple[Pixels, Alpha | None]:
+    alpha = None
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        alpha = np.asarray(rgba.getchannel("A"))
+        picture = picture.convert("L") if picture.mode in ("L", "LA", "La") else rgba.convert("RGB")
+    grey = picture.mode in ("1", "L") or picture.mode.startswith("I")
+    return _to_rgb(picture.convert("L") if picture.mode == "1" else picture, as_stored=grey), alpha
 
 
 def _to_rgb(picture: Image.Image, as_stored: bool) -> Pixels:
@@ -113,7 +143,7 @@ def _tiff_page(content: bytes) -> tifffile.TiffPage:
         raise RejectedPictureError(f"cannot be decoded: {' '.join(str(error).split())}") from None
 
 
-def _decode_tiff(content: bytes, max_pixels: int) -> Pixels:
+def _decode_tiff(content: bytes, max_pixels: int) -> Image.Image:
     """The kinds of TIFF that Pillow doesn't know, such as 16 bits of three channels."""
     page = _tiff_page(content)
     height, width = page.shape[:2]
@@ -126,4 +156,4 @@ def _decode_tiff(content: bytes, max_pixels: int) -> Pixels:
     if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or pixels.dtype not in (np.uint8, np.uint16):
         raise RejectedPictureError(f"has samples {pixels.dtype} of shape {pixels.shape}, expected RGB of 8 or 16 bits")
     eight_bit = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
-    return _to_rgb(Image.fromarray(eight_bit), as_stored=False)
+    return Image.fromarray(eight_bit)

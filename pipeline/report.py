@@ -7,7 +7,6 @@ import io
 from pathlib import PurePosixPath
 from typing import Any
 
-import jinja2
 import matplotlib
 import numpy as np
 
@@ -15,7 +14,7 @@ matplotlib.use("Agg")  # no display
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from pipeline import storage
+from pipeline import pages, storage
 from pipeline.config import Config
 from pipeline.evaluate import METHODS, Scores, format_value, measured
 from pipeline.scoring import busiest_crop
@@ -54,7 +53,7 @@ def write_report(
     ]
     comparison = crops_figure(shown[:3], [METHODS["bicubic"], METHODS["trained"], TRUTH])
     bicubic = scores["sets"]["held-out"]["mean"]["bicubic"]["psnr_y"] if "held-out" in scores["sets"] else None
-    page = render(
+    page = pages.render(
         "report.html.j2",
         title=config.name,
         protocol=scores["protocol"],
@@ -68,7 +67,7 @@ def write_report(
         curves=curves({"SRResNet": history}, bicubic),
         facts=facts,
         settings=config.to_yaml(),
-    )
+    ).encode()
     storage.write(f"{folder}/comparison.png", comparison)
     storage.write(f"{folder}/report.html", page)
     return comparison, page
@@ -99,14 +98,6 @@ class Shown:
             return label
         score = self.scores[label]
         return f"{label}: {score['psnr_y']:.2f} dB / {score['ssim_y']:.4f}"
-
-
-def render(template: str, **values: Any) -> bytes:
-    """A page of this package's templates, escaped, UTF-8."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template(template).render(**values).encode()
 
 
 def crops_figure(pictures: list[Shown], labels: list[str]) -> bytes:

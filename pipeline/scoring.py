@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pipeline import features, sources
-from pipeline.learner import to_unit
+from pipeline.learner import to_eight_bit, to_unit
 from pipeline.patchset import Bytes, HoldoutPicture
 from pipeline.pictures import RejectedPictureError, decode
 from sr_model.degrade import downscale, upscale_bicubic
@@ -35,8 +35,7 @@ def upscale_picture(net: SRResNet, lr: Bytes, device: torch.device) -> Bytes:
     sr = upscale(net, x)[0]
     if grey:
         sr = sr.mean(dim=0, keepdim=True)
-    eight_bit: Bytes = sr.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return eight_bit
+    return to_eight_bit(sr)
 
 
 def load_pair(hr: str, lr: str | None, scale: int, max_pixels: int) -> tuple[Bytes, Bytes, str]:

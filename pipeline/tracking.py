@@ -211,7 +211,8 @@ class Tracker:
         if parent:
             tags = {**tags, "mlflow.parentRunId": parent}
         user = os.environ.get("USER", "unknown")
-        tags = {**tags, "mlflow.source.name": "pipeline", "mlflow.user": user, "sr.code": _code(), **_git()}
+        tags = {**tags, "mlflow.source.name": "pipeline", "mlflow.user": user, "sr.code": _code()}
+        tags |= {"mlflow.source.git.commit": code} if (code := commit()) else {}
         created = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
         command = (
             f"python -m pipeline.{'tune' if tags.get('stage') == 'grid' else 'run'} --from-run {created.info.run_id}"
@@ -417,11 +418,11 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _git() -> dict[str, str]:
-    """Commit of the code, as MLflow's tag, if it lies in a git checkout; "-dirty" if it was changed since."""
+def commit() -> str:
+    """Commit of the code, if it lies in a git checkout, else ""; "-dirty" if it was changed since."""
     root = Path(__file__).resolve().parent.parent
     try:
-        commit = subprocess.run(
+        return subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],
             cwd=root,
             capture_output=True,
@@ -430,8 +431,7 @@ def _git() -> dict[str, str]:
             check=True,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"mlflow.source.git.commit": commit}
+        return ""
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from pipeline import cluster, features, planning, preprocess, sources, storage
 from pipeline.config import Config, UserError, command, fingerprint, parse_with
 from pipeline.learner import build_network, learning_rate
 from pipeline.patchset import PatchSet
-from pipeline.tracking import Forwarder, JournalReader, Record, Tracker
+from pipeline.tracking import Forwarder, JournalReader, Record, TrackedRun, Tracker
 from pipeline.worker import sample_order, train_loop
 
 import ray.train  # after `cluster`, which sets what Ray reads when it is imported
@@ -150,18 +150,10 @@ def train(
     sample_order(config, patch_set)  # refuses what doesn't fit before anything starts
     if not finished:
         cluster.connect_ahead(config)
-    tags = {
-        "stage": "train",
-        "scale": str(config.scale),
-        "batch_norm": str(config.model.batch_norm),
-        "loss": "+".join(config.train.loss),
-        "patch_set": patch_set.name,
-        **({"cell": cell} if cell else {}),
-    }
-    with Tracker(config).run(folder, cell or name, tags, parent) as run:
+    with Tracker(config).run(folder, cell or name, tags(config, patch_set.name, cell), parent) as run:
         forwarder = Forwarder(f"{folder}/journal", run)
         if run.new or not finished:
-            run.describe(_flat(config), config)
+            run.describe(parameters(config), config)
             run.log_dataset(
                 ",".join(Path(source).name or source for source in config.source),
                 patch_set.name,
@@ -173,14 +165,45 @@ def train(
         trained = find(config, patch_set)
         if trained is None:
             raise UserError(f"training {folder} ended without a result, expected result.json: run it again")
-        numbers = {key: value for key, value in trained.result.items() if type(value) in (int, float)}
-        final = {f"final/{key}": value for key, value in numbers.items()}
-        weights = storage.read(trained.weights)
-        assert weights is not None
-        sent = forwarder.drain() and run.log_metrics(final) and run.log_file(weights, "model/model.safetensors")
+        sent = hand_over(trained, run, forwarder)
     if sent and run.ended:
         storage.write_json(f"{folder}/tracked.json", [*trained.tracked, parent])
     return replace(trained, found=finished is not None)
+
+
+def tags(config: Config, patch_set: str, cell: str = "") -> dict[str, str]:
+    """Tags of a training's MLflow run.
+
+    Args:
+        config: the training's.
+        patch_set: its name.
+        cell: short name of a grid's cell.
+    """
+    return {
+        "stage": "train",
+        "scale": str(config.scale),
+        "batch_norm": str(config.model.batch_norm),
+        "loss": "+".join(config.train.loss),
+        "patch_set": patch_set,
+        **({"cell": cell} if cell else {}),
+    }
+
+
+def parameters(config: Config) -> dict[str, Any]:
+    """What shapes a training, by dotted keys: the parameters of its MLflow run."""
+    flat: dict[str, Any] = {"scale": config.scale}
+    for section in ("preprocess", "data", "model", "train"):
+        flat.update({f"{section}.{key}": value for key, value in getattr(config, section).model_dump().items()})
+    return flat
+
+
+def hand_over(trained: Trained, run: TrackedRun, forwarder: Forwarder) -> bool:
+    """Send what MLflow doesn't have yet of a finished training; whether all of it arrived."""
+    numbers = {key: value for key, value in trained.result.items() if type(value) in (int, float)}
+    final = {f"final/{key}": value for key, value in numbers.items()}
+    weights = storage.read(trained.weights)
+    assert weights is not None
+    return forwarder.drain() and run.log_metrics(final) and run.log_file(weights, "model/model.safetensors")
 
 
 def _fit(
@@ -344,14 +367,6 @@ class _Progress:
                 f"about {(total - step) / rate / 60:.1f} min left{self._psnr}",
                 flush=True,
             )
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    """Dotted keys of what shapes the result."""
-    flat: dict[str, Any] = {"scale": config.scale}
-    for section in ("preprocess", "data", "model", "train"):
-        flat.update({f"{section}.{key}": value for key, value in getattr(config, section).model_dump().items()})
-    return flat
 
 
 if __name__ == "__main__":

@@ -21,7 +21,19 @@ import numpy as np
 import pyarrow.fs
 import torch
 
-from pipeline import cluster, comparison, evaluate, features, patchset, preprocess, sources, storage, tracking, train
+from pipeline import (
+    cluster,
+    comparison,
+    evaluate,
+    features,
+    patchset,
+    preprocess,
+    records,
+    sources,
+    storage,
+    tracking,
+    train,
+)
 from pipeline.config import Config, UserError, command, fingerprint, parse_with, with_values
 from pipeline.patchset import PatchSet
 from pipeline.planning import Plan, Rank
@@ -69,6 +81,8 @@ class Cell:
     """waiting, training, finished, stopped (by the scheduler), failed or left out."""
     reason: str = ""
     """Why it failed or was left out."""
+    kept: bool = False
+    """Whether its record was written."""
     step: int = 0
     total: int = 0
     loss: float | None = None
@@ -98,7 +112,9 @@ def run(config: Config, dry_run: bool = False) -> list[str]:
     settled = {"cluster.workers": workers, "cluster.cpus_per_worker": int(resources["CPU"])}
     for cell in able:
         cell.config = with_values(cell.config, settled)
-    _measure(able, folder, min(int(resources["CPU"]) * workers, cluster.most_cores()), "GPU" in resources)
+    for cell in able:
+        _restore(cell, config.tune.records)
+    able = _measure(able, folder, min(int(resources["CPU"]) * workers, cluster.most_cores()), "GPU" in resources)
     _settle(able, config, folder)
     print(describe(cells, at_once, workers, resources), flush=True)
     if dry_run:
@@ -107,7 +123,7 @@ def run(config: Config, dry_run: bool = False) -> list[str]:
     with tracker.run(folder, config.name, {"stage": "grid", "scale": str(config.scale)}) as parent:
         parent.describe({"source": ",".join(config.source), "cells": len(cells)}, config)
         _train(config, able, folder, parent.id, at_once)
-        rows = [_result(cell, folder) for cell in cells]
+        rows = [_result(cell, folder, config.tune.records) for cell in cells]
         patch_sets = sorted({cell.patch_set.name for cell in cells if cell.patch_set})
         facts = {"time of this command": train.duration(time.monotonic() - start), "patch set": ", ".join(patch_sets)}
         comparison.write(folder, config, rows, facts, parent, tracker)
@@ -127,6 +143,7 @@ def plan_cells(config: Config) -> list[Cell]:
     """
     settings = config.tune
     axes = []
+    plain: dict[str, Any] = {"tune": {"grid": {}, "records": settings.records, "note": settings.note}}
     for key, values in settings.grid.items():
         named = values.items() if isinstance(values, dict) else [(_label(key, value), value) for value in values]
         axes.append([(key, label, value) for label, value in named])
@@ -138,13 +155,14 @@ def plan_cells(config: Config) -> list[Cell]:
         labels: set[str] = set()
         for _ in range(settings.samples if settings.sample else 1):
             drawn = [(key, _draw(key, domain, rng)) for key, domain in settings.sample.items()]
-            values = {**{key: value for key, _, value in point}, **dict(drawn), "tune": {"grid": {}}}
+            values = {**{key: value for key, _, value in point}, **dict(drawn), **plain}
             label = "·".join([*(label for _, label, _ in point), *(_label(key, value) for key, value in drawn)])
             if label not in labels:  # a value may be drawn twice
                 cells.append(Cell(label or config.name, with_values(config, values)))
             labels.add(label)
+    cells += [Cell(label, with_values(config, {**values, **plain})) for label, values in settings.also.items()]
     if len({cell.label for cell in cells}) < len(cells):
-        raise UserError("tune.grid has the same value twice, expected different ones")
+        raise UserError("tune.grid and tune.also have the same cell twice, expected different ones")
     return cells
 
 
@@ -163,7 +181,7 @@ def describe(cells: Sequence[Cell], at_once: int, workers: int, resources: dict[
     times = []
     for cell in cells:
         if cell.plan is None or cell.plan.step_s is None:
-            rows.append([cell.label, "", cell.state, "", ""])
+            rows.append([cell.label, str(cell.total or ""), cell.state, "", ""])
             continue
         times.append((cell.total - cell.step) * cell.plan.step_s if cell.state == "waiting" else 0.0)
         rows.append([cell.label, str(cell.total), cell.state, f"{cell.plan.step_s:.2f} s", train.duration(times[-1])])
@@ -250,58 +268,61 @@ def _with_weights(cells: Sequence[Cell]) -> list[Cell]:
     return able
 
 
-def _measure(cells: Sequence[Cell], folder: str, threads: int, gpu: bool) -> None:
-    """Plan each cell by a few of its steps, on the cluster and once: plans are kept in the grid's folder."""
+def _measure(cells: Sequence[Cell], folder: str, threads: int, gpu: bool) -> list[Cell]:
+    """Plan each cell by a few of its steps, on the cluster and once: plans are kept in the grid's folder.
+
+    Returns:
+        Those for which that succeeded, and those that are finished; the others have failed.
+    """
     url = f"{folder}/plan.json"
     known: dict[str, Any] = storage.read_json(url) or {}
-    missing = [cell for cell in cells if cell.label not in known]
+    missing = [cell for cell in cells if cell.label not in known and not _trained(cell)]
     if missing:
         print(f"measuring a step of {len(missing)} cells", flush=True)
+    for cell in missing:
+        assert cell.patch_set
         remote = ray.remote(num_cpus=threads, num_gpus=int(gpu), max_retries=0)(_measured)
-        jobs = [
-            (features.prepare(cell.config).model_dump(mode="json"), cell.patch_set.url)
-            for cell in missing
-            if cell.patch_set
-        ]
+        dumped = features.prepare(cell.config).model_dump(mode="json")
         try:
-            plans = ray.get(remote.remote(jobs, threads, gpu))
+            known[cell.label] = ray.get(remote.remote(dumped, cell.patch_set.url, threads, gpu))
+            storage.write_json(url, known)
         except ray.exceptions.RayError as error:
-            raise UserError(f"cannot measure a step: {' '.join(str(error).split())[-300:]}") from None
-        known |= {cell.label: plan for cell, plan in zip(missing, plans, strict=True)}
-        storage.write_json(url, known)
-    for cell in cells:
-        cell.plan = Plan(**known[cell.label])
+            cell.state, cell.reason = "failed", f"cannot measure a step: {' '.join(str(error).split())[-300:]}"
+    able = [cell for cell in cells if cell.state != "failed"]
+    for cell in able:
+        cell.plan = Plan(**known[cell.label]) if cell.label in known else None
+    if not able:
+        raise UserError(cells[0].reason)
+    return able
 
 
-def _measured(jobs: list[tuple[dict[str, Any], str]], threads: int, gpu: bool) -> list[dict[str, Any]]:
-    """Ray task: plans of trainings; one process with all the cores, or one of the GPUs, stands for their workers."""
+def _measured(dumped: dict[str, Any], patch_set: str, threads: int, gpu: bool) -> dict[str, Any]:
+    """Ray task: plan of a training; one process with all the cores, or one of the GPUs, stands for its workers."""
     torch.set_num_threads(threads)
-    plans = []
-    for dumped, patch_set in jobs:
-        config = Config(**dumped)
-        share = -(-config.train.global_batch // (config.cluster.workers or 1)) if gpu else config.train.global_batch
-        worker = Worker(
-            with_values(config, {"train.global_batch": share}),
-            patchset.load(patch_set),
-            "memory://plan",
-            Rank(torch.device("cuda" if gpu else "cpu")),
-        )
-        plans.append(asdict(worker.plan(measure=True)))
-    return plans
+    config = Config(**dumped)
+    share = -(-config.train.global_batch // (config.cluster.workers or 1)) if gpu else config.train.global_batch
+    worker = Worker(
+        with_values(config, {"train.global_batch": share}),
+        patchset.load(patch_set),
+        "memory://plan",
+        Rank(torch.device("cuda" if gpu else "cpu")),
+    )
+    return asdict(worker.plan(measure=True))
 
 
 def _settle(cells: Sequence[Cell], config: Config, folder: str) -> None:
     """Give all cells whose length is a time the steps that the slowest has time for, and find what was done before."""
     stopped: dict[str, int] = storage.read_json(_stopped_url(config, folder)) or {}
-    fewest = min(cell.plan.steps for cell in cells if cell.plan)
+    fewest = min((cell.plan.steps for cell in cells if cell.plan), default=0)
     for cell in cells:
-        assert cell.plan
-        cell.total = cell.plan.steps
+        cell.total = cell.plan.steps if cell.plan else 0
         if cell.config.train.length.endswith("minutes"):
             cell.total = fewest
             cell.config = with_values(cell.config, {"train.length": f"{fewest} steps"})
-        if _trained(cell):
-            cell.state, cell.step = "finished", cell.total
+            _restore(cell, config.tune.records)
+        if trained := _trained(cell):
+            cell.state = "finished"
+            cell.step = cell.total = trained.result["steps"]
         elif cell.label in stopped:
             cell.state, cell.step = "stopped", stopped[cell.label]
     shortest = min(cell.total for cell in cells)
@@ -380,6 +401,8 @@ def _train(config: Config, cells: Sequence[Cell], folder: str, parent: str, at_o
     while thread.is_alive():
         thread.join(1.0)
         table.show()
+        for cell in cells:
+            _keep(cell, settings.records)
         stopped = {cell.label: cell.step for cell in cells if cell.state == "stopped"}
         if stopped != known:
             storage.write_json(_stopped_url(config, folder), stopped)
@@ -400,7 +423,38 @@ def _untold(cell: Cell, parent: str) -> bool:
     return trained is not None and parent not in trained.tracked
 
 
-def _result(cell: Cell, folder: str) -> comparison.Row:
+def _restore(cell: Cell, folder: str | None) -> None:
+    """Take a training from its record, if it isn't there and the record is."""
+    if folder and cell.patch_set and not _trained(cell):
+        name = train.training_name(cell.config, cell.patch_set)
+        if records.restore(folder, cell.label, name, f"{cell.config.outputs}/trainings/{name}"):
+            print(f"cell {cell.label} taken from {folder}/{records.folder_name(cell.label)}", flush=True)
+
+
+def _keep(cell: Cell, folder: str | None, scores: evaluate.Scores | None = None) -> None:
+    """Record a finished cell, or complete its record."""
+    if not folder or cell.state != "finished" or (cell.kept and not scores):
+        return
+    trained = _trained(cell)
+    if trained is None or cell.patch_set is None:
+        return
+    held_out = len(cell.patch_set.holdout_names)
+    facts = {
+        "patch_set": {
+            "name": cell.patch_set.name,
+            "pictures": len(cell.patch_set.pictures),
+            "held_out": held_out,
+            "tiles": sum(cell.patch_set.row_groups),
+        },
+        "result": trained.result,
+        "seconds": trained.seconds,
+        "history": trained.history(),
+    }
+    records.keep(folder, cell.label, cell.config, trained.name, trained.folder, facts, scores)
+    cell.kept = True
+
+
+def _result(cell: Cell, folder: str, records_folder: str | None) -> comparison.Row:
     """Measure a cell if it is finished."""
     trained = _trained(cell)
     if trained is None or cell.patch_set is None:
@@ -411,6 +465,8 @@ def _result(cell: Cell, folder: str) -> comparison.Row:
     scores = evaluate.find(cell.config, cell.patch_set, trained.weights, own, METHODS) or evaluate.evaluate(
         cell.config, cell.patch_set, trained.weights, own, METHODS
     )
+    cell.state = "finished"
+    _keep(cell, records_folder, scores)
     return comparison.Row(cell.label, "finished", "", trained, scores, cell.config)
 
 

@@ -5,7 +5,9 @@ Shape legend: B pictures, C feature channels, (h, w) LR pixels, s scale, r facto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, cast
 
@@ -79,6 +81,31 @@ class SRResNet(nn.Module):
         x = last(x)  # (B, C*r*r, s/r*h, s/r*w)
         weight, bias = fuse_conv_after_shuffle(self.conv_last, last.factor)
         return F.pixel_shuffle(F.conv2d(x, weight, bias, padding=2), last.factor)
+
+
+def from_weights(weights: Mapping[str, Tensor]) -> SRResNet:
+    """The network that a state dict is of, whose shape is read off its tensors, with these weights, in eval mode.
+
+    Raises:
+        ValueError: if they are of another kind of network.
+    """
+    try:
+        factors = [
+            math.isqrt(weights[name].shape[0] // weights[name].shape[1])
+            for name in sorted(weights)
+            if re.fullmatch(r"upsample\.\d+\.conv\.weight", name)
+        ]
+        net = SRResNet(
+            next((scale for scale, stages in _STAGES.items() if list(stages) == factors), 0),
+            weights["conv_first.weight"].shape[0],
+            len({name.split(".")[1] for name in weights if name.startswith("body.")}),
+            "bn_body.weight" in weights,
+            "paper",
+        )
+        net.load_state_dict(weights)
+    except (KeyError, IndexError, ValueError, ZeroDivisionError, RuntimeError) as error:
+        raise ValueError(f"not the weights of an SRResNet: {' '.join(str(error).split())[:200]}") from None
+    return net.eval()
 
 
 class ResidualBlock(nn.Module):

@@ -2,10 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sr_model.srresnet import SRResNet
+
+
+@torch.no_grad()
+def upscale(net: SRResNet, lr: Tensor, tile: int = 256) -> Tensor:
+    """Upscale (B, 3, h, w) to (B, 3, s*h, s*w), tile by tile where a side exceeds `tile` LR pixels.
+
+    BatchNorm must be in eval mode. Values as in `SRResNet.forward`.
+    """
+    height, width = lr.shape[-2:]
+    if height <= tile and width <= tile:
+        whole: Tensor = net(lr).float()
+        return whole
+    scale = net.scale
+    out = torch.empty((*lr.shape[:-2], height * scale, width * scale), dtype=torch.float32, device=lr.device)
+    for top, left, sr in tiles(net, height, width, lambda rows, columns: lr[..., rows, columns], tile):
+        out[..., top : top + sr.shape[-2], left : left + sr.shape[-1]] = sr
+    return out
+
+
+@torch.no_grad()
+def tiles(
+    net: SRResNet, height: int, width: int, read: Callable[[slice, slice], Tensor], tile: int = 256
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Upscale a picture in tiles that overlap by the receptive field, so that no seam shows.
+
+    Args:
+        net: with BatchNorm in eval mode.
+        height: LR pixels.
+        width: LR pixels.
+        read: gives (B, 3, rows, columns) of the LR picture.
+        tile: LR pixels, side of a tile without its overlap.
+
+    Yields:
+        Row and column in the upscaled picture, and what belongs there; together they equal the untiled picture up to
+        rounding.
+    """
+    scale, margin = net.scale, receptive_radius(net)
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            bottom, right = min(top + tile, height), min(left + tile, width)
+            y0, x0 = max(top - margin, 0), max(left - margin, 0)
+            rows, columns = slice(y0, min(bottom + margin, height)), slice(x0, min(right + margin, width))
+            y, x = (top - y0) * scale, (left - x0) * scale
+            sr = net(read(rows, columns)).float()
+            yield top * scale, left * scale, sr[..., y : y + (bottom - top) * scale, x : x + (right - left) * scale]
 
 
 def receptive_radius(net: SRResNet) -> int:
@@ -14,32 +61,3 @@ def receptive_radius(net: SRResNet) -> int:
     # 9x9 head: 4; two 3x3 a block; one 3x3 before the long skip; then the 3x3 of the stages and the 9x9 tail, whose
     # pixels are already smaller: less than 1 + 1 for the stages and 2 for the tail.
     return 4 + 2 * blocks + 1 + 2 + 2
-
-
-@torch.no_grad()
-def upscale(net: SRResNet, lr: Tensor, tile: int = 256) -> Tensor:
-    """Upscale (B, 3, h, w) to (B, 3, s*h, s*w), tile by tile where a side exceeds `tile` LR pixels.
-
-    Tiles overlap by the receptive field, so that the result equals the untiled one up to rounding; BatchNorm must be
-    in eval mode for that. Values as in `SRResNet.forward`.
-    """
-    height, width = lr.shape[-2:]
-    if height <= tile and width <= tile:
-        return _forward(net, lr)
-    scale, margin = net.scale, receptive_radius(net)
-    out = torch.empty((*lr.shape[:-2], height * scale, width * scale), dtype=torch.float32, device=lr.device)
-    for top in range(0, height, tile):
-        for left in range(0, width, tile):
-            bottom, right = min(top + tile, height), min(left + tile, width)
-            y0, x0 = max(top - margin, 0), max(left - margin, 0)
-            sr = _forward(net, lr[..., y0 : bottom + margin, x0 : right + margin])
-            y, x = (top - y0) * scale, (left - x0) * scale
-            out[..., top * scale : bottom * scale, left * scale : right * scale] = sr[
-                ..., y : y + (bottom - top) * scale, x : x + (right - left) * scale
-            ]
-    return out
-
-
-def _forward(net: nn.Module, lr: Tensor) -> Tensor:
-    sr: Tensor = net(lr)
-    return sr.float()

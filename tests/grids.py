@@ -18,7 +18,9 @@ def finished_grid(base: Path) -> Grid:
     """A grid of which one cell failed."""
     axis = {"mse": {"mse": 1.0}, "broken": {"mse": 1e38}, "perceptual": {"perceptual": 1.0, "tv": 5.5e-4}}
     grid = json.dumps({"train.loss": axis})
+    note = "Six crops of photographs, public domain."
     options = grid_options(base, f"tune.grid={grid}", "train.max_skipped=2")
+    options += [f"tune.records={base / 'records'}", f"tune.note={note}"]
     printed, errors = tune(*options, code=1)
     (folder,) = (base / "home/grids").iterdir()
     return options, folder, printed, errors

@@ -49,12 +49,21 @@ def test_any_setting_can_be_an_axis_or_be_drawn() -> None:
     assert [cell.label for cell in cells(*argv, "train.seed=1")] != [cell.label for cell in found]
 
 
+def test_further_cells_stand_beside_the_grid() -> None:
+    *grid, longer = cells('tune.also={"longer": {"train.length": "9 steps", "model.batch_norm": false}}')
+    assert [cell.label for cell in grid] == CELLS
+    assert longer.label == "longer"
+    assert (longer.config.train.length, longer.config.model.batch_norm) == ("9 steps", False)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         ('tune.grid={"train.lrr": [1]}', "unknown key train.lrr, did you mean train.lr"),
         ('tune.grid={"train.lr": [-1]}', "train.lr is -1, expected greater than 0"),
-        ('tune.grid={"train.lr": [1, 1]}', "tune.grid has the same value twice"),
+        ('tune.grid={"train.lr": [1, 1]}', r"tune.grid and tune.also have the same cell twice"),
+        ('tune.also={"bn·mse": {"train.lr": 1}}', r"tune.grid and tune.also have the same cell twice"),
+        ('tune.also={"longer": {"train.steps": 1}}', "unknown key train.steps"),
         ('tune.grid={"train.lr": []}', "tune.grid.train.lr is empty, expected at least one value"),
         ('tune.sample={"train.lr": {"gauss": [0, 1]}}', "tune.sample.train.lr is .*, expected one of uniform,"),
         ('tune.sample={"train.lr": {"uniform": [1]}}', "tune.sample.train.lr is .*uniform"),

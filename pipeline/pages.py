@@ -1,0 +1,18 @@
+"""Text made of this package's templates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jinja2
+
+
+def render(template: str, **values: Any) -> str:
+    """A page of pipeline/templates; what a .html.j2 shows is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline"),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template(template).render(**values)

@@ -1,0 +1,233 @@
+"""Show what was recorded: as docs/results.md with its pictures, or in MLflow.
+
+`python -m pipeline.publish docs` writes the page from `pipeline.records`; `python -m pipeline.publish mlflow` imports
+the records into a store of their own, as `make results-ui` does before it opens the UI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from pipeline import comparison, pages, records, report, scoring, sources, storage, tracking, train
+from pipeline.comparison import Row
+from pipeline.config import Config, UserError, command
+from pipeline.learner import read_weights
+from pipeline.records import Recorded
+from sr_model import srresnet
+
+LITERATURE = {
+    "SRResNet": {"Set5": 32.05, "Set14": 28.49},
+    "SRResNet with VGG22": {"Set5": 30.51, "Set14": 27.19},
+}
+"""PSNR on Y, of Ledig et al. 2017 (arXiv:1609.04802), table 1."""
+
+_CROPS = (("Set5", "butterfly"), ("Set14", "comic"), ("Set14", "zebra"))
+
+
+@command
+def main(argv: Sequence[str]) -> None:
+    """Entry point of `python -m pipeline.publish`."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.publish", description=(__doc__ or "").splitlines()[0])
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    docs = kinds.add_parser("docs", help="write results.md with curves and crops")
+    docs.add_argument("--out", type=Path, default=Path("docs"), help="folder to write to (docs)")
+    docs.add_argument("--seeds", default="docs/seeds", help="folder of short trainings with other seeds (docs/seeds)")
+    docs.add_argument(
+        "--benchmarks", type=Path, help="folder of Set5/ and Set14/; without it the crops stay as they are"
+    )
+    imported = kinds.add_parser("mlflow", help="import into a store of their own")
+    imported.add_argument("--home", default="runs/results", help="folder of that store (runs/results)")
+    for kind in (docs, imported):
+        kind.add_argument("--records", default=records.SHIPPED, help="folder of the records (those of this package)")
+    options = parser.parse_args(argv)
+    found = records.load(options.records)
+    if not found:
+        raise UserError(f"{options.records} holds no record, expected folders that pipeline.tune's tune.records made")
+    if options.kind == "mlflow":
+        import_records(found, options.records, options.home)
+    else:
+        write_page(found, records.load(options.seeds), options.records, options.out, options.benchmarks)
+
+
+def import_records(found: Sequence[Recorded], folder: str, home: str) -> None:
+    """Make a grid in MLflow of recorded cells, as if they had been trained here; one that is there is left as it is.
+
+    Args:
+        found: the records.
+        folder: where their weights are.
+        home: folder of outputs, with the store.
+    """
+    configs = [Config(**recorded["config"], home=home) for recorded in found]
+    config = configs[0]
+    grid = f"{config.outputs}/grids/recorded"
+    tracker = tracking.Tracker(config)
+    with tracker.run(grid, config.name, {"stage": "grid", "scale": str(config.scale)}) as parent:
+        parent.describe({"cells": len(found)}, config)
+        rows = []
+        for recorded, cell in zip(found, configs, strict=True):
+            trained = _trained(recorded, folder, cell.outputs)
+            tags = train.tags(cell, recorded["patch_set"]["name"], recorded["label"])
+            if parent.id not in trained.tracked:
+                with tracker.run(trained.folder, recorded["label"], tags, parent.id) as run:
+                    run.describe(train.parameters(cell), cell)
+                    train.hand_over(trained, run, tracking.Forwarder(f"{trained.folder}/journal", run))
+                storage.write_json(f"{trained.folder}/tracked.json", [parent.id])
+            rows.append(_row(recorded, trained, cell))
+        facts = {"recorded": ", ".join(sorted({recorded["recorded"] for recorded in found}))}
+        comparison.write(grid, config, rows, facts, parent, tracker)
+    print(f"{len(rows)} recorded cells are in {config.tracking_uri}; report: {grid}/report.html")
+    print(f"MLflow: {tracking.ui_command(config)}")
+
+
+def write_page(
+    found: Sequence[Recorded], seeds: Sequence[Recorded], folder: str, out: Path, benchmarks: Path | None
+) -> None:
+    """Write results.md, results-curves.svg and, with benchmark pictures, results-crops.png.
+
+    Args:
+        found: the records.
+        seeds: records of short trainings with other seeds; may be none.
+        folder: where the records' weights are.
+        out: folder to write to.
+        benchmarks: folder of Set5 and Set14, or None.
+    """
+    with tempfile.TemporaryDirectory() as home:
+        rows = [
+            _row(recorded, _trained(recorded, folder, home), Config(**recorded["config"], home=home))
+            for recorded in found
+        ]
+        efforts, scores = comparison.cell_table(rows), comparison.score_table(rows, found[0]["config"]["scale"])
+        curves = report.curves({recorded["label"]: recorded["history"] for recorded in found}, None)
+    page = pages.render(
+        "results.md.j2",
+        records=found,
+        folder=Path(folder).relative_to(Path.cwd()) if Path(folder).is_relative_to(Path.cwd()) else folder,
+        headline=comparison.markdown(_headline(found)),
+        distances=_distances(found),
+        scores=comparison.markdown(scores),
+        efforts=comparison.markdown(efforts),
+        note=comparison.NOTE,
+        seeds=_spread(seeds),
+        short=seeds[0] if seeds else None,
+        best=comparison.best(rows),
+    )
+    (out / "results.md").write_text(page)
+    (out / "results-curves.svg").write_text(curves)
+    if benchmarks:
+        (out / "results-crops.png").write_bytes(_crops(found, folder, benchmarks))
+    print(f"{out / 'results.md'} written from {len(found)} records")
+
+
+def _trained(recorded: Recorded, folder: str, home: str) -> train.Trained:
+    place = f"{home}/trainings/{recorded['training']}"
+    result = storage.read_json(f"{place}/result.json")
+    if not result:
+        if not records.restore(folder, recorded["label"], recorded["training"], place):
+            records.write_history(recorded, place)
+        result = recorded["result"]
+    tracked = storage.read_json(f"{place}/tracked.json") or []
+    return train.Trained(recorded["training"], place, result, found=True, tracked=tracked)
+
+
+def _row(recorded: Recorded, trained: train.Trained, config: Config) -> Row:
+    scores = {"sets": recorded["scores"]} if recorded["scores"] else None
+    return Row(recorded["label"], "finished", "", trained, scores, config)
+
+
+def _psnr(found: Sequence[Recorded]) -> dict[str, dict[str, float]]:
+    """PSNR on Y by label and set, of the rows that were measured."""
+    return {
+        recorded["label"]: {name: entry["mean"]["trained"]["psnr_y"] for name, entry in recorded["scores"].items()}
+        for recorded in found
+        if recorded["scores"]
+    }
+
+
+def _headline(found: Sequence[Recorded]) -> list[list[str]]:
+    """Header and a line for each row, beside bicubic and what was published."""
+    measured: dict[str, Any] = next((recorded["scores"] for recorded in found if recorded["scores"]), {})
+    sets = sorted(measured, key=lambda name: (name not in LITERATURE["SRResNet"], name == "held-out"))
+    published: dict[str, dict[str, float]] = {}
+    for name, entries in comparison.PUBLISHED.items():
+        for label, values in entries.items():
+            published.setdefault(label, {})[name] = values["psnr_y"]
+    lines = {
+        comparison.BICUBIC: {name: entry["mean"]["bicubic"]["psnr_y"] for name, entry in measured.items()},
+        **{f"**{label}**": values for label, values in _psnr(found).items()},
+        **published,
+        **{f"literature: {label}": values for label, values in LITERATURE.items()},
+    }
+    table = [["", *sets]]
+    for label, values in lines.items():
+        table.append([label, *(f"{values[name]:.2f}" if name in values else "" for name in sets)])
+    return table
+
+
+def _distances(found: Sequence[Recorded]) -> list[str]:
+    """How far the best row of each benchmark set is from the literature."""
+    lines = []
+    for name, target in LITERATURE["SRResNet"].items():
+        values = {label: row[name] for label, row in _psnr(found).items() if name in row}
+        if values:
+            label = max(values, key=lambda label: values[label])
+            lines.append(
+                f"On {name}, {label} has {values[label]:.2f} dB, {target - values[label]:.2f} dB below the "
+                "literature's network, trained for 10^6 steps on ImageNet."
+            )
+    return lines
+
+
+def _spread(seeds: Sequence[Recorded]) -> list[dict[str, Any]]:
+    """Of each choice of BatchNorm: PSNR of every seed by set, their mean and how far apart they are."""
+    lines = []
+    for batch_norm in (True, False):
+        same = [r for r in seeds if r["config"]["model"]["batch_norm"] is batch_norm and r["scores"]]
+        for name in same[0]["scores"] if same else ():
+            values = [r["scores"][name]["mean"]["trained"]["psnr_y"] for r in same]
+            lines.append(
+                {
+                    "set": name,
+                    "batch_norm": batch_norm,
+                    "values": values,
+                    "mean": statistics.fmean(values),
+                    "spread": max(values) - min(values),
+                }
+            )
+    return lines
+
+
+@torch.no_grad()
+def _crops(found: Sequence[Recorded], folder: str, benchmarks: Path) -> bytes:
+    """The same crops of bicubic, all rows and the truth."""
+    shown = []
+    with tempfile.TemporaryDirectory() as place:
+        for name, stem in _CROPS:
+            pictures = sources.find_benchmark(name, str(benchmarks / name), found[0]["config"]["scale"], place)
+            (picture,) = [picture for picture in pictures if picture.name == stem]
+            hr, lr, _ = scoring.load_pair(picture.hr, picture.lr, found[0]["config"]["scale"], 10**8)
+            versions = {comparison.BICUBIC: scoring.bicubic_picture(lr, found[0]["config"]["scale"])}
+            scores = {}
+            for recorded in found:
+                net = srresnet.from_weights(read_weights(records.weights(folder, recorded["label"])))
+                versions[recorded["label"]] = scoring.upscale_picture(net, lr, torch.device("cpu"))
+            for label, version in versions.items():
+                score = scoring.score_picture(version, hr, found[0]["config"]["scale"])
+                scores[label] = {"psnr_y": score.psnr_y, "ssim_y": score.ssim_y}
+            urls = {}
+            for number, (label, version) in enumerate({**versions, report.TRUTH: hr}.items()):
+                urls[label] = f"{place}/{name}-{stem}-{number}.png"
+                Image.fromarray(version).save(urls[label])
+            shown.append(report.Shown(name, stem, urls, scores))
+    return report.crops_figure(shown, [*versions, report.TRUTH])
+
+
+if __name__ == "__main__":
+    main()
