@@ -26,6 +26,7 @@ from pipeline.config import Config, Model, Train, UserError
 from pipeline.patchset import Bytes
 from pipeline.reader import Batch
 from sr_model import losses
+from sr_model.muon import Muon
 from sr_model.srresnet import SRResNet
 
 
@@ -81,7 +82,12 @@ class Learner:
             else net
         )
         self.bf16 = use_bf16(config.train.precision, device) if bf16 is None else bf16
-        self.optimizer = torch.optim.Adam(net.parameters(), lr=config.train.lr, betas=config.train.betas, fused=True)
+        hidden = net.hidden_weights() if config.train.optimizer == "muon" else []
+        others = set(net.parameters()) - set(hidden)
+        rest = [p for p in net.parameters() if p in others]
+        self.optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, betas=config.train.betas, fused=True)]
+        if hidden:
+            self.optimizers.append(Muon(hidden))
         self._perceptual = features.load(config.train.perceptual, device) if "perceptual" in config.train.loss else None
         self.skipped = self.skipped_in_a_row = 0
         """Steps without a finite gradient, in all and since the last good one."""
@@ -99,7 +105,7 @@ class Learner:
             batches: the micro-batches, taken one by one; as many on all ranks, without samples where there are none.
             count: how many.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        self.net.zero_grad(set_to_none=True)
         _copy(self._statistics, self._statistics_before)
         sums: dict[str, Tensor] = {}
         for i, batch in enumerate(islice(batches, count)):
@@ -112,7 +118,7 @@ class Learner:
             for name, value in {"objective": loss.detach(), **terms}.items():
                 sums[name] = sums[name] + value if name in sums else value
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.settings.clip_norm, foreach=True)
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(step, self.steps, self.settings)
         objective = sums.pop("objective")
         if not torch.isfinite(norm):
@@ -121,7 +127,8 @@ class Learner:
             self.skipped_in_a_row += 1
             return StepResult(objective, sums, norm, self._culprits(sums))
         self.skipped_in_a_row = 0
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self._average(ema_decay(step, self.settings.ema_decay))
         return StepResult(objective, sums, norm)
 
@@ -163,7 +170,7 @@ class Learner:
     def save(self) -> tuple[dict[str, bytes], dict[str, int]]:
         """Weights, moving average and optimizer as files, and the rest of the state."""
         moments = io.BytesIO()
-        torch.save(self.optimizer.state_dict(), moments)
+        torch.save([optimizer.state_dict() for optimizer in self.optimizers], moments)
         files = {f"{n}.safetensors": safetensors.torch.save(contiguous(net)) for n, net in self._networks.items()}
         files["optimizer.pt"] = moments.getvalue()
         return files, {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
@@ -173,7 +180,9 @@ class Learner:
         for name, net in self._networks.items():
             net.load_state_dict(safetensors.torch.load(files[f"{name}.safetensors"]))
         moments = io.BytesIO(files["optimizer.pt"])
-        self.optimizer.load_state_dict(torch.load(moments, map_location=self.device, weights_only=True))
+        states = torch.load(moments, map_location=self.device, weights_only=True)
+        for optimizer, known in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(known)
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
 
     @property

@@ -197,7 +197,7 @@ class Worker:
 
     def _log(self, learner: Learner, meter: _Meter, done: int) -> None:
         metrics = meter.read(learner)
-        metrics["train/lr"] = learner.optimizer.param_groups[0]["lr"]
+        metrics["train/lr"] = learner.optimizers[0].param_groups[0]["lr"]
         metrics["train/skipped"] = float(learner.skipped)
         self._say("train", done, metrics, flush=meter.flush_due())
 

@@ -74,6 +74,11 @@ class SRResNet(nn.Module):
         x = x + self.bn_body(self.conv_body(y))
         return run(self._upscale, x)
 
+    def hidden_weights(self) -> list[nn.Parameter]:
+        """Of the 3x3 convolutions: neither the first nor the last layer."""
+        convolutions = (module for module in self.modules() if isinstance(module, nn.Conv2d))
+        return [cast("nn.Parameter", conv.weight) for conv in convolutions if conv.kernel_size == (3, 3)]
+
     def _upscale(self, x: Tensor) -> Tensor:
         *first, last = cast("list[UpsampleStage]", list(self.upsample))
         for stage in first:

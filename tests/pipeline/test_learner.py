@@ -76,7 +76,9 @@ def test_one_step_moves_once_however_many_micro_batches() -> None:
     one, many = Learner(config(), 10, CPU), Learner(config(), 10, CPU)
     make_step(one, 0, [16])
     make_step(many, 0, [4, 4, 4, 4])
-    assert [s["step"] for s in many.optimizer.state.values()] == [s["step"] for s in one.optimizer.state.values()]
+    assert [s["step"] for s in many.optimizers[0].state.values()] == [
+        s["step"] for s in one.optimizers[0].state.values()
+    ]
     for a, b in zip(one.net.parameters(), many.net.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
 
@@ -143,14 +145,16 @@ def test_recomputed_activations_change_nothing(batch_norm: str) -> None:
 
 
 def everything(learner: Learner) -> list[torch.Tensor]:
-    moments = [value for state in learner.optimizer.state.values() for value in state.values()]
+    states = [state for optimizer in learner.optimizers for state in optimizer.state.values()]
+    moments = [value for state in states for value in state.values()]
     return [
         value.clone() for value in (*learner.net.state_dict().values(), *learner.ema.state_dict().values(), *moments)
     ]
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_names_the_term(monkeypatch: pytest.MonkeyPatch) -> None:
-    learner = Learner(config("model.batch_norm=true", 'train.loss={"mse": 1.0, "l1": 0.5}'), 10, CPU)
+    options = ("model.batch_norm=true", "train.optimizer=muon", 'train.loss={"mse": 1.0, "l1": 0.5}')
+    learner = Learner(config(*options), 10, CPU)
     make_step(learner, 0, [8, 8])
     before = everything(learner)
     real, calls = losses.TERMS["l1"], iter([False, True])  # the second micro-batch
@@ -186,23 +190,25 @@ def test_compiled_it_learns_the_same() -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=2e-4)
 
 
-def test_stopped_and_restored_is_never_stopped() -> None:
-    straight = Learner(config("model.batch_norm=true"), 10, CPU)
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_stopped_and_restored_is_never_stopped(optimizer: str) -> None:
+    options = ("model.batch_norm=true", f"train.optimizer={optimizer}")
+    straight = Learner(config(*options), 10, CPU)
     for step in range(6):
         make_step(straight, step, [8, 8], seed=step)
-    first = Learner(config("model.batch_norm=true"), 10, CPU)
+    first = Learner(config(*options), 10, CPU)
     for step in range(3):
         make_step(first, step, [8, 8], seed=step)
     saved = first.save()
-    second = Learner(config("model.batch_norm=true"), 10, CPU)
+    second = Learner(config(*options), 10, CPU)
     second.load(*saved)
-    assert second.optimizer.param_groups[0]["lr"] == first.optimizer.param_groups[0]["lr"]
+    assert second.optimizers[0].param_groups[0]["lr"] == first.optimizers[0].param_groups[0]["lr"]
     for step in range(3, 6):
         make_step(second, step, [8, 8], seed=step)
     for mine, theirs in ((second.net, straight.net), (second.ema, straight.ema)):
         for (name, a), b in zip(mine.state_dict().items(), theirs.state_dict().values(), strict=True):
             assert torch.equal(a, b), name
-    assert second.optimizer.param_groups[0]["lr"] == straight.optimizer.param_groups[0]["lr"]
+    assert second.optimizers[0].param_groups[0]["lr"] == straight.optimizers[0].param_groups[0]["lr"]
 
 
 def test_training_starts_from_given_weights(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""Muon, an optimizer for the weights of hidden convolutions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum whose matrix is orthogonalised: every direction of a layer is learnt at the same rate.
+
+    Jordan et al. 2024 (kellerjordan.github.io/posts/muon); updates are scaled to the size of Adam's, so that learning
+    rates carry over: Liu et al. 2025 (arXiv:2502.16982), equation 4. `torch.optim.Muon` takes matrices, one by one, in
+    bf16, which a CPU without it emulates (seconds a step for SRResNet); this one takes convolutions, those of one shape
+    together, in their own precision.
+
+    Args:
+        params: weights (out, in, k, k), seen as matrices (out, in*k*k).
+        lr: learning rate.
+        momentum: decay of the gradient's moving average.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 1e-3, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Change the weights that have a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    alike.setdefault(p.shape, []).append(p)
+            for weights in alike.values():
+                self._step(weights, group)
+
+    def _step(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = [p.grad for p in weights if p.grad is not None]
+        for p in weights:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        momenta = [self.state[p]["momentum"] for p in weights]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        updates = orthogonalise(torch.stack([update.flatten(1) for update in ahead]))
+        scale = 0.2 * math.sqrt(max(updates.shape[1:]))
+        for p, update in zip(weights, updates, strict=True):
+            p.sub_(update.view(p.shape), alpha=group["lr"] * scale)
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Bring the singular values of (n, rows, columns) to about 1: five Newton-Schulz steps, Jordan's polynomial."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
