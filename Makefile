@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo grid-demo test test-all lint format head clean
+.PHONY: help demo grid-demo results-ui test test-all lint format head clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,6 +16,10 @@ demo: .venv/.run ## set up, then the whole workflow on built-in photographs (min
 grid-demo: .venv/.run ## the four cells of the grid on built-in photographs; WEIGHTS=VGG19.safetensors
 	$(BIN)/python -m pipeline.tune --config configs/grid-demo.yaml $(if $(WEIGHTS),--train.perceptual.weights $(WEIGHTS)) \
 	  $(if $(SQUEEZENET),--evaluate.squeezenet $(SQUEEZENET))
+
+results-ui: .venv/.run ## the recorded trainings in the MLflow UI, until Ctrl-C
+	$(BIN)/python -m pipeline.publish mlflow --home runs/results
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/results/mlflow.db
 
 test: .venv/.test ## set up, then the default test suite
 	$(BIN)/python -m pytest

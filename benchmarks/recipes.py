@@ -1,0 +1,72 @@
+"""Short trainings that differ in their recipe: PSNR on held-out pictures after equally many pixels.
+
+    python benchmarks/recipes.py --source PHOTOS --patches 3000 'b16: train.global_batch=16' 'b8: train.global_batch=8'
+
+Each recipe is a name and the settings in which it differs from `--config`; each sees as many pixels as `--patches` HR
+patches of 96x96 have. One process with all cores, no Ray. Benchmark sets take no part: recipes are chosen by held-out
+pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from train_step import machine
+
+from pipeline import cluster, preprocess, storage
+from pipeline.config import parse
+from pipeline.patchset import PatchSet
+from pipeline.planning import Rank
+from pipeline.worker import Worker
+
+
+def main() -> None:
+    """Train every recipe, one after another, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/results.yaml")
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--home", help="where the patch set is kept")
+    parser.add_argument("--patches", type=int, default=3000)
+    parser.add_argument("recipes", nargs="+", metavar="NAME: KEY=VALUE ...")
+    args = parser.parse_args()
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        common = [f"--config={args.config}", f"--source={args.source}", f"--home={args.home or folder}"]
+        patch_set, _ = preprocess.prepare(parse(common, "benchmark", ""))
+        cluster.ray.shutdown()
+        for recipe in args.recipes:
+            name, _, settings = recipe.partition(":")
+            results[name] = train([*common, *settings.split()], patch_set, args.patches, f"{folder}/{name}")
+            print(f"{name:40} " + ", ".join(f"{key} {value:.4g}" for key, value in results[name].items()), flush=True)
+    best = max(results, key=lambda name: results[name]["psnr_y"])
+    figure = {"name": "recipes", "value": round(results[best]["psnr_y"], 3), "unit": f"dB held-out, of {best!r}"}
+    print(json.dumps({**figure, "target": None, "better": "higher", "machine": machine()}))
+
+
+def train(options: list[str], patch_set: PatchSet, patches: int, folder: str) -> dict[str, float]:
+    """Train one recipe; what came of it."""
+    config = parse(options, "benchmark", "")
+    steps = round(patches * 96**2 / config.data.crop**2 / config.train.global_batch)
+    config = parse([*options, f"--train.length={steps} steps", f"--train.validate_every={steps}"], "benchmark", "")
+    worker = Worker(config, patch_set, folder, Rank(torch.device("cpu")))
+    start = time.monotonic()
+    worker.run()
+    result = storage.read_json(f"{folder}/result.json")
+    return {
+        "psnr_y": result["val/psnr_y"],
+        "ssim_y": result["val/ssim_y"],
+        "steps": steps,
+        "s": time.monotonic() - start,
+    }
+
+
+if __name__ == "__main__":
+    main()
