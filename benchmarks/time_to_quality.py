@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -66,10 +67,12 @@ def attempt(args: argparse.Namespace, seed: int) -> float | None:
         argv = [f"--config={args.config}", f"--source={args.source}", f"--home={home}", f"--train.seed={seed}"]
         argv += [f"--evaluate.benchmarks={json.dumps({'Set5': args.set5})}", "--evaluate.while_training=true"]
         argv += [f"--{setting}" for setting in args.settings]
+        env = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+        env |= {"SR_CACHE": f"{home}/cache", "TORCHINDUCTOR_CACHE_DIR": f"{home}/inductor"}  # nothing of earlier runs
         started = time.time()
         with Path(home, "log").open("w+") as log:
             command = [sys.executable, "-m", "pipeline.train", *argv]
-            process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+            process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
             try:
                 record = watch(process, home, args.target)
             finally:

@@ -300,7 +300,7 @@ class Tune(BaseModel):
     """Trials at once; where not given, as many as fit."""
     records: str | None = None
     """Folder that finished cells are put into, each with its weights in fp16, metrics and a model card; a cell whose
-    training is found there counts as finished."""
+    training is found there counts as finished. A submitted job puts them into records/ of the home of outputs."""
     note: str = ""
     """What the pictures are and on what terms they may be used, for the model cards."""
 
@@ -458,9 +458,15 @@ class Config(BaseSettings):
     @property
     def outputs(self) -> str:
         """Absolute path or URL of the home of all outputs; call before Ray changes the working directory."""
-        in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-        home = self.home or os.environ.get("SR_HOME") or ("~/sr-runs" if in_job else "runs")
+        home = self.home or os.environ.get("SR_HOME") or ("~/sr-runs" if _in_job() else "runs")
         return _absolute_path(home)
+
+    @property
+    def new_records(self) -> str | None:
+        """Path or URL of the folder that records of finished cells are put into."""
+        if self.tune.records and _in_job() and "://" not in self.tune.records:
+            return f"{self.outputs}/records"  # what Ray uploaded is deleted with the job
+        return self.tune.records
 
     def to_yaml(self) -> str:
         """All settings as YAML, without the passwords that a URL may hold."""
@@ -593,6 +599,11 @@ def fingerprint(value: Any) -> str:
     """Name of a JSON-like value by its content: 12 hexadecimal digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _in_job() -> bool:
+    """Whether this is the driver of a submitted job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def _absolute_path(path: str) -> str:

@@ -179,7 +179,7 @@ def _evaluate_picture(task: dict[str, Any]) -> dict[str, Any]:
         return {**result, "lr": "", "scores": {}, "error": f"benchmark {task['set']}: {task['name']} {error}"}
     nets = _networks(task["model"], task["seed"], scale, task["weights"])
     pictures = {
-        method: upscale_picture(nets[method], lr, torch.device("cpu")) if method in nets else bicubic_picture(lr, scale)
+        method: upscale_picture(nets[method], lr) if method in nets else bicubic_picture(lr, scale)
         for method in task["methods"]
     }
     if task["show"]:

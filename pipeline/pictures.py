@@ -95,12 +95,14 @@ _UNKNOWN = "is no picture of a known format (PNG, JPEG, WebP, TIFF, BMP)"
 
 def _split(picture: Image.Image) -> tuple[Pixels, Alpha | None]:
     alpha = None
+    grey = picture.mode in ("1", "L", "LA", "La") or picture.mode.startswith("I")
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         alpha = np.asarray(rgba.getchannel("A"))
-        picture = picture.convert("L") if picture.mode in ("L", "LA", "La") else rgba.convert("RGB")
-    grey = picture.mode in ("1", "L") or picture.mode.startswith("I")
-    return _to_rgb(picture.convert("L") if picture.mode == "1" else picture, as_stored=grey), alpha
+        picture = picture if grey else rgba.convert("RGB")
+    if grey and not picture.mode.startswith("I"):
+        picture = picture.convert("L")
+    return _to_rgb(picture, as_stored=grey), alpha
 
 
 def _to_rgb(picture: Image.Image, as_stored: bool) -> Pixels:

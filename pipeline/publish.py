@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pipeline import comparison, pages, records, report, scoring, sources, storage, tracking, train
+from pipeline import comparison, pages, records, report, scoring, sources, tracking, train
 from pipeline.comparison import Row
 from pipeline.config import Config, UserError, command
 from pipeline.learner import read_weights
@@ -65,22 +65,26 @@ def import_records(found: Sequence[Recorded], folder: str, home: str) -> None:
         folder: where their weights are.
         home: folder of outputs, with the store.
     """
-    configs = [Config(**recorded["config"], home=home) for recorded in found]
+    home = Config(home=home).outputs
+    store = {"uri": f"sqlite:///{home}/mlflow.db"}
+    configs = [records.configuration(recorded, home=home, tracking=store) for recorded in found]
     config = configs[0]
-    grid = f"{config.outputs}/grids/recorded"
+    grid = f"{home}/grids/recorded"
     tracker = tracking.Tracker(config)
     with tracker.run(grid, config.name, {"stage": "grid", "scale": str(config.scale)}) as parent:
         parent.describe({"cells": len(found)}, config)
         rows = []
         for recorded, cell in zip(found, configs, strict=True):
-            trained = _trained(recorded, folder, cell.outputs)
-            tags = train.tags(cell, recorded["patch_set"]["name"], recorded["label"])
+            place = f"{home}/trainings/{recorded['training']}"
+            if not train.find_at(place):
+                records.restore(folder, recorded, place)
+            trained = train.find_at(place)
+            assert trained
             if parent.id not in trained.tracked:
-                with tracker.run(trained.folder, recorded["label"], tags, parent.id) as run:
-                    run.describe(train.parameters(cell), cell)
-                    train.hand_over(trained, run, tracking.Forwarder(f"{trained.folder}/journal", run))
-                storage.write_json(f"{trained.folder}/tracked.json", [parent.id])
-            rows.append(_row(recorded, trained, cell))
+                tags = train.tags(cell, recorded["identity"]["patch_set"], recorded["label"])
+                tags |= records.provenance(recorded)
+                train.track(trained, cell, tags, tracker, parent.id, recorded["label"])
+            rows.append(_row(recorded, trained, cell, _shared_sets(found)))
         facts = {"recorded": ", ".join(sorted({recorded["recorded"] for recorded in found}))}
         comparison.write(grid, config, rows, facts, parent, tracker)
     print(f"{len(rows)} recorded cells are in {config.tracking_uri}; report: {grid}/report.html")
@@ -99,17 +103,21 @@ def write_page(
         out: folder to write to.
         benchmarks: folder of Set5 and Set14, or None.
     """
+    rows = []
     with tempfile.TemporaryDirectory() as home:
-        rows = [
-            _row(recorded, _trained(recorded, folder, home), Config(**recorded["config"], home=home))
-            for recorded in found
-        ]
-        efforts, scores = comparison.cell_table(rows), comparison.score_table(rows, found[0]["config"]["scale"])
+        for recorded in found:
+            place = f"{home}/{recorded['training']}"
+            records.write_history(recorded, place)
+            trained = train.find_at(place)
+            assert trained
+            rows.append(_row(recorded, trained, records.configuration(recorded), _shared_sets(found)))
+        efforts = comparison.cell_table(rows)
+        scores = comparison.score_table(rows, found[0]["config"]["scale"])
         curves = report.curves({recorded["label"]: recorded["history"] for recorded in found}, None)
     page = pages.render(
         "results.md.j2",
         records=found,
-        folder=Path(folder).relative_to(Path.cwd()) if Path(folder).is_relative_to(Path.cwd()) else folder,
+        folder="pipeline/models" if folder == records.SHIPPED else Path(folder).name,
         headline=comparison.markdown(_headline(found)),
         distances=_distances(found),
         scores=comparison.markdown(scores),
@@ -126,19 +134,8 @@ def write_page(
     print(f"{out / 'results.md'} written from {len(found)} records")
 
 
-def _trained(recorded: Recorded, folder: str, home: str) -> train.Trained:
-    place = f"{home}/trainings/{recorded['training']}"
-    result = storage.read_json(f"{place}/result.json")
-    if not result:
-        if not records.restore(folder, recorded["label"], recorded["training"], place):
-            records.write_history(recorded, place)
-        result = recorded["result"]
-    tracked = storage.read_json(f"{place}/tracked.json") or []
-    return train.Trained(recorded["training"], place, result, found=True, tracked=tracked)
-
-
-def _row(recorded: Recorded, trained: train.Trained, config: Config) -> Row:
-    scores = {"sets": recorded["scores"]} if recorded["scores"] else None
+def _row(recorded: Recorded, trained: train.Trained, config: Config, sets: Sequence[str]) -> Row:
+    scores = {"sets": {name: recorded["scores"][name] for name in sets}} if sets else None
     return Row(recorded["label"], "finished", "", trained, scores, config)
 
 
@@ -151,19 +148,24 @@ def _psnr(found: Sequence[Recorded]) -> dict[str, dict[str, float]]:
     }
 
 
+def _shared_sets(found: Sequence[Recorded]) -> list[str]:
+    """Sets that all were measured on."""
+    return [name for name in (found[0]["scores"] if found else ()) if all(name in r["scores"] for r in found)]
+
+
 def _headline(found: Sequence[Recorded]) -> list[list[str]]:
     """Header and a line for each row, beside bicubic and what was published."""
-    measured: dict[str, Any] = next((recorded["scores"] for recorded in found if recorded["scores"]), {})
-    sets = sorted(measured, key=lambda name: (name not in LITERATURE["SRResNet"], name == "held-out"))
+    sets = sorted(_shared_sets(found), key=lambda name: (name not in LITERATURE["SRResNet"], name == "held-out"))
+    known = found[0]["config"]["scale"] == 4
     published: dict[str, dict[str, float]] = {}
-    for name, entries in comparison.PUBLISHED.items():
+    for name, entries in comparison.PUBLISHED.items() if known else ():
         for label, values in entries.items():
             published.setdefault(label, {})[name] = values["psnr_y"]
     lines = {
-        comparison.BICUBIC: {name: entry["mean"]["bicubic"]["psnr_y"] for name, entry in measured.items()},
+        comparison.BICUBIC: {name: found[0]["scores"][name]["mean"]["bicubic"]["psnr_y"] for name in sets},
         **{f"**{label}**": values for label, values in _psnr(found).items()},
         **published,
-        **{f"literature: {label}": values for label, values in LITERATURE.items()},
+        **{f"literature: {label}": values for label, values in LITERATURE.items() if known},
     }
     table = [["", *sets]]
     for label, values in lines.items():
@@ -174,12 +176,12 @@ def _headline(found: Sequence[Recorded]) -> list[list[str]]:
 def _distances(found: Sequence[Recorded]) -> list[str]:
     """How far the best row of each benchmark set is from the literature."""
     lines = []
-    for name, target in LITERATURE["SRResNet"].items():
+    for name, target in LITERATURE["SRResNet"].items() if found[0]["config"]["scale"] == 4 else ():
         values = {label: row[name] for label, row in _psnr(found).items() if name in row}
         if values:
             label = max(values, key=lambda label: values[label])
             lines.append(
-                f"On {name}, {label} has {values[label]:.2f} dB, {target - values[label]:.2f} dB below the "
+                f"On {name}, {label} has {values[label]:.2f} dB, {values[label] - target:+.2f} dB against the "
                 "literature's network, trained for 10^6 steps on ImageNet."
             )
     return lines
@@ -189,8 +191,12 @@ def _spread(seeds: Sequence[Recorded]) -> list[dict[str, Any]]:
     """Of each choice of BatchNorm: PSNR of every seed by set, their mean and how far apart they are."""
     lines = []
     for batch_norm in (True, False):
-        same = [r for r in seeds if r["config"]["model"]["batch_norm"] is batch_norm and r["scores"]]
-        for name in same[0]["scores"] if same else ():
+        same = [
+            r
+            for r in seeds
+            if r["config"]["model"]["batch_norm"] is batch_norm and "mse" in r["config"]["train"]["loss"]
+        ]
+        for name in _shared_sets(same):
             values = [r["scores"][name]["mean"]["trained"]["psnr_y"] for r in same]
             lines.append(
                 {
@@ -211,13 +217,15 @@ def _crops(found: Sequence[Recorded], folder: str, benchmarks: Path) -> bytes:
     with tempfile.TemporaryDirectory() as place:
         for name, stem in _CROPS:
             pictures = sources.find_benchmark(name, str(benchmarks / name), found[0]["config"]["scale"], place)
-            (picture,) = [picture for picture in pictures if picture.name == stem]
+            picture = next((picture for picture in pictures if picture.name == stem), None)
+            if picture is None:
+                raise UserError(f"{benchmarks / name} has no picture {stem}, expected the set's usual names")
             hr, lr, _ = scoring.load_pair(picture.hr, picture.lr, found[0]["config"]["scale"], 10**8)
             versions = {comparison.BICUBIC: scoring.bicubic_picture(lr, found[0]["config"]["scale"])}
             scores = {}
             for recorded in found:
                 net = srresnet.from_weights(read_weights(records.weights(folder, recorded["label"])))
-                versions[recorded["label"]] = scoring.upscale_picture(net, lr, torch.device("cpu"))
+                versions[recorded["label"]] = scoring.upscale_picture(net, lr)
             for label, version in versions.items():
                 score = scoring.score_picture(version, hr, found[0]["config"]["scale"])
                 scores[label] = {"psnr_y": score.psnr_y, "ssim_y": score.ssim_y}

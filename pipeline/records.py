@@ -11,11 +11,12 @@ import importlib.metadata
 import json
 import platform
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import psutil
 import safetensors.torch
+from pydantic import ValidationError
 
 from pipeline import pages, storage, tracking
 from pipeline.config import Config, UserError
@@ -25,8 +26,9 @@ SHIPPED = str(Path(__file__).resolve().parent / "models")
 """Folder of the records that come with the package."""
 
 Recorded = dict[str, Any]
-"""record.json: "label", "training" (name), "config", "patch_set", "result", "scores", "history", "seconds", "recorded"
-(date), "commit", "machine", "versions"."""
+"""record.json: "label", "training" (name), "identity" (what shaped the weights), "config", "patch_set", "result",
+"seconds", "history", "scores"; and of the process that recorded it "recorded" (date), "commit", "machine", "versions".
+"""
 
 _PRECISION = 6
 """Significant digits of stepped metrics."""
@@ -36,20 +38,18 @@ def keep(
     folder: str,
     label: str,
     config: Config,
-    training: str,
-    home: str,
     facts: dict[str, Any],
+    weights: str,
     scores: dict[str, Any] | None,
 ) -> None:
-    """Write the record of a finished training, or complete it; one that says the same is left as it is.
+    """Write the record of a finished training, or add what was measured since.
 
     Args:
         folder: of all records.
         label: the cell's.
         config: the cell's.
-        training: name of the training.
-        home: folder of the training.
-        facts: "patch_set", "result", "seconds" and "history", as in `Recorded`.
+        facts: "training", "identity", "patch_set", "result", "seconds" and "history", as in `Recorded`.
+        weights: path or URL of the training's weights.
         scores: what `evaluate` returned, once it was measured.
 
     Raises:
@@ -57,53 +57,42 @@ def keep(
     """
     url = f"{folder}/{folder_name(label)}"
     known = find(folder, label)
-    if known and known["training"] != training:
-        raise UserError(
-            f"{url} holds the record of another training, {known['training']}: expected tune.records to name another "
-            "folder, or this record to be deleted"
-        )
-    if known and (scores is None or known["scores"] is not None):
-        return
+    if known and known["identity"] != facts["identity"]:
+        raise conflict(folder, label)
     if known is None:
-        half = {
-            name: value.half() if value.is_floating_point() else value
-            for name, value in read_weights(f"{home}/model.safetensors").items()
-        }
-        metadata = {"format": "pt", "scale": str(config.scale)}
-        storage.write(f"{url}/model.safetensors", safetensors.torch.save(half, metadata))
+        storage.write(f"{url}/model.safetensors", _in_half(weights, config.scale))
     recorded: Recorded = known or {
         "label": label,
-        "training": training,
-        "config": _portable(config),
         **facts,
+        "config": _portable(config),
         "history": [_brief(record) for record in facts["history"]],
-        "scores": None,
+        "scores": {},
         "recorded": datetime.now(UTC).date().isoformat(),
-        "commit": tracking.commit(),
-        "machine": {"processor": _processor(), "cores": psutil.cpu_count(), "memory_gb": _memory_gb()},
+        "commit": tracking.commit() or "unknown",
+        "machine": _machine(),
         "versions": {
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in ("torch", "ray", "mlflow")},
         },
     }
-    if scores:
-        recorded["scores"] = {name: _plain(entry) for name, entry in scores["sets"].items()}
-    lines = json.dumps(recorded, indent=1, ensure_ascii=False)
-    storage.write(f"{url}/record.json", f"{lines}\n".encode())
-    storage.write(f"{url}/README.md", card(recorded, config.tune.note).encode())
+    recorded = {**recorded, "scores": _merged(recorded["scores"], scores["sets"] if scores else {})}
+    if recorded != known:
+        content = json.dumps(recorded, indent=1, ensure_ascii=False)
+        storage.write(f"{url}/record.json", f"{content}\n".encode())
+        storage.write(f"{url}/README.md", card(recorded, config.tune.note).encode())
 
 
-def restore(folder: str, label: str, training: str, home: str) -> bool:
-    """Make the folder of a training from its record, if that is there and whole; whether it was."""
-    recorded = find(folder, label)
-    url = f"{folder}/{folder_name(label)}/model.safetensors"
-    if recorded is None or recorded["training"] != training or storage.read(url) is None:
-        return False
-    weights = {name: value.float() if value.is_floating_point() else value for name, value in read_weights(url).items()}
+def restore(folder: str, recorded: Recorded, home: str) -> None:
+    """Make the folder of a training, `home`, from its record.
+
+    Raises:
+        UserError: if the record's weights cannot be read.
+    """
+    weights = read_weights(f"{folder}/{folder_name(recorded['label'])}/model.safetensors")
+    whole = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     metadata = {"format": "pt", "scale": str(recorded["config"]["scale"])}
-    storage.write(f"{home}/model.safetensors", safetensors.torch.save(weights, metadata))
+    storage.write(f"{home}/model.safetensors", safetensors.torch.save(whole, metadata))
     write_history(recorded, home)
-    return True
 
 
 def write_history(recorded: Recorded, home: str) -> None:
@@ -113,21 +102,58 @@ def write_history(recorded: Recorded, home: str) -> None:
     storage.write_json(f"{home}/result.json", recorded["result"])
 
 
+def configuration(recorded: Recorded, **more: Any) -> Config:
+    """The settings of a record, and more sections or values beside them.
+
+    Raises:
+        UserError: if this version of the pipeline doesn't know them.
+    """
+    try:
+        return Config(**recorded["config"], **more)
+    except ValidationError as error:
+        raise UserError(f"the record {recorded['label']} has settings of another version: {error}") from None
+
+
+def provenance(recorded: Recorded) -> dict[str, str]:
+    """Tags of an MLflow run that say where a recorded training was made."""
+    return {
+        "mlflow.source.git.commit": recorded["commit"],
+        "sr.recorded": recorded["recorded"],
+        "sr.machine": json.dumps(recorded["machine"]),
+        "sr.versions": json.dumps(recorded["versions"]),
+    }
+
+
+def conflict(folder: str, label: str) -> UserError:
+    """What to say where a record of another training stands."""
+    return UserError(
+        f"{folder}/{folder_name(label)} holds the record of another training than this cell: expected tune.records to "
+        "name another folder, or this record to be deleted"
+    )
+
+
 def find(folder: str, label: str) -> Recorded | None:
-    """The record of a cell, if there is one."""
-    recorded: Recorded | None = storage.read_json(f"{folder}/{folder_name(label)}/record.json")
-    return recorded
+    """The record of a cell, if there is one.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    return _read(f"{folder}/{folder_name(label)}/record.json")
 
 
 def load(folder: str) -> list[Recorded]:
-    """All records of a folder."""
-    found = [storage.read_json(f"{folder}/{name}/record.json") for name in labels(folder)]
+    """All records of a folder.
+
+    Raises:
+        UserError: if one is damaged.
+    """
+    found = (_read(f"{folder}/{name}/record.json") for name in storage.names(folder) if "." not in name)
     return [recorded for recorded in found if recorded]
 
 
-def labels(folder: str) -> list[str]:
+def names(folder: str) -> list[str]:
     """Names of the records' folders."""
-    return [name for name in storage.names(folder) if not name.startswith(".")]
+    return [folder_name(recorded["label"]) for recorded in load(folder)]
 
 
 def weights(folder: str, label: str) -> str:
@@ -136,7 +162,7 @@ def weights(folder: str, label: str) -> str:
     Raises:
         UserError: if there is no such record.
     """
-    known = labels(folder)
+    known = names(folder)
     if folder_name(label) not in known:
         raise UserError(
             f"there is no model {label}, expected one of {', '.join(known) or 'none'}, or a .safetensors file"
@@ -153,7 +179,7 @@ def best(folder: str) -> str:
     scored: dict[str, float] = {
         recorded["label"]: recorded["scores"]["held-out"]["mean"]["trained"]["psnr_y"]
         for recorded in load(folder)
-        if recorded["scores"]
+        if "held-out" in recorded["scores"]
     }
     if not scored:
         raise UserError("no network comes with this package: expected --model FILE.safetensors")
@@ -162,7 +188,7 @@ def best(folder: str) -> str:
 
 def folder_name(label: str) -> str:
     """Of a cell's record: "nobn·mse" becomes "nobn-mse"."""
-    return storage.plain_name(label.replace("·", "-"))
+    return storage.plain_name(label.replace("·", "-")).replace(".", "_")
 
 
 def card(recorded: Recorded, note: str) -> str:
@@ -170,17 +196,53 @@ def card(recorded: Recorded, note: str) -> str:
     return pages.render("card.md.j2", r=recorded, note=note, name=folder_name(recorded["label"]))
 
 
+def _read(url: str) -> Recorded | None:
+    try:
+        recorded: Recorded | None = storage.read_json(url)
+    except ValueError as error:
+        raise UserError(f"{url} is damaged: {error}, expected the JSON that pipeline.tune wrote") from None
+    return recorded
+
+
+def _in_half(url: str, scale: int) -> bytes:
+    half = {name: value.half() if value.is_floating_point() else value for name, value in read_weights(url).items()}
+    content: bytes = safetensors.torch.save(half, {"format": "pt", "scale": str(scale)})
+    return content
+
+
+def _merged(known: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """Scores by set; what was measured with fewer metrics than before is passed over."""
+
+    def metrics(entry: dict[str, Any]) -> set[str]:
+        return set(entry["mean"]["trained"])
+
+    new = {name: _plain(entry) for name, entry in measured.items()}
+    return known | {
+        name: entry for name, entry in new.items() if name not in known or metrics(entry) >= metrics(known[name])
+    }
+
+
+def _plain(entry: dict[str, Any]) -> dict[str, Any]:
+    """Scores of a set, without the upscaled pictures and without the places of their files."""
+    pictures = [{**picture, "name": _last(picture["name"]), "shown": {}} for picture in entry["pictures"]]
+    return {**entry, "pictures": pictures}
+
+
 def _portable(config: Config) -> dict[str, Any]:
     """The settings, without those of this machine; files by their names alone."""
     settings: dict[str, Any] = config.model_dump(mode="json", exclude={"home", "cache", "tracking", "tune", "cluster"})
-    settings["source"] = [Path(source).name for source in settings["source"]]
+    settings["source"] = [_last(source) for source in settings["source"]]
     settings["data"].pop("scratch")
     evaluate, train = settings["evaluate"], settings["train"]
-    evaluate["benchmarks"] = {name: Path(source).name for name, source in evaluate["benchmarks"].items()}
-    places = ((evaluate, "squeezenet"), (train, "init_from"), (train["perceptual"], "weights"))
-    for section, key in places:
-        section[key] = section[key] and Path(section[key]).name
+    evaluate["benchmarks"] = {name: _last(source) for name, source in evaluate["benchmarks"].items()}
+    for section, key in ((evaluate, "squeezenet"), (train, "init_from"), (train["perceptual"], "weights")):
+        section[key] = section[key] and _last(section[key])
     return settings
+
+
+def _last(place: str) -> str:
+    """The last part of an absolute path or of a URL; anything else as it is."""
+    return PurePosixPath(place.split("?")[0]).name if "://" in place or place.startswith("/") else place
 
 
 def _brief(record: tracking.Record) -> tracking.Record:
@@ -193,16 +255,12 @@ def _brief(record: tracking.Record) -> tracking.Record:
     return {**record, "metrics": metrics, "images": {}}
 
 
-def _plain(entry: dict[str, Any]) -> dict[str, Any]:
-    """Scores of a set, without the upscaled pictures."""
-    return {**entry, "pictures": [{**picture, "shown": {}} for picture in entry["pictures"]]}
-
-
-def _processor() -> str:
-    lines = storage.read("/proc/cpuinfo") or b""
-    names = [line.partition(":")[2].strip() for line in lines.decode().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _memory_gb() -> float:
-    return round(psutil.virtual_memory().total / 2**30, 1)
+def _machine() -> dict[str, Any]:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    kinds = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "processor": kinds[0] if kinds else platform.processor() or platform.machine(),
+        "cores": psutil.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+    }

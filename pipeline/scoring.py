@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from pipeline import features, sources
 from pipeline.learner import to_eight_bit, to_unit
@@ -15,27 +16,34 @@ from pipeline.pictures import RejectedPictureError, decode
 from sr_model.degrade import downscale, upscale_bicubic
 from sr_model.metrics import Score, score
 from sr_model.srresnet import SRResNet
-from sr_model.tiling import upscale
+from sr_model.tiling import tiles
 
 
-def upscale_picture(net: SRResNet, lr: Bytes, device: torch.device) -> Bytes:
-    """Upscale an 8-bit picture.
+def upscale_picture(net: SRResNet, lr: Bytes, tile: int = 256, progress: bool = False) -> Bytes:
+    """Upscale an 8-bit picture in tiles; beside the result, memory depends on these alone: about a GB for 256.
 
     Args:
-        net: in eval mode.
+        net: in eval mode, on any device.
         lr: (h, w, 3) uint8; or (h, w, 1), which is fed as three equal channels and averaged back to one.
-        device: where the network is.
+        tile: LR pixels, side of a tile.
+        progress: whether to show it on a terminal.
 
     Returns:
         (s*h, s*w, C) uint8.
     """
-    grey = lr.shape[2] == 1
-    rgb = np.repeat(lr, 3, axis=2) if grey else np.array(lr)
-    x = to_unit(rgb[None], device)
-    sr = upscale(net, x)[0]
-    if grey:
-        sr = sr.mean(dim=0, keepdim=True)
-    return to_eight_bit(sr)
+    height, width, channels = lr.shape
+    device = next(net.parameters()).device
+
+    def read(rows: slice, columns: slice) -> torch.Tensor:
+        return to_unit(np.repeat(lr[rows, columns], 3 // channels, axis=2)[None], device)
+
+    out = np.empty((height * net.scale, width * net.scale, channels), np.uint8)
+    count = -(-height // tile) * -(-width // tile)
+    parts = tiles(net, height, width, read, tile)
+    for top, left, sr in tqdm(parts, total=count, unit="tile", disable=None if progress else True):
+        part = to_eight_bit(sr[0].mean(dim=0, keepdim=True) if channels == 1 else sr[0])
+        out[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return out
 
 
 def load_pair(hr: str, lr: str | None, scale: int, max_pixels: int) -> tuple[Bytes, Bytes, str]:

@@ -211,8 +211,9 @@ class Tracker:
         if parent:
             tags = {**tags, "mlflow.parentRunId": parent}
         user = os.environ.get("USER", "unknown")
-        tags = {**tags, "mlflow.source.name": "pipeline", "mlflow.user": user, "sr.code": _code()}
-        tags |= {"mlflow.source.git.commit": code} if (code := commit()) else {}
+        source = {"mlflow.source.name": "pipeline", "mlflow.user": user, "sr.code": _code()}
+        source |= {"mlflow.source.git.commit": code} if (code := commit()) else {}
+        tags = {**source, **tags}
         created = self._client.create_run(self.experiment_id, run_name=name, tags=tags)
         command = (
             f"python -m pipeline.{'tune' if tags.get('stage') == 'grid' else 'run'} --from-run {created.info.run_id}"

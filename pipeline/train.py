@@ -82,23 +82,33 @@ class Trained:
 
 def training_name(config: Config, patch_set: PatchSet) -> str:
     """Name of a training by all that shapes its weights; how it is run (workers, cadence) does not."""
-    identity = shaping(config, patch_set)
+    norm = "bn" if config.model.batch_norm else "nobn"
+    mark = fingerprint(identity(config, patch_set.name))
+    return f"{config.name}-x{config.scale}-{norm}-{'+'.join(config.train.loss)}-{mark}"
+
+
+def identity(config: Config, patch_set: str) -> dict[str, Any]:
+    """What shapes a training's weights on a patch set of this name, files by their content.
+
+    Raises:
+        UserError: if a file isn't there.
+    """
+    shaped = shaping(config, patch_set)
     if "perceptual" in config.train.loss:
-        identity["train"]["perceptual"]["weights"] = features.identity(config.train.perceptual)
+        shaped["train"]["perceptual"]["weights"] = features.identity(config.train.perceptual)
     if config.train.init_from:
         weights = storage.read(config.train.init_from)
         if weights is None:
             raise UserError(f"train.init_from is {config.train.init_from}, expected an existing .safetensors file")
-        identity["train"]["init_from"] = hashlib.sha256(weights).hexdigest()
-    norm = "bn" if config.model.batch_norm else "nobn"
-    return f"{config.name}-x{config.scale}-{norm}-{'+'.join(config.train.loss)}-{fingerprint(identity)}"
+        shaped["train"]["init_from"] = hashlib.sha256(weights).hexdigest()
+    return shaped
 
 
-def shaping(config: Config, patch_set: PatchSet) -> dict[str, Any]:
-    """What shapes a training's weights, files that it reads by their names."""
+def shaping(config: Config, patch_set: str) -> dict[str, Any]:
+    """What shapes a training's weights on a patch set of this name, files that it reads by their names."""
     settings: dict[str, Any] = {
         "algorithm": ALGORITHM,
-        "patch_set": patch_set.name,
+        "patch_set": patch_set,
         "data": config.data.model_dump(exclude=_NOT_SHAPING["data"]),
         "model": config.model.model_dump(),
         "train": config.train.model_dump(exclude=_NOT_SHAPING["train"]),
@@ -108,6 +118,31 @@ def shaping(config: Config, patch_set: PatchSet) -> dict[str, Any]:
     return settings
 
 
+def is_same(known: dict[str, Any], known_config: Config, config: Config, patch_set: str) -> bool:
+    """Whether a training that was made elsewhere is the one that a configuration describes.
+
+    Settings that there were not yet have their defaults. Files are compared by content, and taken for the same where
+    the configuration's aren't at hand.
+
+    Args:
+        known: the other's `identity`.
+        known_config: its configuration, whose files may be elsewhere.
+        config: the configuration.
+        patch_set: name of its patch set.
+    """
+    theirs, mine = shaping(known_config, known["patch_set"]), shaping(config, patch_set)
+    theirs["algorithm"] = known["algorithm"]
+    try:
+        files = identity(config, patch_set)["train"]
+        theirs["train"] |= {key: known["train"].get(key) for key in ("perceptual", "init_from") if key in files}
+        mine["train"] |= {key: files[key] for key in ("perceptual", "init_from") if key in files}
+    except UserError:
+        for settings in (theirs["train"], mine["train"]):
+            settings["init_from"] = settings["init_from"] is not None
+            settings.get("perceptual", {})["weights"] = ""
+    return theirs == mine
+
+
 def history(folder: str) -> list[Record]:
     """The records of a training, finished or not, in order of steps."""
     return sorted(JournalReader(f"{folder}/journal").new(), key=lambda record: int(record["step"]))
@@ -115,12 +150,16 @@ def history(folder: str) -> list[Record]:
 
 def find(config: Config, patch_set: PatchSet) -> Trained | None:
     """The finished training that the configuration describes, if there is one."""
-    name = training_name(config, patch_set)
-    folder = f"{config.outputs}/trainings/{name}"
+    return find_at(f"{config.outputs}/trainings/{training_name(config, patch_set)}")
+
+
+def find_at(folder: str) -> Trained | None:
+    """The finished training in a folder, if there is one."""
     result = storage.read_json(f"{folder}/result.json")
     if not result:
         return None
-    return Trained(name, folder, result, found=True, tracked=storage.read_json(f"{folder}/tracked.json") or [])
+    tracked = storage.read_json(f"{folder}/tracked.json") or []
+    return Trained(folder.rpartition("/")[2], folder, result, found=True, tracked=tracked)
 
 
 def train(
@@ -165,7 +204,7 @@ def train(
         trained = find(config, patch_set)
         if trained is None:
             raise UserError(f"training {folder} ended without a result, expected result.json: run it again")
-        sent = hand_over(trained, run, forwarder)
+        sent = _hand_over(trained, run, forwarder)
     if sent and run.ended:
         storage.write_json(f"{folder}/tracked.json", [*trained.tracked, parent])
     return replace(trained, found=finished is not None)
@@ -197,7 +236,25 @@ def parameters(config: Config) -> dict[str, Any]:
     return flat
 
 
-def hand_over(trained: Trained, run: TrackedRun, forwarder: Forwarder) -> bool:
+def track(trained: Trained, config: Config, run_tags: dict[str, str], tracker: Tracker, parent: str, cell: str) -> None:
+    """Make an MLflow run of a training that was finished elsewhere.
+
+    Args:
+        trained: the training.
+        config: its configuration.
+        run_tags: from `tags`, and more.
+        tracker: where to.
+        parent: MLflow run of the grid.
+        cell: short name of its cell.
+    """
+    with tracker.run(trained.folder, cell, run_tags, parent) as run:
+        run.describe(parameters(config), config)
+        sent = _hand_over(trained, run, Forwarder(f"{trained.folder}/journal", run))
+    if sent and run.ended:
+        storage.write_json(f"{trained.folder}/tracked.json", [*trained.tracked, parent])
+
+
+def _hand_over(trained: Trained, run: TrackedRun, forwarder: Forwarder) -> bool:
     """Send what MLflow doesn't have yet of a finished training; whether all of it arrived."""
     numbers = {key: value for key, value in trained.result.items() if type(value) in (int, float)}
     final = {f"final/{key}": value for key, value in numbers.items()}

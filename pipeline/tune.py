@@ -37,6 +37,7 @@ from pipeline import (
 from pipeline.config import Config, UserError, command, fingerprint, parse_with, with_values
 from pipeline.patchset import PatchSet
 from pipeline.planning import Plan, Rank
+from pipeline.records import Recorded
 from pipeline.tracking import Record
 from pipeline.worker import Worker
 
@@ -81,8 +82,10 @@ class Cell:
     """waiting, training, finished, stopped (by the scheduler), failed or left out."""
     reason: str = ""
     """Why it failed or was left out."""
+    recorded: Recorded | None = None
+    """The record of its training, where that was made elsewhere."""
     kept: bool = False
-    """Whether its record was written."""
+    """Whether its record was written here."""
     step: int = 0
     total: int = 0
     loss: float | None = None
@@ -104,6 +107,8 @@ def run(config: Config, dry_run: bool = False) -> list[str]:
         sources.find_benchmark(name, source, config.scale, config.downloads)
     cells = plan_cells(config)
     _preprocess(cells)
+    for cell in cells:
+        _take_record(cell, config)
     folder = f"{config.outputs}/grids/{grid_name(config, cells)}"
     features.prepare_distance(config)
     able = _with_weights(cells)
@@ -112,8 +117,6 @@ def run(config: Config, dry_run: bool = False) -> list[str]:
     settled = {"cluster.workers": workers, "cluster.cpus_per_worker": int(resources["CPU"])}
     for cell in able:
         cell.config = with_values(cell.config, settled)
-    for cell in able:
-        _restore(cell, config.tune.records)
     able = _measure(able, folder, min(int(resources["CPU"]) * workers, cluster.most_cores()), "GPU" in resources)
     _settle(able, config, folder)
     print(describe(cells, at_once, workers, resources), flush=True)
@@ -122,8 +125,9 @@ def run(config: Config, dry_run: bool = False) -> list[str]:
     tracker = tracking.Tracker(config)
     with tracker.run(folder, config.name, {"stage": "grid", "scale": str(config.scale)}) as parent:
         parent.describe({"source": ",".join(config.source), "cells": len(cells)}, config)
+        _track_recorded(cells, tracker, parent.id)
         _train(config, able, folder, parent.id, at_once)
-        rows = [_result(cell, folder, config.tune.records) for cell in cells]
+        rows = [_result(cell, folder, config.new_records) for cell in cells]
         patch_sets = sorted({cell.patch_set.name for cell in cells if cell.patch_set})
         facts = {"time of this command": train.duration(time.monotonic() - start), "patch set": ", ".join(patch_sets)}
         comparison.write(folder, config, rows, facts, parent, tracker)
@@ -168,7 +172,7 @@ def plan_cells(config: Config) -> list[Cell]:
 
 def grid_name(config: Config, cells: Sequence[Cell]) -> str:
     """Name of a grid by all that shapes its cells."""
-    shaping = [(cell.label, train.shaping(cell.config, cell.patch_set)) for cell in cells if cell.patch_set]
+    shaping = [(cell.label, train.shaping(cell.config, cell.patch_set.name)) for cell in cells if cell.patch_set]
     repeated = [label for label, values in shaping if [values for _, values in shaping].count(values) > 1]
     if repeated:
         raise UserError(f"the cells {', '.join(repeated)} are the same training: expected axes that shape its weights")
@@ -206,9 +210,8 @@ def trial(params: dict[str, Any], jobs: list[dict[str, Any]], environment: dict[
         if record["kind"] in ("train", "validation"):
             ray.tune.report({"step": record["step"], "kind": record["kind"], **record["metrics"]})
 
-    if job["stopped"]:  # the scheduler compares the others with it
-        patch_set = patchset.load(job["patch_set"])
-        for record in train.history(f"{config.outputs}/trainings/{train.training_name(config, patch_set)}"):
+    if job["pass_on"]:  # the scheduler compares the others with it
+        for record in train.history(job["pass_on"]):
             report(record)
         return
     try:
@@ -257,6 +260,8 @@ def _preprocess(cells: Sequence[Cell]) -> None:
 def _with_weights(cells: Sequence[Cell]) -> list[Cell]:
     """Those whose perceptual loss has its weights; the others are left out, by name and reason."""
     for cell in cells:
+        if cell.recorded:
+            continue
         try:
             features.prepare(cell.config)
         except UserError as error:
@@ -313,13 +318,16 @@ def _measured(dumped: dict[str, Any], patch_set: str, threads: int, gpu: bool) -
 def _settle(cells: Sequence[Cell], config: Config, folder: str) -> None:
     """Give all cells whose length is a time the steps that the slowest has time for, and find what was done before."""
     stopped: dict[str, int] = storage.read_json(_stopped_url(config, folder)) or {}
-    fewest = min((cell.plan.steps for cell in cells if cell.plan), default=0)
+    fewest: dict[str, int] = {}
+    for cell in cells:
+        length = cell.config.train.length
+        fewest[length] = min(cell.plan.steps if cell.plan else sys.maxsize, fewest.get(length, sys.maxsize))
     for cell in cells:
         cell.total = cell.plan.steps if cell.plan else 0
         if cell.config.train.length.endswith("minutes"):
-            cell.total = fewest
-            cell.config = with_values(cell.config, {"train.length": f"{fewest} steps"})
-            _restore(cell, config.tune.records)
+            cell.total = fewest[cell.config.train.length]
+            cell.config = with_values(cell.config, {"train.length": f"{cell.total} steps"})
+            _take_record(cell, config)
         if trained := _trained(cell):
             cell.state = "finished"
             cell.step = cell.total = trained.result["steps"]
@@ -340,7 +348,9 @@ def _train(config: Config, cells: Sequence[Cell], folder: str, parent: str, at_o
     """Run the trials, and meanwhile print the live table."""
     settings = config.tune
     asha = settings.scheduler == "asha"
-    todo = [i for i, cell in enumerate(cells) if cell.state == "waiting" or _untold(cell, parent)]
+    todo = [
+        i for i, cell in enumerate(cells) if cell.state == "waiting" or (_untold(cell, parent) and not cell.recorded)
+    ]
     if not todo:
         return
     jobs = [
@@ -349,7 +359,7 @@ def _train(config: Config, cells: Sequence[Cell], folder: str, parent: str, at_o
             "patch_set": cell.patch_set.url if cell.patch_set else "",
             "parent": parent,
             "label": cell.label,
-            "stopped": cell.state == "stopped",
+            "pass_on": _folder(cell) if cell.state == "stopped" or cell.recorded else "",
         }
         for cell in cells
     ]
@@ -402,7 +412,7 @@ def _train(config: Config, cells: Sequence[Cell], folder: str, parent: str, at_o
         thread.join(1.0)
         table.show()
         for cell in cells:
-            _keep(cell, settings.records)
+            _keep(cell, config.new_records)
         stopped = {cell.label: cell.step for cell in cells if cell.state == "stopped"}
         if stopped != known:
             storage.write_json(_stopped_url(config, folder), stopped)
@@ -412,9 +422,18 @@ def _train(config: Config, cells: Sequence[Cell], folder: str, parent: str, at_o
         raise troubles[0]
 
 
+def _folder(cell: Cell) -> str:
+    """Path or URL of the cell's training."""
+    assert cell.patch_set
+    name = cell.recorded["training"] if cell.recorded else train.training_name(cell.config, cell.patch_set)
+    return f"{cell.config.outputs}/trainings/{name}"
+
+
 def _trained(cell: Cell) -> train.Trained | None:
     """The cell's training, if it is finished."""
-    return train.find(cell.config, cell.patch_set) if cell.patch_set and cell.state != "left out" else None
+    if cell.patch_set is None or cell.state == "left out":
+        return None
+    return train.find_at(_folder(cell))
 
 
 def _untold(cell: Cell, parent: str) -> bool:
@@ -423,12 +442,37 @@ def _untold(cell: Cell, parent: str) -> bool:
     return trained is not None and parent not in trained.tracked
 
 
-def _restore(cell: Cell, folder: str | None) -> None:
-    """Take a training from its record, if it isn't there and the record is."""
-    if folder and cell.patch_set and not _trained(cell):
-        name = train.training_name(cell.config, cell.patch_set)
-        if records.restore(folder, cell.label, name, f"{cell.config.outputs}/trainings/{name}"):
-            print(f"cell {cell.label} taken from {folder}/{records.folder_name(cell.label)}", flush=True)
+def _take_record(cell: Cell, config: Config) -> None:
+    """Take a finished training from its record, if there is one.
+
+    Raises:
+        UserError: if a record of another training stands where the cell's own would be put.
+    """
+    folder = config.tune.records
+    if not folder or cell.patch_set is None or cell.config.train.length.endswith("minutes"):
+        return
+    recorded = records.find(folder, cell.label)
+    if recorded is None:
+        return
+    if not train.is_same(recorded["identity"], records.configuration(recorded), cell.config, cell.patch_set.name):
+        if folder == config.new_records:
+            raise records.conflict(folder, cell.label)
+        return
+    cell.recorded = recorded
+    if not _trained(cell):
+        records.restore(folder, recorded, _folder(cell))
+        print(f"cell {cell.label} taken from {folder}/{records.folder_name(cell.label)}", flush=True)
+    cell.state = "finished"
+    cell.step = cell.total = recorded["result"]["steps"]
+
+
+def _track_recorded(cells: Sequence[Cell], tracker: tracking.Tracker, parent: str) -> None:
+    """Tell MLflow of the cells whose training was made elsewhere."""
+    for cell in cells:
+        trained = _trained(cell)
+        if cell.recorded and trained and cell.patch_set and parent not in trained.tracked:
+            tags = train.tags(cell.config, cell.patch_set.name, cell.label) | records.provenance(cell.recorded)
+            train.track(trained, cell.config, tags, tracker, parent, cell.label)
 
 
 def _keep(cell: Cell, folder: str | None, scores: evaluate.Scores | None = None) -> None:
@@ -438,19 +482,22 @@ def _keep(cell: Cell, folder: str | None, scores: evaluate.Scores | None = None)
     trained = _trained(cell)
     if trained is None or cell.patch_set is None:
         return
-    held_out = len(cell.patch_set.holdout_names)
     facts = {
+        "training": trained.name,
+        "identity": (cell.recorded or {}).get("identity") or train.identity(cell.config, cell.patch_set.name),
         "patch_set": {
-            "name": cell.patch_set.name,
-            "pictures": len(cell.patch_set.pictures),
-            "held_out": held_out,
+            "pictures": sum(picture.tiles > 0 for picture in cell.patch_set.pictures),
+            "held_out": len(cell.patch_set.holdout_names),
             "tiles": sum(cell.patch_set.row_groups),
         },
         "result": trained.result,
         "seconds": trained.seconds,
         "history": trained.history(),
     }
-    records.keep(folder, cell.label, cell.config, trained.name, trained.folder, facts, scores)
+    try:
+        records.keep(folder, cell.label, cell.config, facts, trained.weights, scores)
+    except (UserError, OSError) as error:  # the others' trainings go on
+        print(f"cell {cell.label} cannot be recorded: {error}", file=sys.stderr, flush=True)
     cell.kept = True
 
 

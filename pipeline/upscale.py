@@ -6,36 +6,33 @@ The networks that come with the package are `pipeline.records.SHIPPED`; the best
 from __future__ import annotations
 
 import argparse
-import io
+import math
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
-from pipeline import records
+from pipeline import records, storage
 from pipeline.config import UserError, command
-from pipeline.learner import read_weights, to_eight_bit, to_unit
-from pipeline.pictures import Pixels, RejectedPictureError, decode_channels
-from sr_model import srresnet, tiling
+from pipeline.learner import read_weights
+from pipeline.pictures import RejectedPictureError, decode_channels
+from pipeline.scoring import upscale_picture
+from sr_model import srresnet
 from sr_model.srresnet import SRResNet
 
-TILE = 256
-"""LR pixels, side of what is computed at once: about a GB."""
-
 _OPAQUE, _TRANSPARENT = (".jpg", ".jpeg", ".bmp"), (".png", ".webp", ".tif", ".tiff")
+_LONGEST = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
+"""Pixels, the longest side that a format holds."""
 _OPTIONS: dict[str, dict[str, Any]] = {".jpg": {"quality": 95}, ".jpeg": {"quality": 95}, ".webp": {"lossless": True}}
 
 
 @command
 def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.upscale`."""
-    shipped = ", ".join(records.labels(records.SHIPPED)) or "none"
+    shipped = ", ".join(records.names(records.SHIPPED)) or "none"
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.upscale",
         description="Upscale a picture. Transparency and grey are kept, colours become sRGB.",
@@ -48,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
         "those where not given",
     )
     parser.add_argument(
-        "--max-megapixels", type=float, default=400, help="of the upscaled picture; a larger one is refused (400)"
+        "--max-megapixels", type=_positive, default=400.0, help="of the upscaled picture; a larger one is refused (400)"
     )
     options = parser.parse_args(argv)
     net = load(options.model or records.best(records.SHIPPED))
@@ -57,19 +54,23 @@ def main(argv: Sequence[str]) -> None:
     try:
         picture, alpha = decode_channels(content, int(options.max_megapixels * 1e6) // net.scale**2)
     except RejectedPictureError as error:
+        hint = f" that --max-megapixels allows at x{net.scale}" if "pixels" in str(error) else ", expected a picture"
+        raise UserError(f"{options.picture} {error}{hint}") from None
+    suffix = options.out.suffix.lower()
+    if alpha is not None and suffix in _OPAQUE:
         raise UserError(
-            f"{options.picture} {error}, expected a picture that at x{net.scale} has no more than "
-            f"{options.max_megapixels:g} megapixels (--max-megapixels)"
-        ) from None
-    if alpha is not None and options.out.suffix.lower() in _OPAQUE:
-        raise UserError(
-            f"{options.picture} is transparent, which {options.out.suffix} cannot hold: expected a name ending in "
+            f"{options.picture} is transparent, which {suffix} cannot hold: expected a name ending in "
             f"{', '.join(_TRANSPARENT)}"
         )
-    upscaled = upscale(net, picture, progress=True)
+    side = max(picture.shape[:2]) * net.scale
+    if side > _LONGEST.get(suffix, side):
+        raise UserError(f"{options.out} would have a side of {side} pixels, more than {suffix} holds: expected .png")
+    sr = upscale_picture(net, picture, progress=True)
+    upscaled = Image.fromarray(sr[:, :, 0] if sr.shape[2] == 1 else sr)
     if alpha is not None:
         upscaled.putalpha(Image.fromarray(alpha).resize(upscaled.size, Image.Resampling.BICUBIC))
-    _write(upscaled, options.out)
+    with storage.create(str(options.out.absolute())) as part:
+        upscaled.save(part, Image.registered_extensions()[suffix], **_OPTIONS.get(suffix, {}))
     print(f"{options.out}: {upscaled.width}x{upscaled.height}")
 
 
@@ -90,32 +91,11 @@ def load(model: str) -> SRResNet:
     return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def upscale(net: SRResNet, picture: Pixels, tile: int = TILE, progress: bool = False) -> Image.Image:
-    """Upscale a picture; beside the result, memory depends on the tile alone.
-
-    Args:
-        net: in eval mode.
-        picture: (h, w, 3) uint8; or (h, w, 1), which is fed as three equal channels and averaged back to one.
-        tile: LR pixels, side of what is computed at once.
-        progress: whether to show it.
-
-    Returns:
-        s times as high and wide, of mode RGB or L.
-    """
-    height, width, channels = picture.shape
-    device = next(net.parameters()).device
-    out = Image.new("L" if channels == 1 else "RGB", (width * net.scale, height * net.scale))
-
-    def read(rows: slice, columns: slice) -> torch.Tensor:
-        part = np.repeat(picture[rows, columns], 3 // channels, axis=2)
-        return to_unit(part[None], device)
-
-    count = -(-height // tile) * -(-width // tile)
-    parts = tiling.tiles(net, height, width, read, tile)
-    for top, left, sr in tqdm(parts, total=count, unit="tile", disable=None if progress else True):
-        part = to_eight_bit(sr[0].mean(dim=0, keepdim=True) if channels == 1 else sr[0])
-        out.paste(Image.fromarray(part[:, :, 0] if channels == 1 else part), (left, top))
-    return out
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
 
 
 def _read(file: Path) -> bytes:
@@ -131,24 +111,13 @@ def _check_target(picture: Path, out: Path) -> None:
         raise UserError(f"{out} is no name of a picture, expected one ending in {', '.join(suffixes)}")
     if out.exists() and out.samefile(picture):
         raise UserError(f"{out} is the picture itself, expected another name for the upscaled one")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"{out} cannot be written: {out.absolute().parent} is no folder")
-
-
-def _write(picture: Image.Image, out: Path) -> None:
-    """Whole or not at all."""
-    suffix = out.suffix.lower()
-    sink, part = tempfile.mkstemp(dir=out.absolute().parent, suffix=suffix)
-    try:
-        with io.FileIO(sink, "w") as file:
-            picture.save(file, Image.registered_extensions()[suffix], **_OPTIONS.get(suffix, {}))
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(part).chmod(0o666 & ~mask)
-        Path(part).replace(out)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    folder = out.absolute().parent
+    if not folder.is_dir() or out.is_dir():
+        raise UserError(
+            f"{out} cannot be written: {out if out.is_dir() else folder} is {'a' if out.is_dir() else 'no'} folder"
+        )
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{out} cannot be written: no permission to write into {folder}")
 
 
 if __name__ == "__main__":

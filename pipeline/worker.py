@@ -234,7 +234,7 @@ class Worker:
         for i in range(self.me.rank, len(self.pictures), self.me.world):
             self._alive()
             picture = self._picture(i)
-            sr = scoring.upscale_picture(net, picture.lr, self.me.device)
+            sr = scoring.upscale_picture(net, picture.lr)
             images = {}
             if step is not None and i < min(_SHOWN_PICTURES, len(self.patch_set.holdout_names)):
                 strip = scoring.comparison_strip(picture, sr, self.config.scale)

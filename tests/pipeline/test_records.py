@@ -27,7 +27,7 @@ def mse(kept: Path) -> Recorded:
 
 
 def test_every_finished_cell_is_recorded(kept: Path, finished_grid: Grid) -> None:
-    assert records.labels(str(kept)) == ["mse", "perceptual"]  # the broken one is not
+    assert records.names(str(kept)) == ["mse", "perceptual"]  # the broken one is not
     for label in ("mse", "perceptual"):
         assert {file.name for file in (kept / label).iterdir()} == {"model.safetensors", "record.json", "README.md"}
         weights = safetensors.torch.load_file(kept / label / "model.safetensors")
@@ -73,13 +73,16 @@ def test_a_recorded_cell_counts_as_finished(finished_grid: Grid, kept: Path, mse
 
 
 def test_another_training_does_not_take_a_records_place(kept: Path, mse: Recorded) -> None:
-    facts = {key: mse[key] for key in ("patch_set", "result", "seconds", "history")}
-    with pytest.raises(UserError, match=r"mse holds the record of another training, .*expected tune.records to name"):
-        records.keep(str(kept), "mse", Config(), "other", "", facts, None)
-    assert not records.restore(str(kept), "mse", "other", "memory://none")
+    other = {**mse, "identity": {**mse["identity"], "patch_set": "other"}}
+    with pytest.raises(UserError, match=r"mse holds the record of another training .*expected tune.records to name"):
+        records.keep(str(kept), "mse", Config(), other, "", None)
+    assert records.find(str(kept), "mse") == mse
 
 
-def test_records_are_imported_into_mlflow(kept: Path, mse: Recorded, tmp_path: Path) -> None:
+def test_records_are_imported_into_a_store_of_their_own(
+    kept: Path, mse: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     for _ in range(2):  # a second time adds nothing
         publish.import_records(records.load(str(kept)), str(kept), str(tmp_path))
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
@@ -87,6 +90,7 @@ def test_records_are_imported_into_mlflow(kept: Path, mse: Recorded, tmp_path: P
     assert sorted(runs) == ["grid", "mse", "perceptual"]
     run = runs["mse"]
     assert run.data.tags["mlflow.parentRunId"] == runs["grid"].info.run_id
+    assert run.data.tags["mlflow.source.git.commit"] == mse["commit"]
     assert run.data.metrics["held-out/psnr_y"] == mse["scores"]["held-out"]["mean"]["trained"]["psnr_y"]
     history = client.get_metric_history(run.info.run_id, "val/psnr_y")
     expected = [(r["step"], r["metrics"]["val/psnr_y"]) for r in mse["history"] if r["kind"] == "validation"]
