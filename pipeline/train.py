@@ -109,9 +109,9 @@ def shaping(config: Config, patch_set: str) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "algorithm": ALGORITHM,
         "patch_set": patch_set,
-        "data": config.data.model_dump(exclude=_NOT_SHAPING["data"]),
-        "model": config.model.model_dump(),
-        "train": config.train.model_dump(exclude=_NOT_SHAPING["train"]),
+        "data": config.data.model_dump(mode="json", exclude=_NOT_SHAPING["data"]),
+        "model": config.model.model_dump(mode="json"),
+        "train": config.train.model_dump(mode="json", exclude=_NOT_SHAPING["train"]),
     }
     if "perceptual" not in config.train.loss:
         del settings["train"]["perceptual"]
