@@ -76,10 +76,11 @@ def import_records(found: Sequence[Recorded], folder: str, home: str) -> None:
         rows = []
         for recorded, cell in zip(found, configs, strict=True):
             place = f"{home}/trainings/{recorded['training']}"
-            if not train.find_at(place):
-                records.restore(folder, recorded, place)
             trained = train.find_at(place)
-            assert trained
+            if not trained and records.restore(folder, recorded, place):
+                trained = train.find_at(place)
+            if not trained:
+                raise UserError(f"the record {recorded['label']} has no weights, expected its model.safetensors")
             if parent.id not in trained.tracked:
                 tags = train.tags(cell, recorded["identity"]["patch_set"], recorded["label"])
                 tags |= records.provenance(recorded)

@@ -82,17 +82,21 @@ def keep(
         storage.write(f"{url}/README.md", card(recorded, config.tune.note).encode())
 
 
-def restore(folder: str, recorded: Recorded, home: str) -> None:
-    """Make the folder of a training, `home`, from its record.
+def restore(folder: str, recorded: Recorded, home: str) -> bool:
+    """Make the folder of a training, `home`, from its record; whether that has its weights.
 
     Raises:
-        UserError: if the record's weights cannot be read.
+        UserError: if they cannot be read.
     """
-    weights = read_weights(f"{folder}/{folder_name(recorded['label'])}/model.safetensors")
+    name = folder_name(recorded["label"])
+    if "model.safetensors" not in storage.names(f"{folder}/{name}"):
+        return False
+    weights = read_weights(f"{folder}/{name}/model.safetensors")
     whole = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     metadata = {"format": "pt", "scale": str(recorded["config"]["scale"])}
     storage.write(f"{home}/model.safetensors", safetensors.torch.save(whole, metadata))
     write_history(recorded, home)
+    return True
 
 
 def write_history(recorded: Recorded, home: str) -> None:
@@ -111,7 +115,9 @@ def configuration(recorded: Recorded, **more: Any) -> Config:
     try:
         return Config(**recorded["config"], **more)
     except ValidationError as error:
-        raise UserError(f"the record {recorded['label']} has settings of another version: {error}") from None
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"the record {recorded['label']} has {key} of another version: {first['msg']}") from None
 
 
 def provenance(recorded: Recorded) -> dict[str, str]:

@@ -458,10 +458,12 @@ def _take_record(cell: Cell, config: Config) -> None:
         if folder == config.new_records:
             raise records.conflict(folder, cell.label)
         return
-    cell.recorded = recorded
-    if not _trained(cell):
-        records.restore(folder, recorded, _folder(cell))
+    home = f"{config.outputs}/trainings/{recorded['training']}"
+    if not train.find_at(home):
+        if not records.restore(folder, recorded, home):
+            return
         print(f"cell {cell.label} taken from {folder}/{records.folder_name(cell.label)}", flush=True)
+    cell.recorded = recorded
     cell.state = "finished"
     cell.step = cell.total = recorded["result"]["steps"]
 
