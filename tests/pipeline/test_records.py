@@ -8,8 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline import publish, records
-from pipeline.config import Config, UserError
+from pipeline import publish, records, train
+from pipeline.config import Config, UserError, parse
 from pipeline.records import Recorded
 from tests.grids import Grid, tune
 
@@ -115,3 +115,28 @@ def test_no_records_is_said(tmp_path: Path) -> None:
         publish.main.__wrapped__(["mlflow", f"--records={tmp_path}"])  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="no network comes with this package"):
         records.best(str(tmp_path))
+
+
+def test_a_training_is_the_same_by_what_shaped_it(tmp_path: Path) -> None:
+    weights = tmp_path / "vgg19.safetensors"
+    safetensors.torch.save_file({"features.0.weight": torch.zeros(1)}, weights)
+    options = ['train.loss={"perceptual": 1}', f"train.perceptual.weights={weights}"]
+    config = parse(options, "tune", "")
+    known = train.identity(config, "set")
+    older = config.model_dump()
+    del older["train"]["optimizer"], known["train"]["optimizer"]  # as if that setting were new
+
+    def same(*more: str, patch_set: str = "set") -> bool:
+        return train.is_same(known, Config(**older), parse([*options, *more], "tune", ""), patch_set)
+
+    assert same()
+    assert same("train.validate_every=7", "cluster.workers=1", "data.hold=stream")
+    assert not same("train.lr=1")
+    assert not same("train.optimizer=muon")
+    assert not same('train.loss={"mse": 1}')
+    assert not same(patch_set="another")
+    weights.write_bytes(weights.read_bytes()[:-4] + b"....")
+    assert not same()
+    weights.unlink()
+    assert same()  # nobody can tell
+    assert not same("train.lr=1")
