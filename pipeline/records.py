@@ -217,14 +217,14 @@ def _in_half(url: str, scale: int) -> bytes:
 
 
 def _merged(known: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
-    """Scores by set; what was measured with fewer metrics than before is passed over."""
+    """Scores by set; a set that was measured before is taken anew only with further metrics."""
 
     def metrics(entry: dict[str, Any]) -> set[str]:
         return set(entry["mean"]["trained"])
 
     new = {name: _plain(entry) for name, entry in measured.items()}
     return known | {
-        name: entry for name, entry in new.items() if name not in known or metrics(entry) >= metrics(known[name])
+        name: entry for name, entry in new.items() if name not in known or metrics(entry) > metrics(known[name])
     }
 
 
