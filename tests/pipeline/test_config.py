@@ -102,6 +102,16 @@ def test_outputs_go_where_the_contract_says(monkeypatch: pytest.MonkeyPatch, tmp
     assert read().outputs == str(tmp_path / "elsewhere")
 
 
+def test_a_jobs_records_outlive_what_was_uploaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["tune.records=models", "home=/home"]
+    assert read(*options).new_records == str(tmp_path / "models")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert read(*options).new_records == "/home/records"
+    assert read("tune.records=s3://bucket/models").new_records == "s3://bucket/models"
+    assert read("home=/home").new_records is None
+
+
 def test_a_remote_home_needs_a_tracking_server() -> None:
     with pytest.raises(UserError, match=r"set tracking.uri to an MLflow server"):
         _ = read("home=s3://bucket/x").tracking_uri

@@ -9,13 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 
 from pipeline import cluster, storage, tracking
+from pipeline import tune as tuning
 from pipeline.config import UserError, parse, parse_with
+from pipeline.patchset import PatchSet
+from pipeline.planning import Plan
 from pipeline.tune import Cell, plan_cells
 from tests.conftest import ROOT
 from tests.grids import Grid, grid_options, tune
@@ -107,6 +112,43 @@ def test_a_trial_that_fits_nowhere_is_refused(monkeypatch: pytest.MonkeyPatch) -
         cluster.trial_resources(parse(["cluster.workers=3", "cluster.cpus_per_worker=2"], "tune", ""), 4)
     with pytest.raises(UserError, match=r"cluster\.workers is 9, with 1 CPU each, but the cluster has room for 4"):
         cluster.trial_resources(parse(["cluster.workers=9"], "tune", ""), 4)
+
+
+def with_plans(found: list[Cell], *steps: int) -> list[Cell]:
+    for cell, count in zip(found, steps, strict=True):
+        cell.plan = Plan(count, 8, bf16=False, compiled=False, step_s=1.0)
+    return found
+
+
+def test_minutes_become_the_steps_of_the_slowest_cell_of_that_length(tmp_path: Path) -> None:
+    argv = ["train.length=40 minutes", 'tune.grid={"model.batch_norm": [true, false]}']
+    argv += [
+        'tune.also={"longer": {"train.length": "100 minutes", "train.seed": 1}, "few": {"train.length": "7 steps"}}'
+    ]
+    found = with_plans(cells(*argv), 90, 100, 250, 7)
+    tuning._settle(found, parse(argv, "tune", ""), str(tmp_path))
+    assert {cell.label: cell.total for cell in found} == {"bn": 90, "nobn": 90, "longer": 250, "few": 7}
+    assert found[2].config.train.length == "250 steps"
+
+
+def measured_but_one(dumped: dict[str, Any], patch_set: str, threads: int, gpu: bool) -> dict[str, Any]:
+    if dumped["train"]["lr"] == 2:
+        raise MemoryError("no room for it")
+    return asdict(Plan(5, 8, bf16=False, compiled=False, step_s=1.0))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_cell_that_cannot_be_measured_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_measured", measured_but_one)
+    found = cells(f"home={tmp_path}", 'tune.grid={"train.lr": [1, 2, 3]}')
+    for cell in found:
+        cell.patch_set = PatchSet("x", "x", 4, 192, {}, [], [])
+    able = tuning._measure(found, str(tmp_path), 1, False)
+    assert [cell.label for cell in able] == ["lr=1", "lr=3"]
+    assert found[1].state == "failed"
+    assert re.search("cannot measure a step: .*no room for it", found[1].reason)
+    with pytest.raises(UserError, match="cannot measure a step"):
+        tuning._measure([found[1]], str(tmp_path), 1, False)
 
 
 def test_it_prints_plan_live_table_and_results(finished_grid: Grid) -> None:
