@@ -58,9 +58,7 @@ def train(config: Config, patch_set: PatchSet, bf16: bool, emulated: bool) -> fl
     scores = []
     for i in range(len(patch_set.holdout_names)):
         picture = patch_set.read_holdout(i)
-        scores.append(
-            scoring.score_picture(scoring.upscale_picture(learner.ema, picture.lr, CPU), picture.hr, 4).psnr_y
-        )
+        scores.append(scoring.score_picture(scoring.upscale_picture(learner.ema, picture.lr), picture.hr, 4).psnr_y)
     return statistics.fmean(scores)
 
 

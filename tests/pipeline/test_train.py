@@ -93,7 +93,7 @@ def test_validation_is_the_mean_over_pictures_however_many_workers_share_them(
     net, scores = build_network(config.scale, config.model, config.train.seed).eval(), []
     for i in range(len(patch_set.holdout_names)):
         picture = patch_set.read_holdout(i)
-        sr = scoring.upscale_picture(net, picture.lr, torch.device("cpu"))
+        sr = scoring.upscale_picture(net, picture.lr)
         scores.append(scoring.score_picture(sr, picture.hr, config.scale).psnr_y)
     assert len(scores) == 2
     (start,) = [r["metrics"] for r in trained.history() if (r["kind"], r["step"]) == ("validation", 0)]
