@@ -19,7 +19,7 @@ def finished_grid(base: Path) -> Grid:
     axis = {"mse": {"mse": 1.0}, "broken": {"mse": 1e38}, "perceptual": {"perceptual": 1.0, "tv": 5.5e-4}}
     grid = json.dumps({"train.loss": axis})
     note = "Six crops of photographs, public domain."
-    options = grid_options(base, f"tune.grid={grid}", "train.max_skipped=2")
+    options = grid_options(base, f"tune.grid={grid}", "train.max_skipped=2", "cluster.cpus_per_worker=1")
     options += [f"tune.records={base / 'records'}", f"tune.note={note}"]
     printed, errors = tune(*options, code=1)
     (folder,) = (base / "home/grids").iterdir()

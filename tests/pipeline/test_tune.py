@@ -153,7 +153,7 @@ def test_a_cell_that_cannot_be_measured_fails_alone(tmp_path: Path, monkeypatch:
 
 def test_it_prints_plan_live_table_and_results(finished_grid: Grid) -> None:
     _, folder, printed, errors = finished_grid
-    assert re.search(r"3 of 3 trials to train, 1 at once, each with 1 worker of \d CPU; about ", printed)
+    assert re.search(r"3 of 3 trials to train, \d at once, each with 1 worker of \d CPU; about ", printed)
     assert re.search(r"1 +mse +training +\d+ of 8", printed)
     assert re.search(r"3 +perceptual +finished +8 of 8 +\d+\.\d+ +\d+\.\d\d dB", printed)
     assert re.search(r"held-out \(2\) +bicubic +\d\d\.\d\d", printed)
