@@ -22,7 +22,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch
 import yaml
 from train_step import machine
 
@@ -116,5 +115,4 @@ def watch(process: subprocess.Popen[bytes], home: str, target: float) -> Record:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main()
