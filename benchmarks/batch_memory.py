@@ -35,7 +35,7 @@ import torch.nn.functional as F
 
 from benchmarks.train_step import machine
 from pipeline import memory
-from pipeline.config import parse, stop_like_interrupt
+from pipeline.commandline import parse, stop_like_interrupt
 from pipeline.learner import Learner
 from pipeline.reader import Batch
 from sr_model.srresnet import SRResNet

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import multiprocessing
 from train_step import machine
 
-from pipeline.config import parse
+from pipeline.commandline import parse
 from pipeline.learner import Learner
 from pipeline.reader import Batch
 

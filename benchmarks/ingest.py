@@ -48,7 +48,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.train_step import machine
 from infra.local import S3Server
 from pipeline import cluster, patchset, preprocess, storage
-from pipeline.config import parse
+from pipeline.commandline import parse
 from pipeline.learner import to_unit
 from pipeline.patchset import PatchSet
 from pipeline.reader import BatchReader, Tiles, hold

@@ -23,7 +23,8 @@ from torch import Tensor
 from train_step import machine
 
 from pipeline import preprocess, scoring
-from pipeline.config import Config, parse
+from pipeline.commandline import parse
+from pipeline.config import Config
 from pipeline.learner import Learner, use_bf16
 from pipeline.patchset import PatchSet
 from pipeline.planning import Plan, Rank

@@ -28,7 +28,8 @@ from PIL import Image
 
 from benchmarks.train_step import machine
 from pipeline import cluster, preprocess, shards, sources
-from pipeline.config import Preprocess, parse
+from pipeline.commandline import parse
+from pipeline.config import Preprocess
 from pipeline.pictures import decode
 from pipeline.shards import KnownPicture, ShardSpec
 from sr_model.degrade import _cubic, downscale

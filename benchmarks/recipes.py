@@ -22,7 +22,7 @@ import torch
 from train_step import machine
 
 from pipeline import cluster, preprocess, storage
-from pipeline.config import parse
+from pipeline.commandline import parse
 from pipeline.patchset import PatchSet
 from pipeline.planning import Rank
 from pipeline.worker import Worker

@@ -22,10 +22,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import yaml
 from train_step import machine
 
 from pipeline import storage
+from pipeline.commandline import parse
 from pipeline.tracking import JournalReader, Record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args()
-    minutes = []
+    minutes: list[float] = []
     for seed in range(args.seeds):
         passed = attempt(args, seed)
         minutes.append(passed if passed is not None else float("inf"))
@@ -68,6 +68,8 @@ def attempt(args: argparse.Namespace, seed: int) -> float | None:
         argv += [f"--{setting}" for setting in args.settings]
         env = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
         env |= {"SR_CACHE": f"{home}/cache", "TORCHINDUCTOR_CACHE_DIR": f"{home}/inductor"}  # nothing of earlier runs
+        config = parse(argv, "train", "")
+        recipe = config.train
         started = time.time()
         with Path(home, "log").open("w+") as log:
             command = [sys.executable, "-m", "pipeline.train", *argv]
@@ -79,14 +81,17 @@ def attempt(args: argparse.Namespace, seed: int) -> float | None:
                 process.wait()
             if process.returncode not in (0, 130):
                 raise SystemExit(log.seek(0) or log.read()[-3000:])
-        batch = yaml.safe_load(Path(ROOT, args.config).read_text())["train"]["global_batch"]
-        batch = next((int(s.split("=")[1]) for s in args.settings if s.startswith("train.global_batch=")), batch)
         psnr, step = record["metrics"]["bench/Set5/psnr_y"], record["step"]
         minutes = (record["time"] / 1000 - started) / 60
         passed = psnr >= args.target
-        print(
-            f"seed {seed}: {psnr:.3f} dB after {minutes:.2f} minutes, {step} steps, {step * batch} patches", flush=True
-        )
+        if not seed:
+            print(
+                f"recipe: {recipe.optimizer}, learning rate {recipe.lr:g} over {recipe.length}, "
+                f"batch {recipe.global_batch}, crop {config.data.crop}, EMA {recipe.ema_decay}, "
+                f"scored every {recipe.validate_every} steps"
+            )
+        patches = step * recipe.global_batch
+        print(f"seed {seed}: {psnr:.3f} dB after {minutes:.2f} minutes, {step} steps, {patches} patches", flush=True)
         return minutes if passed else None
 
 

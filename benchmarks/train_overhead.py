@@ -25,7 +25,7 @@ import torch.distributed as dist
 from train_step import machine
 
 from pipeline import cluster, preprocess, train
-from pipeline.config import parse
+from pipeline.commandline import parse
 from pipeline.learner import Learner, StepResult
 from pipeline.reader import Batch
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.config import parse
+from pipeline.commandline import parse
 from pipeline.learner import Learner
 from pipeline.reader import Batch
 from sr_model.srresnet import SRResNet

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
-from pipeline.config import Config, UserError, stop_like_interrupt
+from pipeline.commandline import stop_like_interrupt
+from pipeline.config import Config, UserError
 
 # Before Ray is imported: no usage report leaves the machine unasked, and fewer lines that only concern Ray's authors.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -21,6 +22,10 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process less; a lost worker is made good anyway
 os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has it all
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the table of `trials` is the one to read
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # said by `tune`, in a sentence
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a held-out score isn't in every report
 
 import ray
 import ray.data

@@ -1,33 +1,25 @@
 """Every setting of the pipeline, typed, documented and validated in one place.
 
-`configs/*.yaml` are instances of `Config`; dotted command-line options override a file and are validated like it.
-`parse` turns a command line into a `Config`, `command` gives a stage's entry point its errors and exit codes.
+`configs/*.yaml` are instances of `Config`; `pipeline.commandline` reads them, and options that override them.
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import functools
 import hashlib
 import json
 import os
 import re
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
-    CliSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError,
 )
 
 from sr_model import losses, perceptual
@@ -286,10 +278,10 @@ class Tune(BaseModel):
     sample: dict[str, dict[str, list[Any]]] = {}
     """Settings that are drawn at random for each trial: {"train.lr": {"loguniform": [1e-4, 1e-3]}}, also uniform,
     randint, lograndint, and choice with the list of values."""
-    also: dict[str, dict[str, Any]] = {}
-    """Further cells, by name: the settings, by dotted key, in which each differs from the configuration."""
     samples: int = Field(1, ge=1)
     """Draws for every combination of the grid, of which `train.seed` is the seed."""
+    also: dict[str, dict[str, Any]] = {}
+    """Further cells, by name: the settings, by dotted key, in which each differs from the configuration."""
     scheduler: Literal["none", "asha"] = "none"
     """Whether trials that are behind are stopped early (asynchronous successive halving)."""
     metric: str = "val/psnr_y"
@@ -489,66 +481,6 @@ class Config(BaseSettings):
         return f"sqlite:///{self.outputs}/mlflow.db"
 
 
-def parse(argv: Sequence[str], module: str, purpose: str) -> Config:
-    """`parse_with` no further flags."""
-    return parse_with({}, argv, module, purpose)[0]
-
-
-def parse_with(
-    flags: dict[str, str],
-    argv: Sequence[str],
-    module: str,
-    purpose: str,
-    fetch: Callable[[Config, str], str] | None = None,
-) -> tuple[Config, set[str]]:
-    """Read a command line: `--config FILE` and dotted options such as `--train.lr 2e-4` or `train.lr=2e-4`.
-
-    Args:
-        flags: switches beside the settings, such as "--dry-run", and what --help says of them.
-        argv: the command line.
-        module: name of the stage.
-        purpose: what the stage is for, a sentence.
-        fetch: how to get the YAML file of `--from-run RUN_ID`, given the other settings; without it there is no such
-            option.
-
-    Returns:
-        The configuration and the flags that were given.
-
-    Raises:
-        UserError: for an unknown key or a bad value, in the file or on the command line.
-        SystemExit: after `--help`.
-    """
-    parser = _Parser(
-        prog=f"python -m pipeline.{module}",
-        usage="%(prog)s [--config FILE] [--KEY VALUE | KEY=VALUE ...]",
-        description=f"{purpose} Options override the file.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, such as configs/demo.yaml")
-    for flag, purpose in flags.items():
-        parser.add_argument(flag, action="store_true", dest=flag, help=purpose)
-    if fetch:
-        parser.add_argument("--from-run", metavar="RUN_ID", help="settings of a run in MLflow, to make it again")
-    source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(
-        Config, root_parser=parser, cli_exit_on_error=False
-    )
-    given = vars(parser.parse_args(_dashed(argv, flags)))
-    file, run = given.pop("config"), given.pop("from_run", None)
-    if file and run:
-        raise UserError(f"--config {file} and --from-run {run} are both given, expected one of them")
-    raised = {flag for flag in flags if given.pop(flag)}
-    try:
-        from_cli = source(parsed_args=given)()
-    except SettingsError as error:
-        raise UserError(" ".join(str(error).split())) from None
-    try:
-        where = f"run {run}" if run else file
-        text = fetch(Config(**from_cli), run) if run and fetch else _read_file(file) if file else "{}"
-        return Config(**_override(_parse_yaml(text, str(where)), from_cli, Config)), raised
-    except ValidationError as error:
-        raise UserError(_sentence(error, where)) from None
-
-
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """A copy with other settings, by their dotted keys, such as {"train.lr": 1e-3}.
 
@@ -562,37 +494,12 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
         for section in sections:
             place = place.get(section) if isinstance(place, dict) else None
         if not isinstance(place, dict) or name not in place:
-            raise UserError(f"unknown key {key}{_closest(key)}")
+            raise UserError(f"unknown key {key}{closest(key)}")
         place[name] = value
     try:
         return Config(**changed)
     except ValidationError as error:
-        raise UserError(_sentence(error, None)) from None
-
-
-def command(main: Callable[[Sequence[str]], None]) -> Callable[[], None]:
-    """Wrap a stage's `main(argv)`: a `UserError` becomes one sentence and exit code 2, an interruption 130."""
-
-    @functools.wraps(main)
-    def run() -> None:
-        stop_like_interrupt()
-        try:
-            main(sys.argv[1:])
-        except (UserError, OSError) as error:  # an OSError names its file: no permission, no space
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            raise SystemExit(2) from None
-        except KeyboardInterrupt:
-            print("interrupted: run the same command again to go on", file=sys.stderr, flush=True)
-            sys.stdout.flush()
-            os._exit(130)  # a thread may still wait in Ray, whose shutdown would then end the process with another code
-
-    return run
-
-
-def stop_like_interrupt() -> None:
-    """Let SIGTERM end this process as Ctrl-C does; `ray job stop` sends it."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        raise UserError(sentence(error)) from None
 
 
 def fingerprint(value: Any) -> str:
@@ -616,70 +523,21 @@ def _absolute_source(source: str) -> str:
     return source if source == "builtin" or source.split("/")[0] == "div2k" else _absolute_path(source)
 
 
-def _dashed(argv: Sequence[str], flags: Iterable[str]) -> list[str]:
-    """Turn bare `key=value` into `--key=value`, but leave the value of a preceding option alone."""
-    dashed: list[str] = []
-    for arg in argv:
-        option = dashed[-1] if dashed else ""
-        is_value = option.startswith("--") and "=" not in option and option not in flags
-        dashed.append(arg if arg.startswith("-") or is_value or "=" not in arg else f"--{arg}")
-    return dashed
-
-
-def _override(values: dict[str, Any], by: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Merge sections key by key; a setting that is itself a mapping, such as train.loss, is replaced whole."""
-    merged = dict(values)
-    for key, value in by.items():
-        section = model.model_fields[key].annotation if key in model.model_fields else None
-        if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(merged.get(key), dict):
-            merged[key] = _override(merged[key], value, section)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _read_file(file: str) -> str:
-    try:
-        return Path(file).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"cannot read the configuration {file}: {reason}") from None
-
-
-def _parse_yaml(text: str, where: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{where} holds {type(content).__name__}, expected a mapping of settings")
-    return content
-
-
-def _sentence(error: ValidationError, file: str | None) -> str:
+def sentence(error: ValidationError, file: str | None = None) -> str:
+    """What pydantic found wrong, as one sentence: key, value, what was expected, and the file of the settings."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     where = f" (settings of {file} and the command line)" if file else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{_closest(key)}{where}"
+        return f"unknown key {key}{closest(key)}{where}"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if first["type"] == "value_error" and key in ("", *Config.model_fields):  # a check over several keys names them
         return message + where
     return f"{key} is {first['input']!r}, expected {message}{where}"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
-        if not message.startswith("unrecognized arguments"):
-            raise UserError(message)
-        if not unknown.startswith("--"):
-            raise UserError(f"cannot read {unknown!r}, expected --KEY VALUE or KEY=VALUE")
-        key = unknown.removeprefix("--").split("=")[0]
-        raise UserError(f"unknown key {key}{_closest(key)}; --help lists all")
-
-
-def _closest(key: str) -> str:
+def closest(key: str) -> str:
+    """A question for the known key that is most like an unknown one; nothing where none is like it."""
     match = difflib.get_close_matches(key, _keys(Config), n=1)
     return f", did you mean {match[0]}?" if match else ""
 

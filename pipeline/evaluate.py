@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from pipeline import cluster, features, patchset, preprocess, sources, storage, train
-from pipeline.config import Config, Model, UserError, command, fingerprint, parse
+from pipeline.commandline import command, parse
+from pipeline.config import Config, Model, UserError, fingerprint
 from pipeline.learner import build_network, load_weights
 from pipeline.patchset import Bytes, PatchSet
 from pipeline.pictures import RejectedPictureError

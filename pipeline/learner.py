@@ -83,8 +83,8 @@ class Learner:
         )
         self.bf16 = use_bf16(config.train.precision, device) if bf16 is None else bf16
         hidden = net.hidden_weights() if config.train.optimizer == "muon" else []
-        others = set(net.parameters()) - set(hidden)
-        rest = [p for p in net.parameters() if p in others]
+        chosen = set(hidden)
+        rest = [p for p in net.parameters() if p not in chosen]
         self.optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, betas=config.train.betas, fused=True)]
         if hidden:
             self.optimizers.append(Muon(hidden))

@@ -29,7 +29,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline import storage
-from pipeline.config import UserError, command
+from pipeline.commandline import command
+from pipeline.config import UserError
 
 FORMAT = 2
 """Version of the layout; part of every patch set's and shard's name."""

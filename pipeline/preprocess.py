@@ -17,7 +17,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipeline import cluster, patchset, pictures, shards, sources, storage
-from pipeline.config import Config, Preprocess, UserError, command, fingerprint, parse
+from pipeline.commandline import command, parse
+from pipeline.config import Config, Preprocess, UserError, fingerprint
 from pipeline.patchset import PatchSet, PictureRecord, Shard
 from pipeline.pictures import RejectedPictureError
 from pipeline.shards import KnownPicture, ShardSpec

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from pipeline import comparison, pages, records, report, scoring, sources, tracking, train
+from pipeline.commandline import command
 from pipeline.comparison import Row
-from pipeline.config import Config, UserError, command
+from pipeline.config import Config, UserError
 from pipeline.learner import read_weights
 from pipeline.records import Recorded
 from sr_model import srresnet
@@ -211,24 +211,23 @@ def _spread(seeds: Sequence[Recorded]) -> list[dict[str, Any]]:
     return lines
 
 
-@torch.no_grad()
 def _crops(found: Sequence[Recorded], folder: str, benchmarks: Path) -> bytes:
     """The same crops of bicubic, all rows and the truth."""
-    shown = []
+    scale, shown = found[0]["config"]["scale"], []
     with tempfile.TemporaryDirectory() as place:
         for name, stem in _CROPS:
-            pictures = sources.find_benchmark(name, str(benchmarks / name), found[0]["config"]["scale"], place)
+            pictures = sources.find_benchmark(name, str(benchmarks / name), scale, place)
             picture = next((picture for picture in pictures if picture.name == stem), None)
             if picture is None:
                 raise UserError(f"{benchmarks / name} has no picture {stem}, expected the set's usual names")
-            hr, lr, _ = scoring.load_pair(picture.hr, picture.lr, found[0]["config"]["scale"], 10**8)
-            versions = {comparison.BICUBIC: scoring.bicubic_picture(lr, found[0]["config"]["scale"])}
+            hr, lr, _ = scoring.load_pair(picture.hr, picture.lr, scale, 10**8)
+            versions = {comparison.BICUBIC: scoring.bicubic_picture(lr, scale)}
             scores = {}
             for recorded in found:
                 net = srresnet.from_weights(read_weights(records.weights(folder, recorded["label"])))
                 versions[recorded["label"]] = scoring.upscale_picture(net, lr)
             for label, version in versions.items():
-                score = scoring.score_picture(version, hr, found[0]["config"]["scale"])
+                score = scoring.score_picture(version, hr, scale)
                 scores[label] = {"psnr_y": score.psnr_y, "ssim_y": score.ssim_y}
             urls = {}
             for number, (label, version) in enumerate({**versions, report.TRUTH: hr}.items()):

@@ -19,7 +19,7 @@ import safetensors.torch
 from pydantic import ValidationError
 
 from pipeline import pages, storage, tracking
-from pipeline.config import Config, UserError
+from pipeline.config import Config, UserError, sentence
 from pipeline.learner import read_weights
 
 SHIPPED = str(Path(__file__).resolve().parent / "models")
@@ -115,9 +115,7 @@ def configuration(recorded: Recorded, **more: Any) -> Config:
     try:
         return Config(**recorded["config"], **more)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"the record {recorded['label']} has {key} of another version: {first['msg']}") from None
+        raise UserError(f"the record {recorded['label']} is of another version: {sentence(error)}") from None
 
 
 def provenance(recorded: Recorded) -> dict[str, str]:

@@ -18,7 +18,8 @@ if __name__ == "__main__" and __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import cluster, evaluate, patchset, preprocess, report, sources, storage, tracking, train
-from pipeline.config import Config, command, parse_with
+from pipeline.commandline import command, parse_with
+from pipeline.config import Config
 from pipeline.patchset import PatchSet
 
 

@@ -20,7 +20,8 @@ import fsspec
 import pyarrow.fs
 
 from pipeline import cluster, features, planning, preprocess, sources, storage
-from pipeline.config import Config, UserError, command, fingerprint, parse_with
+from pipeline.commandline import command, parse_with
+from pipeline.config import Config, UserError, fingerprint
 from pipeline.learner import build_network, learning_rate
 from pipeline.patchset import PatchSet
 from pipeline.tracking import Forwarder, JournalReader, Record, TrackedRun, Tracker

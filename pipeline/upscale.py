@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from pipeline import records, storage
-from pipeline.config import UserError, command
+from pipeline.commandline import command
+from pipeline.config import UserError
 from pipeline.learner import read_weights
 from pipeline.pictures import RejectedPictureError, decode_channels
 from pipeline.scoring import upscale_picture

@@ -11,23 +11,6 @@ from sr_model.srresnet import SRResNet
 
 
 @torch.no_grad()
-def upscale(net: SRResNet, lr: Tensor, tile: int = 256) -> Tensor:
-    """Upscale (B, 3, h, w) to (B, 3, s*h, s*w), tile by tile where a side exceeds `tile` LR pixels.
-
-    BatchNorm must be in eval mode. Values as in `SRResNet.forward`.
-    """
-    height, width = lr.shape[-2:]
-    if height <= tile and width <= tile:
-        whole: Tensor = net(lr).float()
-        return whole
-    scale = net.scale
-    out = torch.empty((*lr.shape[:-2], height * scale, width * scale), dtype=torch.float32, device=lr.device)
-    for top, left, sr in tiles(net, height, width, lambda rows, columns: lr[..., rows, columns], tile):
-        out[..., top : top + sr.shape[-2], left : left + sr.shape[-1]] = sr
-    return out
-
-
-@torch.no_grad()
 def tiles(
     net: SRResNet, height: int, width: int, read: Callable[[slice, slice], Tensor], tile: int = 256
 ) -> Iterator[tuple[int, int, Tensor]]:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from pipeline.config import Config, UserError, parse
+from pipeline.commandline import parse
+from pipeline.config import Config, UserError
 from tests.conftest import ROOT
 
 

@@ -8,7 +8,8 @@ import safetensors.torch
 import torch
 
 from pipeline import features
-from pipeline.config import Config, UserError, parse
+from pipeline.commandline import parse
+from pipeline.config import Config, UserError
 from pipeline.learner import Learner
 from tests.pipeline.test_learner import make_step
 from tests.sr_model.test_perceptual import random_weights

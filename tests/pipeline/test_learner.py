@@ -6,7 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-from pipeline.config import Config, UserError, parse
+from pipeline.commandline import parse
+from pipeline.config import Config, UserError
 from pipeline.learner import Learner, StepResult, build_network, ema_decay, learning_rate, load_weights, use_bf16
 from pipeline.reader import Batch
 from sr_model import losses

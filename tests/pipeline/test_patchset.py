@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from pipeline import patchset, preprocess
-from pipeline.config import UserError, parse
+from pipeline.commandline import parse
+from pipeline.config import UserError
 from pipeline.patchset import PatchSet
 from tests.conftest import ROOT, SMALL, write_photos
 

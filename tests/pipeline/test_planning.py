@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from pipeline import memory
-from pipeline.config import Config, parse
+from pipeline.commandline import parse
+from pipeline.config import Config
 from pipeline.planning import COMPILED_FROM, MARGIN, Plan, Rank, compiler_at_hand, decide
 from pipeline.sampler import SampleOrder
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import cluster, patchset, preprocess, shards
-from pipeline.config import Config, Preprocess, UserError, parse
+from pipeline.commandline import parse
+from pipeline.config import Config, Preprocess, UserError
 from pipeline.patchset import Bytes, PatchSet
 from pipeline.scoring import channels_first
 from pipeline.shards import KnownPicture

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline import preprocess
-from pipeline.config import parse
+from pipeline.commandline import parse
 from pipeline.patchset import PatchSet
 from tests.conftest import ROOT, SMALL, random_picture
 from tests.services import TwoNodes

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from pipeline import preprocess, reader
-from pipeline.config import UserError, parse
+from pipeline.commandline import parse
+from pipeline.config import UserError
 from pipeline.learner import to_unit
 from pipeline.patchset import Bytes, PatchSet
 from pipeline.reader import BatchReader, MappedTiles, Tiles, hold

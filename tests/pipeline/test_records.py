@@ -9,7 +9,8 @@ import safetensors.torch
 import torch
 
 from pipeline import features, publish, records, train
-from pipeline.config import Config, UserError, parse
+from pipeline.commandline import parse
+from pipeline.config import Config, UserError
 from pipeline.records import Recorded
 from tests.grids import Grid, tune
 

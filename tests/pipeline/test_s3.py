@@ -20,7 +20,8 @@ import s3fs
 from PIL import Image
 
 from pipeline import cluster, patchset, preprocess, sources, storage
-from pipeline.config import UserError, parse
+from pipeline.commandline import parse
+from pipeline.config import UserError
 from pipeline.patchset import PatchSet
 from tests.conftest import ROOT, SMALL, random_picture, write_photos
 from tests.services import BUCKET, S3Server

@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 
 from pipeline import preprocess, scoring, storage, train
-from pipeline.config import Config, UserError, parse
+from pipeline.commandline import parse
+from pipeline.config import Config, UserError
 from pipeline.learner import build_network
 from pipeline.train import Trained
 from tests.conftest import ROOT, SMALL, write_photos

@@ -17,7 +17,8 @@ import safetensors.torch
 import torch
 
 from pipeline import preprocess, storage, train
-from pipeline.config import Config, parse
+from pipeline.commandline import parse
+from pipeline.config import Config
 from pipeline.planning import Rank
 from pipeline.worker import Worker
 from tests.conftest import ROOT, SMALL, write_photos

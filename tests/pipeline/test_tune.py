@@ -18,10 +18,11 @@ import pytest
 
 from pipeline import cluster, storage, tracking
 from pipeline import tune as tuning
-from pipeline.config import UserError, parse, parse_with
+from pipeline.cells import Cell, plan_cells
+from pipeline.commandline import parse, parse_with
+from pipeline.config import UserError
 from pipeline.patchset import PatchSet
 from pipeline.planning import Plan
-from pipeline.tune import Cell, plan_cells
 from tests.conftest import ROOT
 from tests.grids import Grid, grid_options, tune
 from tests.services import Services

@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from sr_model.srresnet import SCALES, SRResNet
-from sr_model.tiling import receptive_radius, upscale
+from sr_model.tiling import receptive_radius, tiles
+
+
+def upscale(net: SRResNet, lr: torch.Tensor, tile: int) -> torch.Tensor:
+    height, width = lr.shape[-2:]
+    out = torch.full((1, 3, height * net.scale, width * net.scale), torch.nan)
+    for top, left, sr in tiles(net, height, width, lambda rows, columns: lr[..., rows, columns], tile):
+        out[..., top : top + sr.shape[-2], left : left + sr.shape[-1]] = sr
+    return out
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -10,7 +18,7 @@ from sr_model.tiling import receptive_radius, upscale
 def test_tiled_equals_untiled(scale: int, shape: tuple[int, int]) -> None:
     net = SRResNet(scale, channels=8, blocks=2, init="paper").eval()
     lr = torch.rand(1, 3, *shape)
-    torch.testing.assert_close(upscale(net, lr, tile=20), upscale(net, lr, tile=1000), rtol=0, atol=1e-5)
+    torch.testing.assert_close(upscale(net, lr, tile=20), net(lr), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", SCALES)
