@@ -36,7 +36,6 @@ from pipeline.patchset import PatchSet
 from pipeline.planning import Plan, Rank
 from pipeline.worker import Worker
 
-
 METHODS = ("bicubic", "trained")
 
 
