@@ -4,13 +4,14 @@
 
 Each recipe is a name and the settings in which it differs from `--config`; each sees as many pixels as `--patches` HR
 patches of 96x96 have. One process with all cores, no Ray. Benchmark sets take no part: recipes are chosen by held-out
-pictures.
+pictures; perceptual ones by distance, too, which `evaluate.squeezenet=WEIGHTS` among the settings measures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 import time
@@ -21,11 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from train_step import machine
 
-from pipeline import cluster, preprocess, storage
+from pipeline import cluster, features, preprocess, scoring, storage
 from pipeline.commandline import parse
+from pipeline.learner import read_weights
 from pipeline.patchset import PatchSet
 from pipeline.planning import Rank
 from pipeline.worker import Worker
+from sr_model import srresnet
 
 
 def main() -> None:
@@ -44,7 +47,7 @@ def main() -> None:
         cluster.ray.shutdown()
         for recipe in args.recipes:
             name, _, settings = recipe.partition(":")
-            results[name] = train([*common, *settings.split()], patch_set, args.patches, f"{folder}/{name}")
+            results[name] = train([*common, *settings.split()], patch_set, args.patches, f"{folder}/{len(results)}")
             print(f"{name:40} " + ", ".join(f"{key} {value:.4g}" for key, value in results[name].items()), flush=True)
     best = max(results, key=lambda name: results[name]["psnr_y"])
     figure = {"name": "recipes", "value": round(results[best]["psnr_y"], 3), "unit": f"dB held-out, of {best!r}"}
@@ -56,16 +59,20 @@ def train(options: list[str], patch_set: PatchSet, patches: int, folder: str) ->
     config = parse(options, "benchmark", "")
     steps = round(patches * 96**2 / config.data.crop**2 / config.train.global_batch)
     config = parse([*options, f"--train.length={steps} steps", f"--train.validate_every={steps}"], "benchmark", "")
+    config = features.prepare(config)
     worker = Worker(config, patch_set, folder, Rank(torch.device("cpu")))
     start = time.monotonic()
     worker.run()
+    seconds = time.monotonic() - start
     result = storage.read_json(f"{folder}/result.json")
-    return {
-        "psnr_y": result["val/psnr_y"],
-        "ssim_y": result["val/ssim_y"],
-        "steps": steps,
-        "s": time.monotonic() - start,
-    }
+    scores = {"psnr_y": result["val/psnr_y"], "ssim_y": result["val/ssim_y"]}
+    if squeezenet := features.prepare_distance(config):
+        net = srresnet.from_weights(read_weights(f"{folder}/model.safetensors"))
+        pictures = map(patch_set.read_holdout, range(len(patch_set.holdout_names)))
+        scores["distance"] = statistics.fmean(
+            scoring.feature_distance(squeezenet, scoring.upscale_picture(net, lr), hr) for _, hr, lr in pictures
+        )
+    return {**scores, "steps": steps, "s": seconds}
 
 
 if __name__ == "__main__":
