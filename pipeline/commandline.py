@@ -58,8 +58,8 @@ def parse_with(
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, such as configs/demo.yaml")
-    for flag, purpose in flags.items():
-        parser.add_argument(flag, action="store_true", dest=flag, help=purpose)
+    for flag, effect in flags.items():
+        parser.add_argument(flag, action="store_true", dest=flag, help=effect)
     if fetch:
         parser.add_argument("--from-run", metavar="RUN_ID", help="settings of a run in MLflow, to make it again")
     source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(

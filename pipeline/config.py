@@ -357,6 +357,7 @@ class Config(BaseSettings):
         cli_avoid_json=True,
         cli_hide_none_type=True,
         cli_kebab_case=False,
+        cli_parse_none_str="null",
     )
 
     name: str = Field("srresnet", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

@@ -22,6 +22,13 @@ def test_options_override_the_file_in_both_spellings(tmp_path: Path) -> None:
     assert (config.train.lr, config.train.seed, config.train.global_batch) == (0.2, 3, 32)
 
 
+def test_null_takes_a_setting_of_the_file_away(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("tune: {records: folder}\ncluster: {workers: 3}\n")
+    config = read("--config", str(file), "--tune.records", "null", "cluster.workers=null")
+    assert (config.tune.records, config.cluster.workers) == (None, None)
+
+
 def test_values_with_equal_signs_stay_with_their_option() -> None:
     config = read("--evaluate.benchmarks", "Set5=/a", "--evaluate.benchmarks", "Set14=/b")
     assert config.evaluate.benchmarks == {"Set5": "/a", "Set14": "/b"}
