@@ -29,12 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
-    network = build_network(4, Model(batch_norm=False), seed=0)
-    hidden = [
-        layer.weight.detach()
-        for layer in network.modules()
-        if isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (3, 3)
-    ]
+    hidden = [weight.detach() for weight in build_network(4, Model(batch_norm=False), seed=0).hidden_weights()]
     optimizers = {
         "this project's Muon": Muon(with_gradients(hidden)),
         "torch.optim.Muon": torch.optim.Muon(with_gradients([weight.flatten(1) for weight in hidden])),

@@ -25,7 +25,6 @@ from train_step import machine
 from pipeline import cluster, features, preprocess, scoring, storage
 from pipeline.commandline import parse
 from pipeline.learner import read_weights
-from pipeline.patchset import PatchSet
 from pipeline.planning import Rank
 from pipeline.worker import Worker
 from sr_model import srresnet
@@ -43,23 +42,23 @@ def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         common = [f"--config={args.config}", f"--source={args.source}", f"--home={args.home or folder}"]
-        patch_set, _ = preprocess.prepare(parse(common, "benchmark", ""))
-        cluster.ray.shutdown()
         for recipe in args.recipes:
             name, _, settings = recipe.partition(":")
-            results[name] = train([*common, *settings.split()], patch_set, args.patches, f"{folder}/{len(results)}")
+            results[name] = train([*common, *settings.split()], args.patches, f"{folder}/{len(results)}")
             print(f"{name:40} " + ", ".join(f"{key} {value:.4g}" for key, value in results[name].items()), flush=True)
     best = max(results, key=lambda name: results[name]["psnr_y"])
     figure = {"name": "recipes", "value": round(results[best]["psnr_y"], 3), "unit": f"dB held-out, of {best!r}"}
     print(json.dumps({**figure, "target": None, "better": "higher", "machine": machine()}))
 
 
-def train(options: list[str], patch_set: PatchSet, patches: int, folder: str) -> dict[str, float]:
+def train(options: list[str], patches: int, folder: str) -> dict[str, float]:
     """Train one recipe; what came of it."""
     config = parse(options, "benchmark", "")
     steps = round(patches * 96**2 / config.data.crop**2 / config.train.global_batch)
     config = parse([*options, f"--train.length={steps} steps", f"--train.validate_every={steps}"], "benchmark", "")
     config = features.prepare(config)
+    patch_set, _ = preprocess.prepare(config)
+    cluster.ray.shutdown()
     worker = Worker(config, patch_set, folder, Rank(torch.device("cpu")))
     start = time.monotonic()
     worker.run()

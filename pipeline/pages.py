@@ -14,5 +14,6 @@ def render(template: str, **values: Any) -> str:
         autoescape=jinja2.select_autoescape(["html.j2"]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
+        keep_trailing_newline=True,
     )
     return environment.get_template(template).render(**values)
