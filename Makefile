@@ -22,10 +22,10 @@ results-ui: .venv/.run ## the recorded trainings in the MLflow UI, until Ctrl-C
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/results/mlflow.db
 
 test: .venv/.test ## set up, then the default test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: .venv/.test ## the default suite and the long tests
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m ''
 
 lint: .venv/.lint ## ruff, type checker, layering of imports
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ where waiting counts, are by elapsed time.
 
 The parts don't all do the same. Plain reads and Ray Data give tiles in stored order, copied once. The reader shuffles,
 crops, and gives bytes and orientations, which the device turns; "as tensors" turns them here, to float, as the PNG
-dataset does. Its patches are read whole, flipped and turned to float one by one.
+dataset does. That dataset's patches are read whole, flipped and turned to float one by one.
 
 `python benchmarks/ingest.py [--rounds N] [--stride PIXELS] [--patches N]`, minutes; `--rounds 2 --stride 32
 --patches 500` is quick.

@@ -3,7 +3,8 @@
     python benchmarks/perceptual_faults.py --weights VGG19.safetensors [--steps 150]
 
 A small SRResNet, with BatchNorm and without, from the paper's initialisation, learns x4 on photographs that
-scikit-image ships, from VGG features of conv2_2 alone; each row but the first has one mistake. PSNR of values as the
+scikit-image ships, from VGG features of conv2_2 alone; each row but the first has one mistake
+(and no total variation, which weighs next to nothing). PSNR of values as the
 network gives them, on a held-out photograph: within [0, 1] it cannot be below 0 dB, where the mean squared error would
 exceed the squared peak.
 """

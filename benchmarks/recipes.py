@@ -2,8 +2,8 @@
 
     python benchmarks/recipes.py --source PHOTOS --patches 3000 'b16: train.global_batch=16' 'b8: train.global_batch=8'
 
-Each recipe is a name and the settings in which it differs from `--config`; each sees as many pixels as `--patches` HR
-patches of 96x96 have. One process with all cores, no Ray. Benchmark sets take no part: recipes are chosen by held-out
+Each recipe is a name and the settings in which it differs from `--config`; settings without a name are of all. Each
+sees as many pixels as `--patches` HR patches of 96x96 have. One process with all cores, no Ray. Benchmark sets take no part: recipes are chosen by held-out
 pictures; perceptual ones by distance, too, which `evaluate.squeezenet=WEIGHTS` among the settings measures.
 """
 
@@ -37,12 +37,15 @@ def main() -> None:
     parser.add_argument("--source", required=True)
     parser.add_argument("--home", help="where the patch set is kept")
     parser.add_argument("--patches", type=int, default=3000)
-    parser.add_argument("recipes", nargs="+", metavar="NAME: KEY=VALUE ...")
+    parser.add_argument("recipes", nargs="+", metavar="[NAME:] KEY=VALUE ...")
     args = parser.parse_args()
+    shared = [recipe for recipe in args.recipes if "=" in recipe.partition(":")[0]]
     results = {}
     with tempfile.TemporaryDirectory() as folder:
-        common = [f"--config={args.config}", f"--source={args.source}", f"--home={args.home or folder}"]
+        common = [f"--config={args.config}", f"--source={args.source}", f"--home={args.home or folder}", *shared]
         for recipe in args.recipes:
+            if recipe in shared:
+                continue
             name, _, settings = recipe.partition(":")
             results[name] = train([*common, *settings.split()], args.patches, f"{folder}/{len(results)}")
             print(f"{name:40} " + ", ".join(f"{key} {value:.4g}" for key, value in results[name].items()), flush=True)

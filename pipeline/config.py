@@ -58,7 +58,8 @@ class Preprocess(BaseModel):
     model_config = _STRICT
 
     holdout: list[str] = []
-    """Names (glob patterns on the picture's path in its source) of pictures kept for validation, never trained on."""
+    """Glob patterns, on a picture's path in its source or its name without extension, of pictures kept for validation,
+    never trained on."""
     holdout_count: int = Field(1, ge=1)
     """Pictures kept for validation where `holdout` is empty, chosen by their content."""
     degradation: Degradation = Degradation()
@@ -70,7 +71,7 @@ class Preprocess(BaseModel):
     stride: int | None = Field(None, ge=8)
     """HR pixels between tiles; the tile's side where not given. The remainder at the far borders is always covered."""
     min_detail: float = Field(0, ge=0, le=128)
-    """Grey levels; tiles whose luma has a smaller standard deviation (sky, walls) are dropped."""
+    """Grey levels; tiles whose mean of R, G and B has a smaller standard deviation (sky, walls) are dropped."""
     row_group: int = Field(8, ge=1)
     """Tiles in a Parquet row group, the unit of reading and of dealing to lanes."""
     shard_mb: float = Field(128, gt=0)
@@ -91,14 +92,16 @@ class Data(BaseModel):
     crops_per_tile: int | None = Field(None, ge=1)
     """Random crops of each tile in an epoch; (tile / crop)^2 where not given, which covers about every pixel once."""
     lanes: int = Field(8, ge=1)
-    """Fixed number of lanes that row groups are dealt to; at least the number of workers, at best a multiple."""
+    """Independent shuffled streams that row groups are dealt to; worker r of N reads lanes r, r + N and so on, so
+    that the samples of a step don't depend on N. At least N, at best a multiple."""
     window: int = Field(256, ge=1)
     """Tiles of a lane that are shuffled together; bounds the memory of a lane."""
     augment: bool = True
     """Random flips and quarter turns."""
     hold: Literal["auto", "map", "stream"] = "auto"
-    """Where tiles are read from: an unpacked copy on each node that its workers map into memory, the patch set itself,
-    or the copy where it fits `hold_mb` and half of the free disk. The batches are the same."""
+    """Where tiles are read from: "map" makes an unpacked copy on each node, which its workers map into memory; "stream"
+    reads the patch set where it lies; "auto" maps if the copy fits `hold_mb` and half of the free disk. The batches are
+    the same."""
     hold_mb: float = Field(8000, ge=0)
     """MB of unpacked tiles up to which "auto" maps."""
     scratch: str | None = None
@@ -211,7 +214,7 @@ class Train(BaseModel):
     validate_every: int = Field(200, ge=1)
     """Steps between validations on the held-out pictures."""
     checkpoint_every: int = Field(100, ge=1)
-    """Steps between checkpoints; no more than these are repeated after an interruption."""
+    """Steps between checkpoints; those since the newest are repeated after an interruption."""
     keep: int = Field(1, ge=0)
     """Checkpoints kept beside the newest, and beside the weights that were best on the held-out pictures."""
     log_every: int = Field(10, ge=1)
@@ -279,7 +282,7 @@ class Tune(BaseModel):
     """Settings that are drawn at random for each trial: {"train.lr": {"loguniform": [1e-4, 1e-3]}}, also uniform,
     randint, lograndint, and choice with the list of values."""
     samples: int = Field(1, ge=1)
-    """Draws for every combination of the grid, of which `train.seed` is the seed."""
+    """Random draws for every combination of the grid, seeded by `train.seed`."""
     also: dict[str, dict[str, Any]] = {}
     """Further cells, by name: the settings, by dotted key, in which each differs from the configuration."""
     scheduler: Literal["none", "asha"] = "none"
@@ -321,7 +324,10 @@ class Tracking(BaseModel):
 
 
 class Cluster(BaseModel):
-    """Where the work runs; changes no result beyond rounding, but for BatchNorm on CPU: statistics are per worker."""
+    """Where the work runs; changes no result beyond rounding, but for BatchNorm.
+
+    Its statistics are those of a worker's micro-batch on CPU, and of all workers' micro-batches on GPUs.
+    """
 
     model_config = _STRICT
 

@@ -44,7 +44,8 @@ METRICS = {
 
 
 Scores = dict[str, Any]
-"""{"protocol", "sets": {set: {"lr", "pictures": [{"name", "scores", "shown"}], "mean": {method: {metric: value}}}}}"""
+"""{"protocol", "identity", "sets": {set: {"lr", "pictures": [{"name", "scores", "shown"}], "mean": {method:
+{metric: value}}}}}"""
 
 
 @command

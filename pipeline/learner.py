@@ -1,6 +1,6 @@
 """What training changes: network, moving average and optimizer, one step at a time, and as files of a checkpoint.
 
-Knows nothing of Ray; `pipeline.train` runs one `Learner` on every worker.
+Knows nothing of Ray; `pipeline.worker` runs one `Learner` in every process.
 """
 
 from __future__ import annotations
@@ -160,12 +160,6 @@ class Learner:
         torch._foreach_lerp_([averaged[n] for n in floating], [mine[n] for n in floating], 1 - decay)
         for name in mine.keys() - set(floating):  # BatchNorm's counters
             averaged[name].copy_(mine[name])
-
-    def share_statistics(self) -> None:
-        """Give all ranks rank 0's averaged BatchNorm statistics, which are the ones that a checkpoint holds."""
-        if self.world > 1:
-            for buffer in self.ema.buffers():
-                dist.broadcast(buffer, 0)
 
     def save(self) -> tuple[dict[str, bytes], dict[str, int]]:
         """Weights, moving average and optimizer as files, and the rest of the state."""

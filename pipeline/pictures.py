@@ -114,18 +114,19 @@ def _to_rgb(picture: Image.Image, as_stored: bool) -> Pixels:
         raise RejectedPictureError("has floating-point samples, expected 8 or 16 bits")
     if as_stored and picture.mode == "L":
         return np.asarray(picture)[:, :, None]
-    if not as_stored:
-        picture = _to_srgb(picture)
+    profile = None if as_stored else picture.info.get("icc_profile")
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    if picture.mode not in ("RGB", "L", "CMYK"):
+        picture = picture.convert("RGB")
+    picture = _to_srgb(picture, profile)
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
-def _to_srgb(picture: Image.Image) -> Image.Image:
-    """Apply the embedded profile; one that is sRGB by its name, or cannot be read, is ignored."""
-    profile = picture.info.get("icc_profile")
-    if not profile or picture.mode not in ("RGB", "L", "CMYK"):
+def _to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """Apply a profile; one that is sRGB by its name, or cannot be read, is ignored."""
+    if not profile:
         return picture
     try:
         parsed = ImageCms.ImageCmsProfile(io.BytesIO(profile))

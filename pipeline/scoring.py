@@ -99,7 +99,7 @@ def bicubic_picture(lr: Bytes, scale: int) -> Bytes:
 
 
 def busiest_crop(hr: Bytes, side: int) -> tuple[int, int]:
-    """Origin (y, x) of the square of `side` pixels with the most detail: the largest variance of the luma's slope."""
+    """Origin (y, x) of the square of `side` pixels with the most detail: the largest sum of slopes of R, G and B's mean."""
     grey = hr.astype(np.float32).mean(axis=2)
     slope = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
     total = np.pad(slope.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
@@ -111,8 +111,9 @@ def busiest_crop(hr: Bytes, side: int) -> tuple[int, int]:
     return int(ys[best[0]]), int(xs[best[1]])
 
 
-def comparison_strip(picture: HoldoutPicture, sr: Bytes, scale: int, side: int = 160) -> Image.Image:
-    """The same crop of bicubic, SR and HR, side by side."""
+def comparison_strip(picture: HoldoutPicture, sr: Bytes, scale: int) -> Image.Image:
+    """The same crop of bicubic, SR and HR, 160 pixels a side, beside each other."""
+    side = 160
     y, x = busiest_crop(picture.hr, side)
     crops = [p[y : y + side, x : x + side] for p in (bicubic_picture(picture.lr, scale), sr, picture.hr)]
     return Image.fromarray(np.concatenate(crops, axis=1))

@@ -320,9 +320,9 @@ class Forwarder:
                 self._waiting.pop(0)
         return new
 
-    def drain(self, patience_s: float = 60) -> bool:
-        """Try until everything is sent, or patience ends; whether all was sent. The journal keeps the rest."""
-        deadline = time.monotonic() + patience_s
+    def drain(self) -> bool:
+        """Try for a minute, or until everything is sent; whether all was. The journal keeps the rest."""
+        deadline = time.monotonic() + 60
         self._retry_at = 0
         self.pump()
         while self._waiting and time.monotonic() < deadline:

@@ -1,8 +1,8 @@
 """A grid of trainings with Ray Tune: by default BatchNorm yes or no x MSE or perceptual loss.
 
 `python -m pipeline.tune --config configs/grid.yaml` prints its plan, trains every cell with the same steps, samples and
-schedule, as many at once as the cluster holds, and compares them: a table, a report and MLflow. The same command goes
-on after an interruption, each cell from its newest checkpoint.
+schedule (but for what an axis changes), as many at once as the cluster holds, and compares them: a table, a report and
+MLflow. The same command goes on after an interruption, each cell from its newest checkpoint.
 """
 
 from __future__ import annotations

@@ -247,6 +247,6 @@ def init_as_upsampler(net: SRResNet) -> None:
     net.conv_last.weight[rgb, rgb, 4, 4] = 1
 
 
-def _scale_branch(conv: nn.Conv2d, norm: nn.Module, factor: float = 0.1) -> None:
+def _scale_branch(conv: nn.Conv2d, norm: nn.Module) -> None:
     target = norm if isinstance(norm, nn.BatchNorm2d) else conv
-    target.weight.mul_(factor)
+    target.weight.mul_(0.1)

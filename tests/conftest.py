@@ -31,6 +31,14 @@ settings.register_profile("here", deadline=None, max_examples=60)  # machines ma
 settings.load_profile("here")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (make test): tests stay together that share a Ray, a grid or a file."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        group = next((name for name in ("ray_session", "finished_grid") if name in fixtures), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def benchmarks() -> Path:
     """Folder with Set5 and Set14, for checks against published values."""

@@ -118,9 +118,11 @@ def test_a_colour_profile_is_applied_but_for_srgb_and_benchmarks() -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert (decode(encoded(stored, icc_profile=srgb), 10**6) == [128, 64, 64]).all()
     wide = wide_gamut_profile()
-    red, green, _ = decode(encoded(stored, icc_profile=wide), 10**6)[0, 0].tolist()
+    red, green, blue = decode(encoded(stored, icc_profile=wide), 10**6)[0, 0].tolist()
     assert red > 128
     assert green < 64
+    for other in (stored.convert("RGBA"), stored.quantize()):
+        assert (decode(encoded(other, icc_profile=wide), 10**6) == [red, green, blue]).all(), other.mode
     assert (decode(encoded(stored, icc_profile=wide), 10**6, as_stored=True) == [128, 64, 64]).all()
     assert (decode(encoded(stored, icc_profile=b"rubbish"), 10**6) == [128, 64, 64]).all()
 

@@ -1,6 +1,7 @@
 """Finished cells as files of a repository: what a record holds, that it counts as finished, and what is made of it."""
 
 import json
+import re
 from pathlib import Path
 
 import mlflow
@@ -12,7 +13,11 @@ from pipeline import features, publish, records, train
 from pipeline.commandline import parse
 from pipeline.config import Config, UserError
 from pipeline.records import Recorded
+from tests.conftest import ROOT
 from tests.grids import Grid, tune
+
+ROWS = ["bn·mse", "bn·perceptual", "longer", "nobn·mse", "nobn·perceptual"]
+"""Trained networks that come along."""
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +114,18 @@ def test_the_page_of_results_is_written_from_records(kept: Path, mse: Recorded, 
     assert "- mse: 8 steps of 6 patches of 32 pixels" in page
     assert "{" not in page.replace("'{", "").replace('{"', "")
     assert (tmp_path / "results-curves.svg").read_text().startswith("<svg")
+
+
+def test_the_pages_tell_what_the_shipped_records_hold(tmp_path: Path) -> None:
+    found = records.load(records.SHIPPED)
+    assert [recorded["label"] for recorded in found] == ROWS
+    publish.write_page(found, records.load(str(ROOT / "docs/seeds")), records.SHIPPED, tmp_path, None)
+    page = (tmp_path / "results.md").read_text()
+    assert page == (ROOT / "docs/results.md").read_text()
+    lines = (ROOT / "README.md").read_text().splitlines()
+    shown = [line for line in lines if re.match(r"\| .*\d\d\.\d\d \|", line)]
+    assert len(shown) > len(ROWS)
+    assert set(shown) <= set(page.splitlines())
 
 
 def test_no_records_is_said(tmp_path: Path) -> None:
