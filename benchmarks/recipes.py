@@ -3,8 +3,9 @@
     python benchmarks/recipes.py --source PHOTOS --patches 3000 'b16: train.global_batch=16' 'b8: train.global_batch=8'
 
 Each recipe is a name and the settings in which it differs from `--config`; settings without a name are of all. Each
-sees as many pixels as `--patches` HR patches of 96x96 have. One process with all cores, no Ray. Benchmark sets take no part: recipes are chosen by held-out
-pictures; perceptual ones by distance, too, which `evaluate.squeezenet=WEIGHTS` among the settings measures.
+sees as many pixels as `--patches` HR patches of 96x96 have. One process with all cores, no Ray. Benchmark sets take no
+part: recipes are chosen by held-out pictures; perceptual ones by distance, too, which `evaluate.squeezenet=WEIGHTS`
+among the settings measures.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def main() -> None:
     parser.add_argument("recipes", nargs="+", metavar="[NAME:] KEY=VALUE ...")
     args = parser.parse_args()
     shared = [recipe for recipe in args.recipes if "=" in recipe.partition(":")[0]]
+    if len(shared) == len(args.recipes):
+        parser.error("no recipe has a name, expected at least one as 'NAME: KEY=VALUE'")
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         common = [f"--config={args.config}", f"--source={args.source}", f"--home={args.home or folder}", *shared]

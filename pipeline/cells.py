@@ -72,8 +72,12 @@ def plan_cells(config: Config) -> list[Cell]:
                 cells.append(Cell(label or config.name, with_values(config, values)))
             labels.add(label)
     cells += [Cell(label, with_values(config, {**values, **plain})) for label, values in settings.also.items()]
-    if len({cell.label for cell in cells}) < len(cells):
-        raise UserError("tune.grid and tune.also have the same cell twice, expected different ones")
+    names = [records.folder_name(cell.label) for cell in cells]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"several cells would be called {', '.join(twice)}: expected different values, or names for them such as "
+            'tune.grid={"train.loss": {"NAME": {"mse": 1.0}}}, that differ in letters or digits'
+        )
     return cells
 
 
@@ -145,26 +149,29 @@ def keep(cell: Cell, folder: str | None, scores: evaluate.Scores | None = None) 
     """Record a finished cell, or complete its record."""
     if not folder or cell.state != "finished" or (cell.kept and not scores):
         return
-    trained = trained_of(cell)
-    if trained is None or cell.patch_set is None:
-        return
-    facts = {
+    try:
+        trained = trained_of(cell)
+        if trained and cell.patch_set:
+            facts = cell.recorded or _facts(trained, cell.config, cell.patch_set)
+            records.keep(folder, cell.label, cell.config, facts, trained.weights, scores)
+    except (UserError, OSError) as error:  # the others' trainings go on
+        print(f"cell {cell.label} cannot be recorded: {error}", file=sys.stderr, flush=True)
+    cell.kept = True
+
+
+def _facts(trained: train.Trained, config: Config, patch_set: PatchSet) -> Recorded:
+    return {
         "training": trained.name,
-        "identity": (cell.recorded or {}).get("identity") or train.identity(cell.config, cell.patch_set.name),
+        "identity": train.identity(config, patch_set.name),
         "patch_set": {
-            "pictures": sum(picture.tiles > 0 for picture in cell.patch_set.pictures),
-            "held_out": len(cell.patch_set.holdout_names),
-            "tiles": sum(cell.patch_set.row_groups),
+            "pictures": sum(picture.tiles > 0 for picture in patch_set.pictures),
+            "held_out": len(patch_set.holdout_names),
+            "tiles": sum(patch_set.row_groups),
         },
         "result": trained.result,
         "seconds": trained.seconds,
         "history": trained.history(),
     }
-    try:
-        records.keep(folder, cell.label, cell.config, facts, trained.weights, scores)
-    except (UserError, OSError) as error:  # the others' trainings go on
-        print(f"cell {cell.label} cannot be recorded: {error}", file=sys.stderr, flush=True)
-    cell.kept = True
 
 
 def _label(key: str, value: Any) -> str:

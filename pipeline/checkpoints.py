@@ -78,5 +78,5 @@ class Checkpoints:
         for name, content in files.items():
             storage.write(f"{url}/{name}", content)
         storage.write_json(f"{url}/state.json", state)
-        for step in self.steps()[: -self._keep]:
+        for step in [step for step in self.steps() if step <= state["step"]][: -self._keep]:
             storage.remove(f"{self.url}/{step:09d}")

@@ -122,7 +122,9 @@ def _override(values: dict[str, Any], by: dict[str, Any], model: type[BaseModel]
     merged = dict(values)
     for key, value in by.items():
         section = model.model_fields[key].annotation if key in model.model_fields else None
-        if isinstance(section, type) and issubclass(section, BaseModel) and isinstance(merged.get(key), dict):
+        if isinstance(section, type) and issubclass(section, BaseModel) and key in merged:
+            if not isinstance(merged[key], dict):
+                raise UserError(f"{key} is {merged[key]!r} in the configuration, expected a mapping of settings")
             merged[key] = _override(merged[key], value, section)
         else:
             merged[key] = value
@@ -144,7 +146,7 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{where} holds {type(content).__name__}, expected a mapping of settings")
-    return content
+    return {str(key): value for key, value in content.items()}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -260,6 +260,9 @@ class Evaluate(BaseModel):
     @field_validator("benchmarks")
     @classmethod
     def _absolute_folders(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]*", name) or name == "held-out":
+                raise ValueError(f"another name than {name!r}: letters, digits, spaces, dots and dashes; not held-out")
         return {name: _absolute_source(source) for name, source in value.items()}
 
     @field_validator("squeezenet")
@@ -522,12 +525,17 @@ def _in_job() -> bool:
 
 def _absolute_path(path: str) -> str:
     """Workers run in folders of their own."""
+    if not path:
+        raise ValueError("a path or URL")
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def _absolute_source(source: str) -> str:
     """A name such as "builtin" or "div2k/valid" is no path."""
     return source if source == "builtin" or source.split("/")[0] == "div2k" else _absolute_path(source)
+
+
+_SECTIONS = ("", *(name for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")))
 
 
 def sentence(error: ValidationError, file: str | None = None) -> str:
@@ -538,7 +546,7 @@ def sentence(error: ValidationError, file: str | None = None) -> str:
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}{closest(key)}{where}"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if first["type"] == "value_error" and key in ("", *Config.model_fields):  # a check over several keys names them
+    if first["type"] == "value_error" and key in _SECTIONS:  # a check over several keys, which names them
         return message + where
     return f"{key} is {first['input']!r}, expected {message}{where}"
 

@@ -151,7 +151,7 @@ class Learner:
         bad = torch.stack([~term.isfinite() for term in terms.values()]).int()
         if self.world > 1:
             dist.all_reduce(bad, dist.ReduceOp.MAX)
-        return "+".join(name for name, flag in zip(terms, bad.tolist(), strict=True) if flag) or "gradient"
+        return "-".join(name for name, flag in zip(terms, bad.tolist(), strict=True) if flag) or "gradient"
 
     @torch.no_grad()
     def _average(self, decay: float) -> None:

@@ -53,7 +53,14 @@ class Rank:
     """Workers on the same node."""
 
 
-def decide(config: Config, order: SampleOrder, me: Rank, validation_s: float = 0, measure: bool = False) -> Plan:
+def decide(
+    config: Config,
+    order: SampleOrder,
+    me: Rank,
+    validation_s: float = 0,
+    measure: bool = False,
+    workers: int | None = None,
+) -> Plan:
     """Decide, all ranks together; nothing of what is computed here is kept.
 
     Args:
@@ -62,9 +69,10 @@ def decide(config: Config, order: SampleOrder, me: Rank, validation_s: float = 0
         me: this worker.
         validation_s: seconds of a validation, which a length in minutes includes.
         measure: whether to measure time and memory even where nothing depends on them.
+        workers: number of workers that `me` stands for alone.
     """
     settings = config.train
-    share = max(max(order.shares(step, settings.global_batch, me.world)) for step in range(8))
+    share = max(max(order.shares(step, settings.global_batch, workers or me.world)) for step in range(8))
     bf16 = use_bf16(settings.precision, me.device)
     amount, unit = settings.length.split()
     micro, peak = settings.micro_batch, None

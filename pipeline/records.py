@@ -38,7 +38,7 @@ def keep(
     folder: str,
     label: str,
     config: Config,
-    facts: dict[str, Any],
+    facts: Recorded,
     weights: str,
     scores: dict[str, Any] | None,
 ) -> None:
@@ -48,7 +48,8 @@ def keep(
         folder: of all records.
         label: the cell's.
         config: the cell's.
-        facts: "training", "identity", "patch_set", "result", "seconds" and "history", as in `Recorded`.
+        facts: of a `Recorded` at least "training", "identity", "patch_set", "result", "seconds" and "history"; what
+            else it has is kept, too.
         weights: path or URL of the training's weights.
         scores: what `evaluate` returned, once it was measured.
 
@@ -63,9 +64,7 @@ def keep(
         storage.write(f"{url}/model.safetensors", _in_half(weights, config.scale))
     recorded: Recorded = known or {
         "label": label,
-        **facts,
         "config": _portable(config),
-        "history": [_brief(record) for record in facts["history"]],
         "scores": {},
         "recorded": datetime.now(UTC).date().isoformat(),
         "commit": tracking.commit() or "unknown",
@@ -74,6 +73,8 @@ def keep(
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in ("torch", "ray", "mlflow")},
         },
+        **facts,
+        "history": [_brief(record) for record in facts["history"]],
     }
     recorded = {**recorded, "scores": _merged(recorded["scores"], scores["sets"] if scores else {})}
     if recorded != known:
@@ -203,7 +204,9 @@ def card(recorded: Recorded, note: str) -> str:
 def _read(url: str) -> Recorded | None:
     try:
         recorded: Recorded | None = storage.read_json(url)
-    except ValueError as error:
+        if recorded and PurePosixPath(recorded["training"]).name != recorded["training"]:
+            raise ValueError(f"the training's name is {recorded['training']!r}")
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{url} is damaged: {error}, expected the JSON that pipeline.tune wrote") from None
     return recorded
 

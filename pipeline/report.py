@@ -23,6 +23,7 @@ from pipeline.tracking import Record
 TRUTH = "ground truth (HR)"
 
 _CROP = 128
+_LONGEST_WEBP = 16383
 
 
 def write_report(
@@ -90,7 +91,8 @@ class Shown:
         y, x = busiest_crop(np.asarray(whole[TRUTH]), _CROP)
         self.crops = {label: image.crop((x, y, x + _CROP, y + _CROP)) for label, image in whole.items()}
         self.crop_urls = {label: _data_url(image, "PNG") for label, image in self.crops.items()}
-        self.whole_urls = {label: _data_url(image, "WEBP") for label, image in whole.items()}
+        kind = "WEBP" if max(whole[TRUTH].size) <= _LONGEST_WEBP else "JPEG"
+        self.whole_urls = {label: _data_url(image, kind) for label, image in whole.items()}
 
     def caption(self, label: str) -> str:
         """The label and its scores."""
@@ -143,5 +145,5 @@ def _rendered(figure: Any, kind: str) -> bytes:
 
 def _data_url(image: Image.Image, kind: str) -> str:
     sink = io.BytesIO()
-    image.save(sink, kind, **({"quality": 92} if kind == "WEBP" else {}))
+    image.save(sink, kind, **({} if kind == "PNG" else {"quality": 92}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(sink.getvalue()).decode()}"

@@ -14,7 +14,7 @@ from pipeline.learner import to_eight_bit, to_unit
 from pipeline.patchset import Bytes, HoldoutPicture
 from pipeline.pictures import RejectedPictureError, decode
 from sr_model.degrade import downscale, upscale_bicubic
-from sr_model.metrics import Score, score
+from sr_model.metrics import SMALLEST, Score, score
 from sr_model.srresnet import SRResNet
 from sr_model.tiling import tiles
 
@@ -57,6 +57,10 @@ def load_pair(hr: str, lr: str | None, scale: int, max_pixels: int) -> tuple[Byt
     """
     hr_picture = decode(sources.read_bytes(hr), max_pixels, as_stored=True)
     hr_picture = hr_picture[: hr_picture.shape[0] // scale * scale, : hr_picture.shape[1] // scale * scale]
+    if min(hr_picture.shape[:2]) < 2 * scale + SMALLEST:
+        raise RejectedPictureError(
+            f"is {hr_picture.shape[1]}x{hr_picture.shape[0]}, expected {SMALLEST} pixels inside a border of {scale}"
+        )
     if lr is None:
         made = downscale(channels_first(hr_picture), scale).permute(1, 2, 0).numpy()
         return hr_picture, made, "made here, MATLAB's bicubic"
@@ -99,7 +103,7 @@ def bicubic_picture(lr: Bytes, scale: int) -> Bytes:
 
 
 def busiest_crop(hr: Bytes, side: int) -> tuple[int, int]:
-    """Origin (y, x) of the square of `side` pixels with the most detail: the largest sum of slopes of R, G and B's mean."""
+    """Origin (y, x) of the square of `side` pixels with the most detail: the largest sum of its grey form's slopes."""
     grey = hr.astype(np.float32).mean(axis=2)
     slope = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
     total = np.pad(slope.cumsum(0).cumsum(1), ((1, 0), (1, 0)))

@@ -273,7 +273,7 @@ def _fit(
     watch: Callable[[Record], None],
 ) -> None:
     """Run Ray Train, and meanwhile forward the journal."""
-    trainer = _trainer(config, patch_set, folder, name)
+    trainer = _trainer(features.prepare(config), patch_set, folder, name)
     outcome: list[dict[str, Any] | Exception] = []
     # Not in the main thread: Ray Train would take over its interrupt handler there.
     thread = threading.Thread(target=lambda: outcome.append(_outcome(trainer)), name="ray-train", daemon=True)
@@ -288,7 +288,6 @@ def _fit(
 def _trainer(
     config: Config, patch_set: PatchSet, folder: str, name: str, dry_run: bool = False
 ) -> ray.train.torch.TorchTrainer:
-    config = features.prepare(config)
     cluster.connect(config)
     workers, resources = cluster.training_resources(config)
     for key, value in (("data.lanes", config.data.lanes), ("train.global_batch", config.train.global_batch)):
@@ -358,7 +357,7 @@ def describe_plan(config: Config, patch_set: PatchSet) -> str:
     folder = f"{config.outputs}/trainings/{training_name(config, patch_set)}"
     order = sample_order(config, patch_set)
     with tempfile.TemporaryDirectory() as scratch:
-        trial = Config(**{**config.model_dump(), "home": scratch})
+        trial = Config(**{**features.prepare(config).model_dump(), "home": scratch})
         trainer = _trainer(trial, patch_set, folder, "dry-run", dry_run=True)
         outcome = _outcome(trainer)
     plan = planning.Plan(**_plan_of(outcome, folder))

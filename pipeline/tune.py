@@ -126,6 +126,12 @@ def _preprocess(cells: Sequence[Cell]) -> None:
             about = f"{made[what].url}: {patchset.describe(made[what])}"
             print(f"patch set {'reused' if found else 'made'}: {about}", flush=True)
         cell.patch_set = made[what]
+    held_out = {tuple(shard.file for shard in patch_set.holdout) for patch_set in made.values()}
+    if len(held_out) > 1:
+        raise UserError(
+            "the cells hold out different pictures, by which they could not be compared: expected axes other than "
+            "scale and preprocess.degradation, and sources with the same pictures for preprocess.holdout"
+        )
 
 
 def _with_weights(cells: Sequence[Cell]) -> list[Cell]:
@@ -152,7 +158,11 @@ def _measure(cells: Sequence[Cell], folder: str, threads: int, gpu: bool) -> lis
     """
     url = f"{folder}/plan.json"
     known: dict[str, Any] = storage.read_json(url) or {}
-    missing = [cell for cell in cells if cell.label not in known and not trained_of(cell)]
+    missing = [
+        cell
+        for cell in cells
+        if cell.label not in known and (cell.config.train.length.endswith("minutes") or not trained_of(cell))
+    ]
     if missing:
         print(f"measuring a step of {len(missing)} cells", flush=True)
     for cell in missing:
@@ -176,27 +186,24 @@ def _measured(dumped: dict[str, Any], patch_set: str, threads: int, gpu: bool) -
     """Ray task: plan of a training; one process with all the cores, or one of the GPUs, stands for its workers."""
     torch.set_num_threads(threads)
     config = Config(**dumped)
-    share = -(-config.train.global_batch // (config.cluster.workers or 1)) if gpu else config.train.global_batch
-    worker = Worker(
-        with_values(config, {"train.global_batch": share}),
-        patchset.load(patch_set),
-        "memory://plan",
-        Rank(torch.device("cuda" if gpu else "cpu")),
-    )
-    return asdict(worker.plan(measure=True))
+    worker = Worker(config, patchset.load(patch_set), "memory://plan", Rank(torch.device("cuda" if gpu else "cpu")))
+    return asdict(worker.plan(measure=True, workers=config.cluster.workers if gpu else 1))
 
 
 def _settle(cells: Sequence[Cell], config: Config, folder: str) -> None:
     """Give all cells whose length is a time the steps that the slowest has time for, and find what was done before."""
     stopped: dict[str, int] = storage.read_json(trials.stopped_url(config, folder)) or {}
-    fewest: dict[str, int] = {}
-    for cell in cells:
-        length = cell.config.train.length
-        fewest[length] = min(cell.plan.steps if cell.plan else sys.maxsize, fewest.get(length, sys.maxsize))
+    steps: dict[str, int] = (
+        storage.read_json(f"{folder}/steps.json") or {}
+    )  # settled once, for cells measured later too
+    timed = [cell for cell in cells if cell.config.train.length.endswith("minutes")]
+    for length in {cell.config.train.length for cell in timed} - steps.keys():
+        steps[length] = min(cell.plan.steps for cell in timed if cell.plan and cell.config.train.length == length)
+        storage.write_json(f"{folder}/steps.json", steps)
     for cell in cells:
         cell.total = cell.plan.steps if cell.plan else 0
-        if cell.config.train.length.endswith("minutes"):
-            cell.total = fewest[cell.config.train.length]
+        if cell in timed:
+            cell.total = steps[cell.config.train.length]
             cell.config = with_values(cell.config, {"train.length": f"{cell.total} steps"})
             take_record(cell, config)
         if trained := trained_of(cell):

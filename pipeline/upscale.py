@@ -108,6 +108,8 @@ def _read(file: Path) -> bytes:
 
 def _check_target(picture: Path, out: Path) -> None:
     suffixes = _TRANSPARENT + _OPAQUE
+    if "::" in str(out):
+        raise UserError(f"{out} holds '::', which chains file systems: expected another name")
     if out.suffix.lower() not in suffixes:
         raise UserError(f"{out} is no name of a picture, expected one ending in {', '.join(suffixes)}")
     if out.exists() and out.samefile(picture):

@@ -25,6 +25,7 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.config import Config, UserError
 from pipeline.learner import Learner, StepResult, build_network, contiguous, load_weights
 from pipeline.patchset import HoldoutPicture, PatchSet
+from pipeline.pictures import RejectedPictureError
 from pipeline.planning import Plan, Rank, decide
 from pipeline.reader import BatchReader, hold
 from pipeline.sampler import SampleOrder
@@ -146,16 +147,21 @@ class Worker:
         self._together(self.checkpoints.wait, "the last checkpoint cannot be written (those before it are whole)")
         if me.rank == 0:
             self._finish(learner, plan, {**scores, "seconds_last_session": time.monotonic() - started})
+        faulthandler.cancel_dump_traceback_later()
         return plan
 
-    def plan(self, measure: bool = False) -> Plan:
-        """Decide how to train; with `measure`, the time of a step and memory are measured in any case."""
+    def plan(self, measure: bool = False, workers: int | None = None) -> Plan:
+        """Decide how to train; with `measure`, the time of a step and memory are measured in any case.
+
+        Alone, this process may stand for one of several `workers`.
+        """
         validation_s = 0.0
         if self.config.train.length.endswith("minutes"):
             start = time.monotonic()
             self._scores(Learner(self.config, 1, self.me.device).ema)
             validation_s = max(_from_all(time.monotonic() - start, self.me))
-        return decide(self.config, self.order, self.me, validation_s, measure)
+            faulthandler.cancel_dump_traceback_later()  # what follows has no limit
+        return decide(self.config, self.order, self.me, validation_s, measure, workers)
 
     def _settled_plan(self) -> Plan:
         """The plan that was made before the first step, or is made now; the same on all ranks."""
@@ -230,17 +236,8 @@ class Worker:
         if self.me.world > 1:  # BatchNorm's statistics are those of rank 0, which a checkpoint holds
             for buffer in net.buffers():
                 dist.broadcast(buffer, 0)
-        mine: list[tuple[int, dict[str, float], dict[str, str]]] = []
-        for i in range(self.me.rank, len(self.pictures), self.me.world):
-            self._alive()
-            picture = self._picture(i)
-            sr = scoring.upscale_picture(net, picture.lr)
-            images = {}
-            if step is not None and i < min(_SHOWN_PICTURES, len(self.patch_set.holdout_names)):
-                strip = scoring.comparison_strip(picture, sr, self.config.scale)
-                name = f"{i}_{storage.plain_name(picture.name)}"
-                images[f"bicubic_sr_hr/{name}"] = self.journal.save_image(f"{name}-{step:09d}", strip)
-            mine.append((i, asdict(scoring.score_picture(sr, picture.hr, self.config.scale)), images))
+        places = range(self.me.rank, len(self.pictures), self.me.world)
+        mine = self._together(lambda: [self._score(net, i, step) for i in self._watched(places)])
         ordered = sorted((entry for part in _from_all(mine, self.me) for entry in part), key=lambda entry: entry[0])
         metrics = {}
         for name in dict.fromkeys(name for name, *_ in self.pictures):
@@ -248,11 +245,25 @@ class Worker:
             metrics.update({f"{name}/{key}": value for key, value in means.items()})
         return metrics, {key: file for _, _, images in ordered for key, file in images.items()}
 
+    def _score(self, net: SRResNet, number: int, step: int | None) -> tuple[int, dict[str, float], dict[str, str]]:
+        """Number and scores of a picture, and what of it is shown at this step."""
+        picture = self._picture(number)
+        sr = scoring.upscale_picture(net, picture.lr)
+        images = {}
+        if step is not None and number < min(_SHOWN_PICTURES, len(self.patch_set.holdout_names)):
+            strip = scoring.comparison_strip(picture, sr, self.config.scale)
+            name = f"{number}_{storage.plain_name(picture.name)}"
+            images[f"bicubic_sr_hr/{name}"] = self.journal.save_image(f"{name}-{step:09d}", strip)
+        return number, asdict(scoring.score_picture(sr, picture.hr, self.config.scale)), images
+
     def _picture(self, number: int) -> HoldoutPicture:
         kind, name, hr, lr = self.pictures[number]
         if kind == "val":
             return self.patch_set.read_holdout(number)
-        hr_picture, lr_picture, _ = scoring.load_pair(hr, lr, self.config.scale, self.config.preprocess.max_pixels)
+        try:
+            hr_picture, lr_picture, _ = scoring.load_pair(hr, lr, self.config.scale, self.config.preprocess.max_pixels)
+        except RejectedPictureError as error:
+            raise UserError(f"evaluate.benchmarks: {name} {error}") from None
         return HoldoutPicture(name, hr_picture, lr_picture)
 
     def _checkpoint(self, learner: Learner, done: int) -> None:

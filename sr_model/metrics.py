@@ -17,6 +17,9 @@ from torch import Tensor
 _LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
 _PEAK = 255.0
 
+SMALLEST = 11
+"""Pixels inside the border that a picture must have along both axes: SSIM's window."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -45,8 +48,8 @@ def score(sr: Tensor, hr: Tensor, border: int) -> Score:
         raise ValueError(
             f"compared {tuple(sr.shape)} {sr.dtype} with {tuple(hr.shape)} {hr.dtype}, expected equal shapes of uint8"
         )
-    if min(hr.shape[-2:]) - 2 * border < 11:
-        raise ValueError(f"a picture of {tuple(hr.shape)} has less than 11 pixels inside a border of {border}")
+    if min(hr.shape[-2:]) - 2 * border < SMALLEST:
+        raise ValueError(f"a picture of {tuple(hr.shape)} has less than {SMALLEST} pixels inside a border of {border}")
     inside = (slice(None), slice(border, -border or None), slice(border, -border or None))
     sr, hr = sr[inside], hr[inside]
     sr_y, hr_y = luma(sr), luma(hr)

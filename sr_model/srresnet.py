@@ -164,7 +164,8 @@ def _run_and_forget(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 @contextmanager
 def _statistics_at_rest(part: object) -> Iterator[None]:
     """Don't count a batch twice in BatchNorm's running statistics; the output doesn't depend on them in training."""
-    norms = [m for m in part.modules() if isinstance(m, nn.BatchNorm2d)] if isinstance(part, nn.Module) else []
+    modules = part.modules() if isinstance(part, nn.Module) else ()
+    norms = [m for m in modules if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

@@ -41,6 +41,17 @@ def test_what_was_being_written_or_is_damaged_is_passed_over(
     assert "000000020 is damaged: going back to the one before" in capsys.readouterr().err
 
 
+def test_an_unfinished_one_of_a_higher_step_costs_none_that_is_whole(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    save(checkpoints, 200)
+    checkpoints.wait()
+    (tmp_path / "000000300").mkdir()
+    (tmp_path / "000000300/weights").write_bytes(b"killed while it was being written")
+    save(checkpoints, 250)
+    checkpoints.wait()
+    assert restored(checkpoints) == (250, 125, b"250" * 1000)
+
+
 @pytest.mark.parametrize("after", range(3))
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     checkpoints = Checkpoints(str(tmp_path), keep=1)

@@ -44,6 +44,13 @@ def test_values_with_equal_signs_stay_with_their_option() -> None:
         (["data.crop=98"], "data.crop is 98, expected a multiple of the scale 4"),
         (["data.crop=256"], "data.crop is 256, expected no more than preprocess.tile, 192"),
         (["train.loss=vgg=1"], "train.loss is {'vgg': '1'}, expected terms among ['charbonnier', 'l1', 'mse', "),
+        (["source="], "source is [''], expected a path or URL"),
+        (["home="], "home is '', expected a path or URL"),
+        (
+            ['evaluate.benchmarks={"Set5+": "x"}'],
+            "evaluate.benchmarks is {'Set5+': 'x'}, expected another name",
+        ),
+        (['evaluate.benchmarks={"held-out": "x"}'], "evaluate.benchmarks is {'held-out': 'x'}, expected another name"),
         (["oops"], "cannot read 'oops', expected --KEY VALUE or KEY=VALUE"),
         (["--config", "none.yaml"], "cannot read the configuration none.yaml: No such file or directory"),
     ],
@@ -66,6 +73,12 @@ def test_the_file_is_validated_like_the_options(tmp_path: Path) -> None:
     file.write_text("[1, 2]\n")
     with pytest.raises(UserError, match="holds list, expected a mapping"):
         read("--config", str(file))
+    file.write_text("on: 3\n")
+    with pytest.raises(UserError, match="unknown key True"):
+        read("--config", str(file))
+    file.write_text("train: 5\n")
+    with pytest.raises(UserError, match="train is 5 in the configuration, expected a mapping"):
+        read("--config", str(file), "train.lr=1")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.stem)

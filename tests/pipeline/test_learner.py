@@ -180,6 +180,12 @@ def test_a_gradient_that_is_not_finite_skips_the_step() -> None:
     assert make_step(learner, 0, [16]).skipped == "gradient"
 
 
+def test_several_terms_that_are_not_finite_are_named_as_mlflow_takes_it() -> None:
+    learner = Learner(config('train.loss={"mse": 1.0, "l1": 0.5}'), 10, CPU)
+    torch.nn.init.constant_(learner.net.conv_last.weight, float("nan"))
+    assert make_step(learner, 0, [16]).skipped == "mse-l1"
+
+
 @pytest.mark.long
 def test_compiled_it_learns_the_same() -> None:
     plain, compiled = (Learner(config(), 10, CPU, compiled=how) for how in (False, True))

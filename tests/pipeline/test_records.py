@@ -128,6 +128,13 @@ def test_the_pages_tell_what_the_shipped_records_hold(tmp_path: Path) -> None:
     assert set(shown) <= set(page.splitlines())
 
 
+def test_a_record_names_no_place_outside(kept: Path, mse: Recorded, tmp_path: Path) -> None:
+    (tmp_path / "mse").mkdir()
+    (tmp_path / "mse/record.json").write_text(json.dumps({**mse, "training": "../../elsewhere"}))
+    with pytest.raises(UserError, match=r"record.json is damaged: the training's name is '../../elsewhere'"):
+        records.load(str(tmp_path))
+
+
 def test_no_records_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no record, expected folders that"):
         publish.main.__wrapped__(["mlflow", f"--records={tmp_path}"])  # type: ignore[attr-defined]

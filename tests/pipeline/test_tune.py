@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,9 @@ def test_further_cells_stand_beside_the_grid() -> None:
     [
         ('tune.grid={"train.lrr": [1]}', "unknown key train.lrr, did you mean train.lr"),
         ('tune.grid={"train.lr": [-1]}', "train.lr is -1, expected greater than 0"),
-        ('tune.grid={"train.lr": [1, 1]}', r"tune.grid and tune.also have the same cell twice"),
-        ('tune.also={"bn·mse": {"train.lr": 1}}', r"tune.grid and tune.also have the same cell twice"),
+        ('tune.grid={"train.lr": [1, 1]}', r"several cells would be called lr_1: expected different values, or names"),
+        ('tune.also={"bn·mse": {"train.lr": 1}}', r"several cells would be called bn-mse: expected"),
+        ('tune.also={"大": {"train.lr": 1}, "小": {"train.lr": 2}}', r"several cells would be called _: expected"),
         ('tune.also={"longer": {"train.steps": 1}}', "unknown key train.steps"),
         ('tune.grid={"train.lr": []}', "tune.grid.train.lr is empty, expected at least one value"),
         ('tune.sample={"train.lr": {"gauss": [0, 1]}}', "tune.sample.train.lr is .*, expected one of uniform,"),
@@ -130,6 +131,9 @@ def test_minutes_become_the_steps_of_the_slowest_cell_of_that_length(tmp_path: P
     tuning._settle(found, parse(argv, "tune", ""), str(tmp_path))
     assert {cell.label: cell.total for cell in found} == {"bn": 90, "nobn": 90, "longer": 250, "few": 7}
     assert found[2].config.train.length == "250 steps"
+    again = with_plans(cells(*argv), 50, 100, 250, 7)  # as if one had been measured only now
+    tuning._settle(again, parse(argv, "tune", ""), str(tmp_path))
+    assert [cell.total for cell in again] == [90, 90, 250, 7]
 
 
 def measured_but_one(dumped: dict[str, Any], patch_set: str, threads: int, gpu: bool) -> dict[str, Any]:
@@ -150,6 +154,13 @@ def test_a_cell_that_cannot_be_measured_fails_alone(tmp_path: Path, monkeypatch:
     assert re.search("cannot measure a step: .*no room for it", found[1].reason)
     with pytest.raises(UserError, match="cannot measure a step"):
         tuning._measure([found[1]], str(tmp_path), 1, False)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_cells_that_hold_out_different_pictures_are_refused(small: Callable[..., list[str]]) -> None:
+    options = small('tune.grid={"preprocess.degradation.noise": [0, 20]}')
+    with pytest.raises(UserError, match="the cells hold out different pictures"):
+        tuning.run(parse(options, "tune", ""))
 
 
 def test_it_prints_plan_live_table_and_results(finished_grid: Grid) -> None:

@@ -102,6 +102,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, model: str, capfd: pytest.Cap
         ((tmp_path / "none.png", tmp_path / "o.png"), "cannot read .*none.png: No such file"),
         ((tmp_path / "broken.png", tmp_path / "o.png"), "broken.png cannot be decoded"),
         ((picture, tmp_path / "o.gif"), "o.gif is no name of a picture, expected one ending in .png, .webp"),
+        ((picture, tmp_path / "a::o.png"), "a::o.png holds '::'"),
         ((picture, picture), "in.png is the picture itself, expected another name"),
         ((picture, tmp_path / "none/o.png"), "o.png cannot be written: .*none is no folder"),
         ((clear, tmp_path / "o.jpg"), "clear.png is transparent, which .jpg cannot hold"),
