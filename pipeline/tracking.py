@@ -174,12 +174,18 @@ class Tracker:
         return self.attempt(register)
 
     def attempt(self, call: Callable[[Any], Any]) -> bool:
-        """Make a call of the MLflow client; a failure is reported once and otherwise passed over."""
+        """Make a call of the MLflow client; whether it need not be made again.
+
+        A failure is reported once and otherwise passed over; what MLflow refuses for good is reported and left out.
+        """
         try:
             call(self._client)
         except Exception as error:  # of MLflow, of a database's or an object store's client
+            reason = " ".join(str(error).split())[:200]
+            if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
+                print(f"MLflow at {self.uri} refuses a record, which is left out ({reason})", file=sys.stderr)
+                return True
             if not self._warned:
-                reason = " ".join(str(error).split())[:200]
                 print(f"MLflow at {self.uri} doesn't answer; the run goes on without it ({reason})", file=sys.stderr)
             self._warned = True
             return False

@@ -154,6 +154,21 @@ def test_nothing_is_lost_when_the_server_is_away(
         stop(server)
 
 
+def test_a_record_that_is_refused_for_good_does_not_hold_up_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = Journal(str(tmp_path / "journal"))
+    for step, name in enumerate(("loss", "a+b", "loss")):
+        journal.append("train", step, {name: float(step)})
+    journal.flush()
+    tracker = Tracker(config(tmp_path))
+    with tracker.run(str(tmp_path / "work"), "name", {}) as run:
+        assert Forwarder(journal.url, run).drain()
+    assert "refuses a record, which is left out" in capsys.readouterr().err
+    history = mlflow.MlflowClient(tracker.uri).get_metric_history(run.id, "loss")
+    assert [m.step for m in history] == [0, 2]
+
+
 def test_sending_a_journal_twice_adds_nothing(tmp_path: Path) -> None:
     journal = Journal(str(tmp_path / "journal"))
     for step in range(5):
