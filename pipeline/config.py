@@ -190,7 +190,12 @@ class Train(BaseModel):
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Adam's decay rates of the first and second moment."""
     warmup: float = Field(0.03, ge=0, lt=1)
-    """Share of the steps over which the learning rate rises linearly; it then falls along a cosine."""
+    """Share of the steps over which the learning rate rises linearly."""
+    stable: float = Field(0.0, ge=0, lt=1)
+    """Share of the steps, the warm-up included, after which the learning rate begins to fall."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How it falls: along half a cosine, or in proportion to the steps. "linear" with `stable` is the trapezoid, also
+    called warmup-stable-decay (Hägele et al. 2024, arXiv:2405.18392)."""
     lr_final: float = Field(0.01, ge=0, le=1)
     """Learning rate at the end, as a share of the peak."""
     clip_norm: float = Field(1.0, gt=0)

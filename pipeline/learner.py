@@ -261,14 +261,16 @@ def to_eight_bit(picture: Tensor) -> Bytes:
 
 
 def learning_rate(step: int, steps: int, settings: Train) -> float:
-    """Linear warm-up, then a cosine to `lr_final` of the peak; Loshchilov and Hutter 2017 (arXiv:1608.03983)."""
+    """Linear warm-up, the peak, then a fall: linear, or a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
     growth = settings.global_batch / settings.lr_batch
     peak = settings.lr * {"none": 1.0, "sqrt": math.sqrt(growth), "linear": growth}[settings.lr_scaling]
     warmup = max(round(settings.warmup * steps), 1)
     if step < warmup:
         return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(steps - warmup, 1)
-    return peak * (settings.lr_final + (1 - settings.lr_final) * 0.5 * (1 + math.cos(math.pi * progress)))
+    start = max(warmup, round(settings.stable * steps))
+    progress = max(step - start, 0) / max(steps - start, 1)
+    height = 1 - progress if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return peak * (settings.lr_final + (1 - settings.lr_final) * height)
 
 
 def ema_decay(step: int, decay: float) -> float:

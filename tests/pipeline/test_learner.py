@@ -118,6 +118,15 @@ def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
     assert rates[99] == pytest.approx(0.1, abs=1e-3)
 
 
+def test_the_learning_rate_stays_and_falls_linearly() -> None:
+    more = ("train.lr=1.0", "train.warmup=0.1", "train.lr_final=0.1", "train.stable=0.4", "train.schedule=linear")
+    rates = [learning_rate(step, 100, config(*more).train) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:41] == pytest.approx([1.0] * 32)
+    assert rates[70] == pytest.approx(0.55)
+    assert rates[99] == pytest.approx(0.1 + 0.9 / 60)
+
+
 @pytest.mark.parametrize(("scaling", "factor"), [("none", 1), ("sqrt", 2), ("linear", 4)])
 def test_the_learning_rate_grows_with_the_global_batch(scaling: str, factor: float) -> None:
     settings = config("train.lr=1e-3", f"train.lr_scaling={scaling}", "train.global_batch=64").train
