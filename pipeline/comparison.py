@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import statistics
 from collections.abc import Sequence
@@ -41,6 +42,19 @@ class Row:
     trained: train.Trained | None = None
     scores: Scores | None = None
     config: Config | None = None
+
+    @functools.cached_property
+    def effort(self) -> dict[str, float]:
+        """Number of parameters, median throughput and seconds of a trained cell."""
+        assert self.trained
+        assert self.config
+        rates = [r["metrics"]["train/patches_per_s"] for r in self.trained.history() if r["kind"] == "train"]
+        network = build_network(self.config.scale, self.config.model, 0)
+        return {
+            "parameters": float(sum(p.numel() for p in network.parameters())),
+            "patches_per_s": statistics.median(rates),
+            "train_seconds": self.trained.seconds,
+        }
 
 
 def text(rows: Sequence[Row], scale: int) -> str:
@@ -101,7 +115,7 @@ def write(
         assert row.trained
         run = tracker.known(row.trained.folder, parent.id)
         if run:
-            run.log_metrics({f"{name}/{key}": value for name, key, value in _scores_of(row)} | _effort(row))
+            run.log_metrics({f"{name}/{key}": value for name, key, value in _scores_of(row)} | row.effort)
     _register(config, done, tracker, parent)
 
 
@@ -126,14 +140,13 @@ def cell_table(rows: Sequence[Row]) -> list[list[str]]:
         if row.trained is None:
             table.append([row.label, row.state, "", "", "", ""])
             continue
-        effort = _effort(row)
         table.append(
             [
                 row.label,
                 row.state,
-                f"{effort['parameters']:,.0f}",
+                f"{row.effort['parameters']:,.0f}",
                 f"{row.trained.result['steps']:,}",
-                f"{effort['patches_per_s']:.1f}",
+                f"{row.effort['patches_per_s']:.1f}",
                 train.duration(row.trained.seconds),
             ]
         )
@@ -171,18 +184,6 @@ def _means(done: Sequence[Row], name: str) -> dict[str, dict[str, float]]:
 def _scores_of(row: Row) -> list[tuple[str, str, float]]:
     sets = (row.scores or {})["sets"]
     return [(name, key, value) for name, entry in sets.items() for key, value in entry["mean"]["trained"].items()]
-
-
-def _effort(row: Row) -> dict[str, float]:
-    assert row.trained
-    assert row.config
-    rates = [r["metrics"]["train/patches_per_s"] for r in row.trained.history() if r["kind"] == "train"]
-    network = build_network(row.config.scale, row.config.model, 0)
-    return {
-        "parameters": float(sum(p.numel() for p in network.parameters())),
-        "patches_per_s": statistics.median(rates),
-        "train_seconds": row.trained.seconds,
-    }
 
 
 def _shown(done: Sequence[Row]) -> list[report.Shown]:
@@ -225,7 +226,7 @@ def _csv(rows: Sequence[Row]) -> bytes:
     for row in rows:
         line: dict[str, Any] = {"cell": row.label, "state": row.state, "reason": row.reason}
         if row.trained:
-            line |= {"training": row.trained.name, "steps": row.trained.result["steps"], **_effort(row)}
+            line |= {"training": row.trained.name, "steps": row.trained.result["steps"], **row.effort}
             line |= {f"{name}/{key}": value for name, key, value in _scores_of(row)}
         lines.append(line)
     sink = io.StringIO()

@@ -31,6 +31,7 @@ settings.register_profile("here", deadline=None, max_examples=60)  # machines ma
 settings.load_profile("here")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes (make test): tests stay together that share a Ray, a grid or a file."""
     for item in items:
