@@ -284,6 +284,7 @@ class Worker:
             "steps": plan.steps,
             "workers": self.me.world,
             "device": self.me.device.type,
+            "threads": torch.get_num_threads(),
             "bf16": plan.bf16,
             "compiled": plan.compiled,
             "micro_batch": plan.micro_batch,
