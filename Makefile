@@ -18,8 +18,8 @@ grid-demo: .venv/.run ## the four cells of the grid on built-in photographs; WEI
 	  $(if $(SQUEEZENET),--evaluate.squeezenet $(SQUEEZENET))
 
 results-ui: .venv/.run ## the recorded trainings in the MLflow UI, until Ctrl-C
-	$(BIN)/python -m pipeline.publish mlflow --home runs/results
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/results/mlflow.db
+	@home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; \
+	$(BIN)/python -m pipeline.publish mlflow --home "$$home" && $(BIN)/mlflow ui --backend-store-uri "sqlite:///$$home/mlflow.db"
 
 test: .venv/.test ## set up, then the default test suite
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

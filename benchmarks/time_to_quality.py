@@ -62,8 +62,9 @@ def main() -> None:
 
 def attempt(args: argparse.Namespace, seed: int) -> float | None:
     """Minutes from the start of the command until a score passed; None if none did."""
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:  # Ray's workers end a little later
         argv = [f"--config={args.config}", f"--source={args.source}", f"--home={home}", f"--train.seed={seed}"]
+        argv += [f"--data.scratch={home}/tiles"]
         argv += [f"--evaluate.benchmarks={json.dumps({'Set5': args.set5})}", "--evaluate.while_training=true"]
         argv += [f"--{setting}" for setting in args.settings]
         env = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
@@ -79,7 +80,7 @@ def attempt(args: argparse.Namespace, seed: int) -> float | None:
             finally:
                 process.send_signal(signal.SIGINT)
                 process.wait()
-            if process.returncode not in (0, 130):
+            if not record:
                 raise SystemExit(log.seek(0) or log.read()[-3000:])
         psnr, step = record["metrics"]["bench/Set5/psnr_y"], record["step"]
         minutes = (record["time"] / 1000 - started) / 60
@@ -96,7 +97,7 @@ def attempt(args: argparse.Namespace, seed: int) -> float | None:
 
 
 def watch(process: subprocess.Popen[bytes], home: str, target: float) -> Record:
-    """The first validation that passes, else the best one when the command ends."""
+    """The first validation that passes, else the best one when the command ends; nothing where there was none."""
     best: Record = {}
     readers: dict[str, JournalReader] = {}
     running = True
@@ -114,8 +115,6 @@ def watch(process: subprocess.Popen[bytes], home: str, target: float) -> Record:
                 if psnr >= target:
                     return record
         time.sleep(1)
-    if not best:
-        raise SystemExit(Path(home, "log").read_text()[-3000:])
     return best
 
 

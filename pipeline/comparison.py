@@ -7,14 +7,14 @@ import functools
 import io
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import pages, report, storage, train
 from pipeline.config import Config
-from pipeline.evaluate import METHODS, METRICS, PROTOCOL, Scores, aligned, format_value, measured
+from pipeline.evaluate import METHODS, METRICS, PROTOCOL, aligned, format_value, measured
 from pipeline.learner import build_network
-from pipeline.tracking import TrackedRun, Tracker
+from pipeline.tracking import Record, TrackedRun, Tracker
 
 BICUBIC = METHODS["bicubic"]
 
@@ -34,26 +34,33 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Row:
-    """A cell and what came of it."""
+    """A cell and what came of it; the rest is empty where it has no training."""
 
     label: str
     state: str
     reason: str = ""
-    trained: train.Trained | None = None
-    scores: Scores | None = None
     config: Config | None = None
+    folder: str = ""
+    """Path or URL of the training."""
+    result: dict[str, Any] = field(default_factory=dict)
+    """What the training left at its end, its "steps" among it."""
+    history: list[Record] = field(default_factory=list)
+    """Its records in order of steps."""
+    seconds: float = 0.0
+    """What it took."""
+    sets: dict[str, Any] = field(default_factory=dict)
+    """Its scores: "sets" of `evaluate.Scores`."""
 
     @functools.cached_property
     def effort(self) -> dict[str, float]:
         """Number of parameters, median throughput and seconds of a trained cell."""
-        assert self.trained
         assert self.config
-        rates = [r["metrics"]["train/patches_per_s"] for r in self.trained.history() if r["kind"] == "train"]
+        rates = [r["metrics"]["train/patches_per_s"] for r in self.history if r["kind"] == "train"]
         network = build_network(self.config.scale, self.config.model, 0)
         return {
             "parameters": float(sum(p.numel() for p in network.parameters())),
             "patches_per_s": statistics.median(rates),
-            "train_seconds": self.trained.seconds,
+            "train_seconds": self.seconds,
         }
 
 
@@ -76,11 +83,10 @@ def write(
         tracker: where the cells' runs are.
     """
     scores, cells = score_table(rows, config.scale), cell_table(rows)
-    done = [row for row in rows if row.trained and row.scores]
+    done = [row for row in rows if row.sets]
     shown = _shown(done)
     held_out = _means(done, "held-out")
     labels = [BICUBIC, *(row.label for row in done), report.TRUTH]
-    comparison = report.crops_figure(shown[:3], labels)
     page = pages.render(
         "grid.html.j2",
         title=config.name,
@@ -93,7 +99,7 @@ def write(
         before=BICUBIC,
         after=done[-1].label if done else "",
         curves=report.curves(
-            {row.label: row.trained.history() for row in done if row.trained},
+            {row.label: row.history for row in rows if row.result},
             held_out[BICUBIC]["psnr_y"] if BICUBIC in held_out else None,
         ),
         facts=facts,
@@ -103,17 +109,17 @@ def write(
     files = {
         "results.md": tables.encode(),
         "results.csv": _csv(rows),
-        "comparison.png": comparison,
         "report.html": page,
     }
+    if shown:
+        files["comparison.png"] = report.crops_figure(shown[:3], labels)
     for name, content in files.items():
         storage.write(f"{folder}/{name}", content)
         parent.log_file(content, name)
     columns = {title: [row[i] for row in scores[1:]] for i, title in enumerate(scores[0])}
     parent.log_table(columns, "results.json")
     for row in done:
-        assert row.trained
-        run = tracker.known(row.trained.folder, parent.id)
+        run = tracker.known(row.folder, parent.id)
         if run:
             run.log_metrics({f"{name}/{key}": value for name, key, value in _scores_of(row)} | row.effort)
     _register(config, done, tracker, parent)
@@ -121,11 +127,11 @@ def write(
 
 def score_table(rows: Sequence[Row], scale: int) -> list[list[str]]:
     """Header and a line for each set and method: bicubic, the cells, and what was published."""
-    done = [row for row in rows if row.scores]
-    metrics = measured(done[0].scores) if done and done[0].scores else dict(list(METRICS.items())[:3])
+    done = [row for row in rows if row.sets]
+    metrics = measured([row.sets for row in done]) if done else dict(list(METRICS.items())[:3])
     table = [["set", "cell", *metrics.values()]]
     published = PUBLISHED if scale == 4 else {}
-    evaluated = {name: len(entry["pictures"]) for row in done for name, entry in (row.scores or {})["sets"].items()}
+    evaluated = {name: len(entry["pictures"]) for row in done for name, entry in row.sets.items()}
     for name in [*evaluated, *(name for name in published if name not in evaluated)]:
         for label, values in (_means(done, name) | published.get(name, {})).items():
             cells = [format_value(key, values[key]) if key in values else "" for key in metrics]
@@ -137,7 +143,7 @@ def cell_table(rows: Sequence[Row]) -> list[list[str]]:
     """Header and a line for each cell: what became of it and what it took."""
     table = [["cell", "state", "parameters", "steps", "patches/s", "time"]]
     for row in rows:
-        if row.trained is None:
+        if not row.result:
             table.append([row.label, row.state, "", "", "", ""])
             continue
         table.append(
@@ -145,9 +151,9 @@ def cell_table(rows: Sequence[Row]) -> list[list[str]]:
                 row.label,
                 row.state,
                 f"{row.effort['parameters']:,.0f}",
-                f"{row.trained.result['steps']:,}",
+                f"{row.result['steps']:,}",
                 f"{row.effort['patches_per_s']:.1f}",
-                train.duration(row.trained.seconds),
+                train.duration(row.seconds),
             ]
         )
     return table
@@ -155,14 +161,15 @@ def cell_table(rows: Sequence[Row]) -> list[list[str]]:
 
 def best(rows: Sequence[Row]) -> str:
     """Which cells are best on the held-out pictures: by PSNR, and by perceptual distance where it was measured."""
-    names = {key: _best(rows, key) for key in ("psnr_y", "distance")}
+    names = {key: best_row(rows, key) for key in ("psnr_y", "distance")}
     said = {"psnr_y": "highest PSNR", "distance": "lowest SqueezeNet feature distance"}
     found = [f"{said[key]}: {row.label}" for key, row in names.items() if row]
     return f"On held-out pictures, {'; '.join(found)}." if found else "No cell was measured on held-out pictures."
 
 
-def _best(rows: Sequence[Row], metric: str) -> Row | None:
-    scored = {row.label: row for row in rows if row.scores}
+def best_row(rows: Sequence[Row], metric: str) -> Row | None:
+    """The cell that is best on the held-out pictures by "psnr_y" or "distance", if that was measured."""
+    scored = {row.label: row for row in rows if row.sets}
     means = {label: values for label, values in _means(list(scored.values()), "held-out").items() if label in scored}
     values = {label: mean[metric] for label, mean in means.items() if metric in mean}
     if not values:
@@ -174,7 +181,7 @@ def _means(done: Sequence[Row], name: str) -> dict[str, dict[str, float]]:
     """Mean scores on a set, by label."""
     means: dict[str, dict[str, float]] = {}
     for row in done:
-        entry = (row.scores or {})["sets"].get(name)
+        entry = row.sets.get(name)
         if entry:
             means.setdefault(BICUBIC, entry["mean"]["bicubic"])
             means[row.label] = entry["mean"]["trained"]
@@ -182,8 +189,7 @@ def _means(done: Sequence[Row], name: str) -> dict[str, dict[str, float]]:
 
 
 def _scores_of(row: Row) -> list[tuple[str, str, float]]:
-    sets = (row.scores or {})["sets"]
-    return [(name, key, value) for name, entry in sets.items() for key, value in entry["mean"]["trained"].items()]
+    return [(name, key, value) for name, entry in row.sets.items() for key, value in entry["mean"]["trained"].items()]
 
 
 def _shown(done: Sequence[Row]) -> list[report.Shown]:
@@ -191,9 +197,9 @@ def _shown(done: Sequence[Row]) -> list[report.Shown]:
     if not done:
         return []
     shown = []
-    for name, entry in (done[0].scores or {})["sets"].items():
-        for i, picture in enumerate(entry["pictures"]):
-            versions = [(row, (row.scores or {})["sets"][name]["pictures"][i]) for row in done]
+    for name in [name for name in done[0].sets if all(name in row.sets for row in done)]:
+        for i, picture in enumerate(done[0].sets[name]["pictures"]):
+            versions = [(row, row.sets[name]["pictures"][i]) for row in done]
             if not all(version["shown"] for _, version in versions):
                 continue
             urls = {BICUBIC: picture["shown"]["bicubic"]}
@@ -207,8 +213,8 @@ def _shown(done: Sequence[Row]) -> list[report.Shown]:
 def _register(config: Config, done: Sequence[Row], tracker: Tracker, parent: TrackedRun) -> None:
     """Give the best cells an alias of the registered model."""
     for alias, metric in (("best-psnr", "psnr_y"), ("best-perceptual", "distance")):
-        row = _best(done, metric)
-        run = tracker.known(row.trained.folder, parent.id) if row and row.trained else None
+        row = best_row(done, metric)
+        run = tracker.known(row.folder, parent.id) if row else None
         if row and run:
             description = f"{row.label} of the grid {config.name}, chosen by held-out pictures; safetensors"
             tracker.register(f"srresnet-x{config.scale}", alias, run, "model", description)
@@ -225,8 +231,8 @@ def _csv(rows: Sequence[Row]) -> bytes:
     lines: list[dict[str, Any]] = []
     for row in rows:
         line: dict[str, Any] = {"cell": row.label, "state": row.state, "reason": row.reason}
-        if row.trained:
-            line |= {"training": row.trained.name, "steps": row.trained.result["steps"], **row.effort}
+        if row.result:
+            line |= {"training": row.folder.rpartition("/")[2], "steps": row.result["steps"], **row.effort}
             line |= {f"{name}/{key}": value for name, key, value in _scores_of(row)}
         lines.append(line)
     sink = io.StringIO()

@@ -105,7 +105,7 @@ def find(
 
 def table(scores: Scores) -> str:
     """The mean scores as aligned text, one line for each set and method."""
-    metrics = measured(scores)
+    metrics = measured([scores["sets"]])
     rows = [["set", "", *metrics.values()]]
     for name, entry in scores["sets"].items():
         for method, means in entry["mean"].items():
@@ -125,9 +125,9 @@ def format_value(metric: str, value: float) -> str:
     return f"{value:.2f}" if metric.startswith("psnr") else f"{value:.4f}"
 
 
-def measured(scores: Scores) -> dict[str, str]:
-    """Those of `METRICS` that the scores have."""
-    means = [mean for entry in scores["sets"].values() for mean in entry["mean"].values()]
+def measured(scored: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Those of `METRICS` that the "sets" of all `Scores` have."""
+    means = [mean for sets in scored for entry in sets.values() for mean in entry["mean"].values()]
     return {key: label for key, label in METRICS.items() if all(key in mean for mean in means)}
 
 

@@ -29,7 +29,8 @@ LITERATURE = {
 }
 """PSNR on Y, of Ledig et al. 2017 (arXiv:1609.04802), table 1."""
 
-_CROPS = (("Set5", "butterfly"), ("Set14", "comic"), ("Set14", "zebra"))
+CROPS = (("Set5", "butterfly"), ("Set14", "comic"), ("Set14", "zebra"))
+"""Sets and pictures of which crops are shown."""
 
 
 @command
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.publish`."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.publish", description=(__doc__ or "").splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
-    docs = kinds.add_parser("docs", help="write results.md with curves and crops")
+    docs = kinds.add_parser("docs", help="write results.md with curves and crops, and the records' model cards anew")
     docs.add_argument("--out", type=Path, default=Path("docs"), help="folder to write to (docs)")
     docs.add_argument("--seeds", default="docs/seeds", help="folder of short trainings with other seeds (docs/seeds)")
     docs.add_argument(
@@ -55,6 +56,8 @@ def main(argv: Sequence[str]) -> None:
         import_records(found, options.records, options.home)
     else:
         write_page(found, records.load(options.seeds), options.records, options.out, options.benchmarks)
+        for recorded in found:
+            records.write_card(options.records, recorded)
 
 
 def import_records(found: Sequence[Recorded], folder: str, home: str) -> None:
@@ -85,7 +88,7 @@ def import_records(found: Sequence[Recorded], folder: str, home: str) -> None:
                 tags = train.tags(cell, recorded["identity"]["patch_set"], recorded["label"])
                 tags |= records.provenance(recorded)
                 train.track(trained, cell, tags, tracker, parent.id, recorded["label"])
-            rows.append(_row(recorded, trained, cell, _shared_sets(found)))
+            rows.append(_row(recorded, place))
         facts = {"recorded": ", ".join(sorted({recorded["recorded"] for recorded in found}))}
         comparison.write(grid, config, rows, facts, parent, tracker)
     print(f"{len(rows)} recorded cells are in {config.tracking_uri}; report: {grid}/report.html")
@@ -95,7 +98,9 @@ def import_records(found: Sequence[Recorded], folder: str, home: str) -> None:
 def write_page(
     found: Sequence[Recorded], seeds: Sequence[Recorded], folder: str, out: Path, benchmarks: Path | None
 ) -> None:
-    """Write results.md, results-curves.svg and, with benchmark pictures, results-crops.png.
+    """Write results.md and results-curves.svg; with benchmark pictures also results-crops.png and result.png.
+
+    result.png shows the best rows alone.
 
     Args:
         found: the records.
@@ -104,40 +109,43 @@ def write_page(
         out: folder to write to.
         benchmarks: folder of Set5 and Set14, or None.
     """
-    rows = []
-    with tempfile.TemporaryDirectory() as home:
-        for recorded in found:
-            place = f"{home}/{recorded['training']}"
-            records.write_history(recorded, place)
-            trained = train.find_at(place)
-            assert trained
-            rows.append(_row(recorded, trained, records.configuration(recorded), _shared_sets(found)))
-        efforts = comparison.cell_table(rows)
-        scores = comparison.score_table(rows, found[0]["config"]["scale"])
-        curves = report.curves({recorded["label"]: recorded["history"] for recorded in found}, None)
+    rows = [_row(recorded) for recorded in found]
     page = pages.render(
         "results.md.j2",
         records=found,
         folder="pipeline/models" if folder == records.SHIPPED else Path(folder).name,
         headline=comparison.markdown(_headline(found)),
         distances=_distances(found),
-        scores=comparison.markdown(scores),
-        efforts=comparison.markdown(efforts),
+        scores=comparison.markdown(comparison.score_table(rows, found[0]["config"]["scale"])),
+        efforts=comparison.markdown(comparison.cell_table(rows)),
         note=comparison.NOTE,
         seeds=_spread(seeds),
         short=seeds[0] if seeds else None,
         best=comparison.best(rows),
+        cores=records.cores,
     )
     (out / "results.md").write_text(page)
+    curves = report.curves({recorded["label"]: recorded["history"] for recorded in found}, None)
     (out / "results-curves.svg").write_text(curves)
     if benchmarks:
-        (out / "results-crops.png").write_bytes(_crops(found, folder, benchmarks))
+        best = {row.label for metric in ("psnr_y", "distance") if (row := comparison.best_row(rows, metric))}
+        few = [recorded for recorded in found if recorded["label"] in best]
+        for name, shown in (("results-crops.png", found), ("result.png", few)):
+            (out / name).write_bytes(_crops(shown, folder, benchmarks))
     print(f"{out / 'results.md'} written from {len(found)} records")
 
 
-def _row(recorded: Recorded, trained: train.Trained, config: Config, sets: Sequence[str]) -> Row:
-    scores = {"sets": {name: recorded["scores"][name] for name in sets}} if sets else None
-    return Row(recorded["label"], "finished", "", trained, scores, config)
+def _row(recorded: Recorded, folder: str = "") -> Row:
+    return Row(
+        recorded["label"],
+        "finished",
+        config=records.configuration(recorded),
+        folder=folder,
+        result=recorded["result"],
+        history=recorded["history"],
+        seconds=recorded["seconds"],
+        sets=recorded["scores"],
+    )
 
 
 def _psnr(found: Sequence[Recorded]) -> dict[str, dict[str, float]]:
@@ -145,25 +153,26 @@ def _psnr(found: Sequence[Recorded]) -> dict[str, dict[str, float]]:
     return {
         recorded["label"]: {name: entry["mean"]["trained"]["psnr_y"] for name, entry in recorded["scores"].items()}
         for recorded in found
-        if recorded["scores"]
     }
 
 
-def _shared_sets(found: Sequence[Recorded]) -> list[str]:
-    """Sets that all were measured on."""
-    return [name for name in (found[0]["scores"] if found else ()) if all(name in r["scores"] for r in found)]
+def _scores_by_set(found: Sequence[Recorded]) -> dict[str, list[dict[str, Any]]]:
+    """Means of every set, of the rows that have it; benchmarks with published values first, held-out pictures last."""
+    names = dict.fromkeys(name for recorded in found for name in recorded["scores"])
+    ordered = sorted(names, key=lambda name: (name not in LITERATURE["SRResNet"], name == "held-out"))
+    return {name: [r["scores"][name]["mean"] for r in found if name in r["scores"]] for name in ordered}
 
 
 def _headline(found: Sequence[Recorded]) -> list[list[str]]:
     """Header and a line for each row, beside bicubic and what was published."""
-    sets = sorted(_shared_sets(found), key=lambda name: (name not in LITERATURE["SRResNet"], name == "held-out"))
+    sets = _scores_by_set(found)
     known = found[0]["config"]["scale"] == 4
     published: dict[str, dict[str, float]] = {}
     for name, entries in comparison.PUBLISHED.items() if known else ():
         for label, values in entries.items():
             published.setdefault(label, {})[name] = values["psnr_y"]
     lines = {
-        comparison.BICUBIC: {name: found[0]["scores"][name]["mean"]["bicubic"]["psnr_y"] for name in sets},
+        comparison.BICUBIC: {name: means[0]["bicubic"]["psnr_y"] for name, means in sets.items()},
         **{f"**{label}**": values for label, values in _psnr(found).items()},
         **published,
         **{f"literature: {label}": values for label, values in LITERATURE.items() if known},
@@ -197,8 +206,8 @@ def _spread(seeds: Sequence[Recorded]) -> list[dict[str, Any]]:
             for r in seeds
             if r["config"]["model"]["batch_norm"] is batch_norm and "mse" in r["config"]["train"]["loss"]
         ]
-        for name in _shared_sets(same):
-            values = [r["scores"][name]["mean"]["trained"]["psnr_y"] for r in same]
+        for name, means in _scores_by_set(same).items():
+            values = [mean["trained"]["psnr_y"] for mean in means]
             lines.append(
                 {
                     "set": name,
@@ -215,7 +224,7 @@ def _crops(found: Sequence[Recorded], folder: str, benchmarks: Path) -> bytes:
     """The same crops of bicubic, all rows and the truth."""
     scale, shown = found[0]["config"]["scale"], []
     with tempfile.TemporaryDirectory() as place:
-        for name, stem in _CROPS:
+        for name, stem in CROPS:
             pictures = sources.find_benchmark(name, str(benchmarks / name), scale, place)
             picture = next((picture for picture in pictures if picture.name == stem), None)
             if picture is None:

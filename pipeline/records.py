@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import re
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,7 +28,8 @@ SHIPPED = str(Path(__file__).resolve().parent / "models")
 
 Recorded = dict[str, Any]
 """record.json: "label", "training" (name), "identity" (what shaped the weights), "config", "patch_set", "result",
-"seconds", "history", "scores"; and of the process that recorded it "recorded" (date), "commit", "machine", "versions".
+"seconds", "history", "scores"; "note" (what the pictures are, and on what terms); and of the process that recorded it
+"recorded" (date), "commit", "machine", "versions".
 """
 
 _PRECISION = 6
@@ -66,6 +68,7 @@ def keep(
         "label": label,
         "config": _portable(config),
         "scores": {},
+        "note": config.tune.note,
         "recorded": datetime.now(UTC).date().isoformat(),
         "commit": tracking.commit() or "unknown",
         "machine": _machine(),
@@ -80,7 +83,7 @@ def keep(
     if recorded != known:
         content = json.dumps(recorded, indent=1, ensure_ascii=False)
         storage.write(f"{url}/record.json", f"{content}\n".encode())
-        storage.write(f"{url}/README.md", card(recorded, config.tune.note).encode())
+        write_card(folder, recorded)
 
 
 def restore(folder: str, recorded: Recorded, home: str) -> bool:
@@ -96,15 +99,10 @@ def restore(folder: str, recorded: Recorded, home: str) -> bool:
     whole = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     metadata = {"format": "pt", "scale": str(recorded["config"]["scale"])}
     storage.write(f"{home}/model.safetensors", safetensors.torch.save(whole, metadata))
-    write_history(recorded, home)
-    return True
-
-
-def write_history(recorded: Recorded, home: str) -> None:
-    """Make the journal and the result of a training from its record."""
     journal = "".join(json.dumps(record) + "\n" for record in recorded["history"])
     storage.write(f"{home}/journal/000000000-0.jsonl", journal.encode())
     storage.write_json(f"{home}/result.json", recorded["result"])
+    return True
 
 
 def configuration(recorded: Recorded, **more: Any) -> Config:
@@ -152,13 +150,13 @@ def load(folder: str) -> list[Recorded]:
     Raises:
         UserError: if one is damaged.
     """
-    found = (_read(f"{folder}/{name}/record.json") for name in storage.names(folder) if "." not in name)
+    found = (_read(f"{folder}/{name}/record.json") for name in names(folder))
     return [recorded for recorded in found if recorded]
 
 
 def names(folder: str) -> list[str]:
     """Names of the records' folders."""
-    return [folder_name(recorded["label"]) for recorded in load(folder)]
+    return [name for name in storage.names(folder) if "." not in name]
 
 
 def weights(folder: str, label: str) -> str:
@@ -196,15 +194,29 @@ def folder_name(label: str) -> str:
     return storage.plain_name(label.replace("·", "-")).replace(".", "_")
 
 
-def card(recorded: Recorded, note: str) -> str:
+def write_card(folder: str, recorded: Recorded) -> None:
+    """Write a record's model card beside it."""
+    storage.write(f"{folder}/{folder_name(recorded['label'])}/README.md", card(folder, recorded).encode())
+
+
+def card(folder: str, recorded: Recorded) -> str:
     """The model card, Markdown."""
-    return pages.render("card.md.j2", r=recorded, note=note, name=folder_name(recorded["label"]))
+    name = folder_name(recorded["label"])
+    model = name if folder == SHIPPED else f"{name}/model.safetensors"
+    return pages.render("card.md.j2", r=recorded, model=model, cores=cores)
+
+
+def cores(recorded: Recorded) -> int:
+    """CPU threads that a training had, all workers together; all of the machine's where an older record is silent."""
+    result = recorded["result"]
+    threads: int = result["threads"] * result["workers"] if "threads" in result else recorded["machine"]["cores"]
+    return threads
 
 
 def _read(url: str) -> Recorded | None:
     try:
         recorded: Recorded | None = storage.read_json(url)
-        if recorded and PurePosixPath(recorded["training"]).name != recorded["training"]:
+        if recorded and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", recorded["training"]):
             raise ValueError(f"the training's name is {recorded['training']!r}")
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{url} is damaged: {error}, expected the JSON that pipeline.tune wrote") from None

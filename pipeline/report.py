@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")  # no display
+matplotlib.rcParams["svg.hashsalt"] = "report"  # the same drawing is the same file
 from matplotlib import pyplot as plt
 from PIL import Image
 
@@ -58,7 +59,7 @@ def write_report(
         "report.html.j2",
         title=config.name,
         protocol=scores["protocol"],
-        columns=measured(scores),
+        columns=measured([scores["sets"]]),
         labels=METHODS,
         sets=scores["sets"],
         formatted=format_value,

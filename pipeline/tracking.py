@@ -8,6 +8,7 @@ it, and an outage is made good, if need be by running the command again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -425,8 +426,9 @@ def _alive(pid: int) -> bool:
     return True
 
 
+@functools.cache
 def commit() -> str:
-    """Commit of the code, if it lies in a git checkout, else ""; "-dirty" if it was changed since."""
+    """Commit of the code at the first call, if it lies in a git checkout, else ""; "-dirty" if it was changed since."""
     root = Path(__file__).resolve().parent.parent
     try:
         return subprocess.run(

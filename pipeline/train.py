@@ -135,12 +135,12 @@ def is_same(known: dict[str, Any], known_config: Config, config: Config, patch_s
     theirs["algorithm"] = known["algorithm"]
     try:
         files = identity(config, patch_set)["train"]
-        theirs["train"] |= {key: known["train"].get(key) for key in ("perceptual", "init_from") if key in files}
-        mine["train"] |= {key: files[key] for key in ("perceptual", "init_from") if key in files}
     except UserError:
-        for settings in (theirs["train"], mine["train"]):
-            settings["init_from"] = settings["init_from"] is not None
-            settings.get("perceptual", {})["weights"] = ""
+        files = None
+    for settings, contents in ((theirs["train"], known["train"]), (mine["train"], files or known["train"])):
+        settings["init_from"] = contents.get("init_from") if files else settings["init_from"] is not None
+        if "perceptual" in settings:
+            settings["perceptual"]["weights"] = contents.get("perceptual", {}).get("weights") if files else ""
     return theirs == mine
 
 

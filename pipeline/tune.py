@@ -229,7 +229,16 @@ def _result(cell: Cell, folder: str, records_folder: str | None) -> comparison.R
     )
     cell.state = "finished"
     keep(cell, records_folder, scores)
-    return comparison.Row(cell.label, "finished", "", trained, scores, cell.config)
+    return comparison.Row(
+        cell.label,
+        "finished",
+        config=cell.config,
+        folder=trained.folder,
+        result=trained.result,
+        history=trained.history(),
+        seconds=trained.seconds,
+        sets=scores["sets"],
+    )
 
 
 if __name__ == "__main__":

@@ -55,9 +55,11 @@ def main(argv: Sequence[str]) -> None:
     try:
         picture, alpha = decode_channels(content, int(options.max_megapixels * 1e6) // net.scale**2)
     except RejectedPictureError as error:
-        hint = f" that --max-megapixels allows at x{net.scale}" if "pixels" in str(error) else ", expected a picture"
-        raise UserError(f"{options.picture} {error}{hint}") from None
+        limit = f"{options.max_megapixels:g} megapixels after enlarging x{net.scale} (--max-megapixels)"
+        raise UserError(f"{options.picture} {error}, expected a picture of at most {limit}") from None
     suffix = options.out.suffix.lower()
+    if alpha is not None and alpha.min() == 255 and suffix in _OPAQUE:
+        alpha = None
     if alpha is not None and suffix in _OPAQUE:
         raise UserError(
             f"{options.picture} is transparent, which {suffix} cannot hold: expected a name ending in "
@@ -95,7 +97,7 @@ def load(model: str) -> SRResNet:
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < math.inf:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
 
 

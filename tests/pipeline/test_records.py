@@ -1,13 +1,17 @@
 """Finished cells as files of a repository: what a record holds, that it counts as finished, and what is made of it."""
 
+import copy
 import json
 import re
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
+from skimage import data
 
 from pipeline import features, publish, records, train
 from pipeline.commandline import parse
@@ -17,7 +21,7 @@ from tests.conftest import ROOT
 from tests.grids import Grid, tune
 
 ROWS = {"bn·mse", "bn·perceptual", "longer", "nobn·mse", "nobn·perceptual"}
-"""Trained networks that come along, as far as they are recorded yet."""
+"""Trained networks that come along."""
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,11 @@ def test_every_finished_cell_is_recorded(kept: Path, finished_grid: Grid) -> Non
         assert {file.name for file in (kept / label).iterdir()} == {"model.safetensors", "record.json", "README.md"}
         weights = safetensors.torch.load_file(kept / label / "model.safetensors")
         assert {value.dtype for value in weights.values()} == {torch.float16}
+
+
+def test_a_cell_is_recorded_before_the_next_one_ends(kept: Path, finished_grid: Grid) -> None:
+    (last,) = finished_grid[1].parents[1].glob("trainings/*-perceptual*/result.json")
+    assert (kept / "mse/model.safetensors").stat().st_mtime < last.stat().st_mtime
 
 
 def test_a_record_holds_configuration_metrics_and_scores(mse: Recorded, finished_grid: Grid) -> None:
@@ -63,7 +72,7 @@ def test_the_card_says_what_it_is(kept: Path, mse: Recorded) -> None:
     assert "# SRResNet x4, mse" in card
     assert f"| held-out (2) | this model | {psnr:.2f} |" in card
     assert "Six crops of photographs, public domain." in card
-    assert "--model mse" in card
+    assert "--model mse/model.safetensors" in card
 
 
 def test_a_recorded_cell_counts_as_finished(finished_grid: Grid, kept: Path, mse: Recorded, tmp_path: Path) -> None:
@@ -105,6 +114,18 @@ def test_records_are_imported_into_a_store_of_their_own(
     assert (tmp_path / "grids/recorded/report.html").exists()
 
 
+def test_a_cell_that_is_not_measured_yet_is_shown_without_scores(
+    kept: Path, mse: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    found = [{**mse, "scores": {}}, records.find(str(kept), "perceptual") or {}]
+    publish.import_records(found, str(kept), str(tmp_path))
+    publish.write_page(found, [], str(kept), tmp_path, None)
+    page = (tmp_path / "results.md").read_text()
+    assert "| **mse** |  |" in page
+    assert re.search(r"\| \*\*perceptual\*\* \| \d", page)
+
+
 def test_the_page_of_results_is_written_from_records(kept: Path, mse: Recorded, tmp_path: Path) -> None:
     publish.write_page(records.load(str(kept)), records.load(str(kept)), str(kept), tmp_path, None)
     page = (tmp_path / "results.md").read_text()
@@ -116,12 +137,41 @@ def test_the_page_of_results_is_written_from_records(kept: Path, mse: Recorded, 
     assert (tmp_path / "results-curves.svg").read_text().startswith("<svg")
 
 
+def test_the_page_compares_the_spread_of_seeds_with_what_batch_norm_changes(
+    kept: Path, mse: Recorded, tmp_path: Path
+) -> None:
+    seeds = []
+    for batch_norm, psnr in ((False, 30.0), (False, 30.3), (True, 29.0), (True, 29.1)):
+        recorded = copy.deepcopy(mse)
+        recorded["config"]["model"]["batch_norm"] = batch_norm
+        recorded["scores"]["held-out"]["mean"]["trained"]["psnr_y"] = psnr
+        seeds.append(recorded)
+    publish.write_page([mse], seeds, str(kept), tmp_path, None)
+    page = (tmp_path / "results.md").read_text()
+    assert "| held-out | no | 30.00, 30.30 | 30.15 | 0.30 |" in page
+    assert "held-out: no BatchNorm minus BatchNorm +1.10 dB; seeds of one cell lie up to 0.30 dB apart" in page
+
+
+def test_the_page_shows_the_same_crops_of_every_row(kept: Path, tmp_path: Path) -> None:
+    for name, stem in publish.CROPS:
+        (tmp_path / "benchmarks" / name / "HR").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(data.astronaut()[:128, :160]).save(tmp_path / "benchmarks" / name / "HR" / f"{stem}.png")
+    publish.write_page(records.load(str(kept)), [], str(kept), tmp_path, tmp_path / "benchmarks")
+    for name in ("results-crops.png", "result.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 1000
+            assert np.asarray(picture.convert("L")).std() > 10
+
+
 def test_the_pages_tell_what_the_shipped_records_hold(tmp_path: Path) -> None:
     found = records.load(records.SHIPPED)
-    assert {recorded["label"] for recorded in found} <= ROWS
+    assert {recorded["label"] for recorded in found} == ROWS
     publish.write_page(found, records.load(str(ROOT / "docs/seeds")), records.SHIPPED, tmp_path, None)
     page = (tmp_path / "results.md").read_text()
     assert page == (ROOT / "docs/results.md").read_text()
+    for recorded in found:
+        card = ROOT / "pipeline/models" / records.folder_name(recorded["label"]) / "README.md"
+        assert card.read_text() == records.card(records.SHIPPED, recorded)
     lines = (ROOT / "README.md").read_text().splitlines()
     shown = [line for line in lines if re.match(r"\| .*\d\d\.\d\d \|", line)]
     assert len(shown) > len(found)
@@ -130,9 +180,10 @@ def test_the_pages_tell_what_the_shipped_records_hold(tmp_path: Path) -> None:
 
 def test_a_record_names_no_place_outside(kept: Path, mse: Recorded, tmp_path: Path) -> None:
     (tmp_path / "mse").mkdir()
-    (tmp_path / "mse/record.json").write_text(json.dumps({**mse, "training": "../../elsewhere"}))
-    with pytest.raises(UserError, match=r"record.json is damaged: the training's name is '../../elsewhere'"):
-        records.load(str(tmp_path))
+    for place in ("../../elsewhere", "..", ""):
+        (tmp_path / "mse/record.json").write_text(json.dumps({**mse, "training": place}))
+        with pytest.raises(UserError, match=f"record.json is damaged: the training's name is '{place}'"):
+            records.load(str(tmp_path))
 
 
 def test_no_records_is_said(tmp_path: Path) -> None:
@@ -149,7 +200,8 @@ def test_a_training_is_the_same_by_what_shaped_it(tmp_path: Path) -> None:
     config = parse(options, "tune", "")
     known = train.identity(config, "set")
     older = config.model_dump()
-    del older["train"]["optimizer"], known["train"]["optimizer"]  # as if that setting were new
+    for settings in (older["train"], known["train"]):  # as if these were new
+        del settings["optimizer"], settings["perceptual"]["scale"]
 
     def same(*more: str, patch_set: str = "set") -> bool:
         return train.is_same(known, Config(**older), parse([*options, *more], "tune", ""), patch_set)

@@ -59,6 +59,15 @@ def test_grey_and_transparency_are_kept(tmp_path: Path, model: str, mode: str, s
     assert np.abs(difference[..., 3]).max() <= 1
 
 
+def test_a_picture_without_a_transparent_pixel_becomes_jpeg(tmp_path: Path, model: str) -> None:
+    opaque = photo("RGBA")
+    opaque.putalpha(255)
+    opaque.save(tmp_path / "in.png")
+    run(tmp_path / "in.png", tmp_path / "out.jpg", "--model", model)
+    with Image.open(tmp_path / "out.jpg") as upscaled:
+        assert upscaled.size == (240, 176)
+
+
 def test_orientation_is_applied_and_cmyk_becomes_rgb(tmp_path: Path, model: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -108,7 +117,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, model: str, capfd: pytest.Cap
         ((clear, tmp_path / "o.jpg"), "clear.png is transparent, which .jpg cannot hold"),
         (
             (picture, tmp_path / "o.png", "--max-megapixels", "0.01"),
-            "60x44 is more than 625 pixels that --max-mega",
+            "60x44 is more than 625 pixels, expected .* at most 0.01 megapixels after enlarging x4",
         ),
         ((picture, tmp_path / "o.png", "--model", "nobody"), "there is no model nobody, expected one of"),
         ((picture, tmp_path / "o.png", "--model", tmp_path / "other.safetensors"), "not the weights of an SRResNet"),
@@ -124,8 +133,9 @@ def test_mistakes_are_one_sentence(tmp_path: Path, model: str, capfd: pytest.Cap
 def test_it_is_a_command(tmp_path: Path, model: str) -> None:
     photo().save(tmp_path / "in.png")
     command = [sys.executable, "-m", "pipeline.upscale", str(tmp_path / "in.png"), str(tmp_path / "out.png")]
-    done = subprocess.run([*command, "--model", model], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout == f"{tmp_path}/out.png: 240x176\n"
+    for options in (["--model", model], []):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT, check=True)
+        assert done.stdout == f"{tmp_path}/out.png: 240x176\n"
     failed = subprocess.run(
         [*command, "--model", "x.safetensors"], capture_output=True, text=True, cwd=ROOT, check=False
     )
