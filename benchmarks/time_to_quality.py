@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -78,7 +77,7 @@ def attempt(args: argparse.Namespace, seed: int) -> float | None:
             try:
                 record = watch(process, home, args.target)
             finally:
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # as Ctrl-C, which is ignored in a background job
                 process.wait()
             if not record:
                 raise SystemExit(log.seek(0) or log.read()[-3000:])
