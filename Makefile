@@ -18,7 +18,7 @@ grid-demo: .venv/.run ## the four cells of the grid on built-in photographs; WEI
 	  $(if $(SQUEEZENET),--evaluate.squeezenet $(SQUEEZENET))
 
 results-ui: .venv/.run ## the recorded trainings in the MLflow UI, until Ctrl-C
-	@home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; \
+	@home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; trap 'exit 0' INT TERM; \
 	$(BIN)/python -m pipeline.publish mlflow --home "$$home" && $(BIN)/mlflow ui --backend-store-uri "sqlite:///$$home/mlflow.db"
 
 test: .venv/.test ## set up, then the default test suite

@@ -134,13 +134,13 @@ def is_same(known: dict[str, Any], known_config: Config, config: Config, patch_s
     theirs, mine = shaping(known_config, known["patch_set"]), shaping(config, patch_set)
     theirs["algorithm"] = known["algorithm"]
     try:
-        files = identity(config, patch_set)["train"]
-    except UserError:
-        files = None
-    for settings, contents in ((theirs["train"], known["train"]), (mine["train"], files or known["train"])):
-        settings["init_from"] = contents.get("init_from") if files else settings["init_from"] is not None
+        contents = known["train"], identity(config, patch_set)["train"]
+    except UserError:  # nobody can tell: both have some file, or both none
+        contents = {}, {}
+    for settings, content in zip((theirs["train"], mine["train"]), contents, strict=True):
+        settings["init_from"] = content.get("init_from") if content else settings["init_from"] is not None
         if "perceptual" in settings:
-            settings["perceptual"]["weights"] = contents.get("perceptual", {}).get("weights") if files else ""
+            settings["perceptual"]["weights"] = content["perceptual"]["weights"] if content else ""
     return theirs == mine
 
 

@@ -58,13 +58,13 @@ def main(argv: Sequence[str]) -> None:
         limit = f"{options.max_megapixels:g} megapixels after enlarging x{net.scale} (--max-megapixels)"
         raise UserError(f"{options.picture} {error}, expected a picture of at most {limit}") from None
     suffix = options.out.suffix.lower()
-    if alpha is not None and alpha.min() == 255 and suffix in _OPAQUE:
-        alpha = None
     if alpha is not None and suffix in _OPAQUE:
-        raise UserError(
-            f"{options.picture} is transparent, which {suffix} cannot hold: expected a name ending in "
-            f"{', '.join(_TRANSPARENT)}"
-        )
+        if alpha.min() < 255:
+            raise UserError(
+                f"{options.picture} is transparent, which {suffix} cannot hold: expected a name ending in "
+                f"{', '.join(_TRANSPARENT)}"
+            )
+        alpha = None
     side = max(picture.shape[:2]) * net.scale
     if side > _LONGEST.get(suffix, side):
         raise UserError(f"{options.out} would have a side of {side} pixels, more than {suffix} holds: expected .png")
