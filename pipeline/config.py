@@ -137,6 +137,9 @@ class Perceptual(BaseModel):
     """Between features, the mean over a layer."""
     scale: float = Field(1.0, gt=0)
     """Factor on features; 1/12.75 = 0.0784 for the published weights in the paper."""
+    start: float = Field(0.0, ge=0, lt=1)
+    """Share of the steps after which the term joins the others, which train alone until then: by pixels first, as networks
+    of the paper that end with features do."""
     weights: str = "torchvision"
     """Path or URL of a .safetensors or .pth file with torchvision's names (features.N.weight); "torchvision" downloads
     the published file, 550 MB."""
@@ -244,6 +247,12 @@ class Train(BaseModel):
         if unknown or not value:
             raise ValueError(f"terms among {sorted(losses.NAMES)}")
         return value
+
+    @model_validator(mode="after")
+    def _something_to_start_with(self) -> Train:
+        if self.perceptual.start and set(self.loss) == {"perceptual"}:
+            raise ValueError("train.perceptual.start needs a term that trains until then, such as l1 in train.loss")
+        return self
 
 
 class Evaluate(BaseModel):

@@ -105,13 +105,14 @@ class Learner:
             batches: the micro-batches, taken one by one; as many on all ranks, without samples where there are none.
             count: how many.
         """
+        weights = active_terms(step, self.steps, self.settings)
         self.net.zero_grad(set_to_none=True)
         _copy(self._statistics, self._statistics_before)
         sums: dict[str, Tensor] = {}
         for i, batch in enumerate(islice(batches, count)):
             last = i == count - 1
             with nullcontext() if last or self.world == 1 else self._forward.no_sync():  # type: ignore[operator]
-                loss, terms = self._micro_step(batch)
+                loss, terms = self._micro_step(batch, weights)
                 # DDP divides the sum over ranks by their number. A loss that isn't finite spoils the gradient of all
                 # ranks, whatever its own gradient is, so that all skip the step.
                 loss.backward(torch.where(loss.detach().isfinite(), float(self.world), math.nan).to(loss.dtype))
@@ -132,7 +133,7 @@ class Learner:
         self._average(ema_decay(step, self.settings.ema_decay))
         return StepResult(objective, sums, norm)
 
-    def _micro_step(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _micro_step(self, batch: Batch, weights: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         # Without samples, while others still have some: take part in the synchronisation, without weight, and without
         # a trace in BatchNorm's statistics (SyncBatchNorm must stay in step with the others, and counts it).
         lr, hr, orientation = batch
@@ -144,7 +145,7 @@ class Learner:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             sr = self._forward(to_unit(lr, self.device, orientation))
         target = to_unit(hr, self.device, orientation)
-        total, terms = losses.objective(sr.to(target.dtype), target, self.settings.loss, self._perceptual)
+        total, terms = losses.objective(sr.to(target.dtype), target, weights, self._perceptual)
         return total.sum() * weight, {name: term.sum() * weight for name, term in terms.items()}
 
     def _culprits(self, terms: dict[str, Tensor]) -> str:
@@ -271,6 +272,12 @@ def learning_rate(step: int, steps: int, settings: Train) -> float:
     progress = max(step - start, 0) / max(steps - start, 1)
     height = 1 - progress if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return peak * (settings.lr_final + (1 - settings.lr_final) * height)
+
+
+def active_terms(step: int, steps: int, settings: Train) -> dict[str, float]:
+    """Weights of the objective's terms at a step: "perceptual" takes part from its start on."""
+    early = step < round(settings.perceptual.start * steps)
+    return {name: weight for name, weight in settings.loss.items() if not (early and name == "perceptual")}
 
 
 def ema_decay(step: int, decay: float) -> float:

@@ -111,7 +111,7 @@ def _fitting_batch(config: Config, share: int, me: Rank, bf16: bool) -> tuple[in
     while size <= min(max(share, 2), _PROBED):
         memory.reset_peak(me.device)
         try:
-            for step in range(2):  # the first also makes the optimizer's state
+            for step in (998, 999):  # with all terms; the first also makes the optimizer's state
                 learner.step(step, [_samples(config, size)])
             peaks[size] = memory.peak_mb(me.device)
         except torch.OutOfMemoryError:
@@ -131,19 +131,25 @@ def _fitting_batch(config: Config, share: int, me: Rank, bf16: bool) -> tuple[in
 
 
 def _step_seconds(config: Config, micro: int, share: int, me: Rank, bf16: bool) -> float:
-    """Seconds of a step, measured on two of its micro-batches."""
+    """Seconds of a step on average, measured on two of its micro-batches."""
     learner = Learner(config, 1000, me.device, me.world, bf16)
     count = -(-share // micro)
-    measured = min(count, 2)
-    times = []
-    for step in range(6):
-        start = time.perf_counter()
-        learner.step(step, [_samples(config, micro)] * measured, measured)
-        if me.device.type == "cuda":
-            torch.cuda.synchronize(me.device)
-        times.append(time.perf_counter() - start)
-    (slowest,) = _agree([statistics.median(times[2:])], me)
-    return slowest * count / measured
+    batches = [_samples(config, micro)] * min(count, 2)
+
+    def measured(first: int) -> float:
+        times = []
+        for step in range(first, first + 6):
+            start = time.perf_counter()
+            learner.step(step, batches, len(batches))
+            if me.device.type == "cuda":
+                torch.cuda.synchronize(me.device)
+            times.append(time.perf_counter() - start)
+        (slowest,) = _agree([statistics.median(times[2:])], me)
+        return slowest * count / len(batches)
+
+    with_all = measured(994)
+    without = config.train.perceptual.start if "perceptual" in config.train.loss else 0.0
+    return without * measured(0) + (1 - without) * with_all if without else with_all
 
 
 def _samples(config: Config, count: int) -> Batch:

@@ -123,6 +123,7 @@ def write_page(
         short=seeds[0] if seeds else None,
         best=comparison.best(rows),
         cores=records.cores,
+        origins={recorded["label"]: records.origin(folder, recorded) for recorded in found},
     )
     (out / "results.md").write_text(page)
     curves = report.curves({recorded["label"]: recorded["history"] for recorded in found}, None)

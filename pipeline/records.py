@@ -7,6 +7,7 @@ missing.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -194,6 +195,15 @@ def folder_name(label: str) -> str:
     return storage.plain_name(label.replace("·", "-")).replace(".", "_")
 
 
+def origin(folder: str, recorded: Recorded) -> Recorded | None:
+    """The record whose weights a recorded training started from; None if it started from none, or from others."""
+    start = recorded["identity"]["train"]["init_from"]
+    for name in names(folder) if start else ():
+        if hashlib.sha256(storage.read(f"{folder}/{name}/model.safetensors") or b"").hexdigest() == start:
+            return _read(f"{folder}/{name}/record.json")
+    return None
+
+
 def write_card(folder: str, recorded: Recorded) -> None:
     """Write a record's model card beside it."""
     storage.write(f"{folder}/{folder_name(recorded['label'])}/README.md", card(folder, recorded).encode())
@@ -203,7 +213,7 @@ def card(folder: str, recorded: Recorded) -> str:
     """The model card, Markdown."""
     name = folder_name(recorded["label"])
     model = name if folder == SHIPPED else f"{name}/model.safetensors"
-    return pages.render("card.md.j2", r=recorded, model=model, cores=cores)
+    return pages.render("card.md.j2", r=recorded, model=model, cores=cores, origin=origin(folder, recorded))
 
 
 def cores(recorded: Recorded) -> int:

@@ -363,7 +363,8 @@ class _Meter:
 
     def _begin(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
-        self._good = self._count = self._samples = 0
+        self._good: dict[str, int] = {}
+        self._count = self._samples = 0
         self._waited = self._excluded = 0.0
         self._start = time.monotonic()
 
@@ -373,8 +374,8 @@ class _Meter:
         self._samples += samples
         if result.skipped:
             return
-        self._good += 1
         for name, value in {"objective": result.objective, **result.terms, "norm": result.gradient_norm}.items():
+            self._good[name] = self._good.get(name, 0) + 1  # a term may take part from a later step on
             self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def read(self, learner: Learner) -> dict[str, float]:
@@ -383,7 +384,7 @@ class _Meter:
         mine = [self._samples / seconds, self._waited / seconds, memory.peak_mb(learner.device)]
         ranks = learner.gather([*self._sums.values(), *mine])
         metrics = {
-            f"train/{name}": sum(values) / self._good
+            f"train/{name}": sum(values) / self._good[name]
             for name, values in zip(self._sums, zip(*ranks, strict=True), strict=False)
         }
         if "train/norm" in metrics:

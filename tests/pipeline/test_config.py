@@ -43,6 +43,10 @@ def test_values_with_equal_signs_stay_with_their_option() -> None:
         (["scale=5"], "scale is 5, expected 2, 3, 4 or 8"),
         (["data.crop=98"], "data.crop is 98, expected a multiple of the scale 4"),
         (["data.crop=256"], "data.crop is 256, expected no more than preprocess.tile, 192"),
+        (
+            ['train.loss={"perceptual": 1}', "train.perceptual.start=0.5"],
+            "train.perceptual.start needs a term that trains until then, such as l1 in train.loss",
+        ),
         (["train.loss=vgg=1"], "train.loss is {'vgg': '1'}, expected terms among ['charbonnier', 'l1', 'mse', "),
         (["source="], "source is [''], expected a path or URL"),
         (["home="], "home is '', expected a path or URL"),

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import multiprocessing
@@ -11,6 +12,7 @@ from pipeline.config import Config, UserError
 from pipeline.learner import Learner, StepResult, build_network, ema_decay, learning_rate, load_weights, use_bf16
 from pipeline.reader import Batch
 from sr_model import losses
+from tests.sr_model.test_perceptual import random_weights
 
 CPU = torch.device("cpu")
 
@@ -139,6 +141,20 @@ def test_the_learning_rate_grows_with_the_global_batch(scaling: str, factor: flo
 def test_every_term_of_the_objective_moves_the_network(term: str) -> None:
     learner = Learner(config(f'train.loss={{"{term}": 1.0}}'), 10, CPU)
     assert make_step(learner, 0, [16]).gradient_norm > 1e-4
+
+
+def test_the_perceptual_term_joins_at_its_start(tmp_path: Path) -> None:
+    safetensors.torch.save_file(random_weights(), tmp_path / "vgg19.safetensors")
+    options = [f"train.perceptual.weights={tmp_path}/vgg19.safetensors", 'train.perceptual.layers={"conv1_2": 1}']
+    joining = Learner(config('train.loss={"l1": 1, "perceptual": 1}', "train.perceptual.start=0.5", *options), 4, CPU)
+    alone = Learner(config('train.loss={"l1": 1}'), 4, CPU)
+    for step in range(2):
+        assert set(make_step(joining, step, [16]).terms) == {"l1"}
+        make_step(alone, step, [16])
+    for mine, other in zip(everything(joining), everything(alone), strict=True):
+        assert torch.equal(mine, other)
+    for step in (2, 3):
+        assert set(make_step(joining, step, [16]).terms) == {"l1", "perceptual"}
 
 
 @pytest.mark.parametrize("batch_norm", ["true", "false"])
