@@ -138,8 +138,8 @@ class Perceptual(BaseModel):
     scale: float = Field(1.0, gt=0)
     """Factor on features; 1/12.75 = 0.0784 for the published weights in the paper."""
     start: float = Field(0.0, ge=0, lt=1)
-    """Share of the steps after which the term joins the others, which train alone until then: by pixels first, as networks
-    of the paper that end with features do."""
+    """Share of the steps after which the term joins the others, which train alone until then; Ledig et al. 2017 let
+    networks learn pixels first, too."""
     weights: str = "torchvision"
     """Path or URL of a .safetensors or .pth file with torchvision's names (features.N.weight); "torchvision" downloads
     the published file, 550 MB."""
