@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-from pipeline import features, publish, records, train
+from pipeline import cells, features, publish, records, train
 from pipeline.commandline import parse
 from pipeline.config import Config, UserError
 from pipeline.records import Recorded
@@ -176,6 +176,18 @@ def test_the_pages_tell_what_the_shipped_records_hold(tmp_path: Path) -> None:
     shown = [line for line in lines if re.match(r"\| .*\d\d\.\d\d \|", line)]
     assert len(shown) > len(found)
     assert set(shown) <= set(page.splitlines())
+
+
+def test_the_shipped_records_are_the_cells_of_their_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    planned = cells.plan_cells(parse(["--config=configs/results.yaml"], "tune", ""))
+    assert {cell.label for cell in planned} == ROWS
+    for cell in planned:
+        recorded = records.find(records.SHIPPED, cell.label)
+        assert recorded
+        known = records.configuration(recorded)
+        assert train.is_same(recorded["identity"], known, cell.config, recorded["identity"]["patch_set"]), cell.label
+        assert known.preprocess == cell.config.preprocess
 
 
 def test_a_record_names_no_place_outside(kept: Path, mse: Recorded, tmp_path: Path) -> None:
