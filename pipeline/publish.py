@@ -100,7 +100,7 @@ def write_page(
 ) -> None:
     """Write results.md and results-curves.svg; with benchmark pictures also results-crops.png and result.png.
 
-    result.png shows the best rows alone.
+    result.png shows the best row alone, by PSNR on held-out pictures.
 
     Args:
         found: the records.
@@ -129,9 +129,9 @@ def write_page(
     curves = report.curves({recorded["label"]: recorded["history"] for recorded in found}, None)
     (out / "results-curves.svg").write_text(curves)
     if benchmarks:
-        best = {row.label for metric in ("psnr_y", "distance") if (row := comparison.best_row(rows, metric))}
-        few = [recorded for recorded in found if recorded["label"] in best]
-        for name, shown in (("results-crops.png", found), ("result.png", few)):
+        best = comparison.best_row(rows, "psnr_y")
+        one = [recorded for recorded in found if best and recorded["label"] == best.label]
+        for name, shown in (("results-crops.png", found), ("result.png", one)):
             (out / name).write_bytes(_crops(shown, folder, benchmarks))
     print(f"{out / 'results.md'} written from {len(found)} records")
 
