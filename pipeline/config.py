@@ -249,9 +249,9 @@ class Train(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _something_to_start_with(self) -> Train:
-        if self.perceptual.start and set(self.loss) == {"perceptual"}:
-            raise ValueError("train.perceptual.start needs a term that trains until then, such as l1 in train.loss")
+    def _pixels_until_the_start(self) -> Train:
+        if self.perceptual.start and "perceptual" in self.loss and set(self.loss) <= {"perceptual", "tv"}:
+            raise ValueError("train.perceptual.start needs a term of pixels until then, such as l1 in train.loss")
         return self
 
 

@@ -45,7 +45,11 @@ def test_values_with_equal_signs_stay_with_their_option() -> None:
         (["data.crop=256"], "data.crop is 256, expected no more than preprocess.tile, 192"),
         (
             ['train.loss={"perceptual": 1}', "train.perceptual.start=0.5"],
-            "train.perceptual.start needs a term that trains until then, such as l1 in train.loss",
+            "train.perceptual.start needs a term of pixels until then, such as l1 in train.loss",
+        ),
+        (
+            ['train.loss={"perceptual": 1, "tv": 0.2}', "train.perceptual.start=0.5"],
+            "train.perceptual.start needs a term of pixels until then",
         ),
         (["train.loss=vgg=1"], "train.loss is {'vgg': '1'}, expected terms among ['charbonnier', 'l1', 'mse', "),
         (["source="], "source is [''], expected a path or URL"),
