@@ -77,7 +77,11 @@ def _connect(config: Config) -> None:
             logging_level=logging.ERROR,
             configure_logging=True,
             **(
-                {"include_dashboard": False, "object_store_memory": config.cluster.object_store_mb * 2**20}
+                {
+                    # Its API tells Ray Train that a trial's controller is gone, whose cores stay reserved until then.
+                    "include_dashboard": config.tune.scheduler != "none",
+                    "object_store_memory": config.cluster.object_store_mb * 2**20,
+                }
                 if local
                 else {}
             ),

@@ -62,6 +62,7 @@ def run(config: Config, dry_run: bool = False) -> list[str]:
     for name, source in config.evaluate.benchmarks.items():  # a mistake shows before the work, not after it
         sources.find_benchmark(name, source, config.scale, config.downloads)
     cells = plan_cells(config)
+    cluster.connect_ahead(config)
     _preprocess(cells)
     for cell in cells:
         take_record(cell, config)
