@@ -26,6 +26,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.data.reader import Batch
+from pipeline.settings.command_line import parse, stop_like_interrupt
+from pipeline.training import memory
+from pipeline.training.learner import Learner
+from sr_model.srresnet import SRResNet
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
@@ -34,11 +40,6 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.train_step import machine
-from pipeline import memory
-from pipeline.commandline import parse, stop_like_interrupt
-from pipeline.learner import Learner
-from pipeline.reader import Batch
-from sr_model.srresnet import SRResNet
 
 CPU = torch.device("cpu")
 CROP, SCALE = 96, 4
@@ -143,7 +144,7 @@ def cell(args: argparse.Namespace, way: str, batch: int) -> Cell:
 
 
 def resident(pid: int) -> int:
-    """Bytes of resident memory; 0 where the process has just ended."""
+    """Pixels of resident memory; 0 where the process has just ended."""
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:

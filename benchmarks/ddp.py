@@ -15,6 +15,10 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from pipeline.data.reader import Batch
+from pipeline.settings.command_line import parse
+from pipeline.training.learner import Learner
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
@@ -22,10 +26,6 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 from train_step import machine
-
-from pipeline.commandline import parse
-from pipeline.learner import Learner
-from pipeline.reader import Batch
 
 
 def work(pipe: Connection, options: list[str], rank: int, world: int, threads: int, meet: str) -> None:

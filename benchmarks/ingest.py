@@ -32,6 +32,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline import cluster, storage
+from pipeline.data import patchset, preparation
+from pipeline.data.patchset import PatchSet
+from pipeline.data.reader import BatchReader, Tiles, hold
+from pipeline.data.sampler import SampleOrder
+from pipeline.settings.command_line import parse
+from sr_model.pixels import to_unit
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import fsspec
@@ -47,12 +55,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.train_step import machine
 from infra.local import S3Server
-from pipeline import cluster, patchset, preprocess, storage
-from pipeline.commandline import parse
-from pipeline.learner import to_unit
-from pipeline.patchset import PatchSet
-from pipeline.reader import BatchReader, Tiles, hold
-from pipeline.sampler import SampleOrder
 
 TILE, CROP, CROPS, SCALE, BATCH = 192, 96, 4, 4, 16
 LANES, WINDOW = 4, 32  # small, as the set is: an epoch ends with reading the next one's first windows, 128 tiles
@@ -101,7 +103,7 @@ def compare(args: argparse.Namespace, folder: Path, has_s3: bool) -> list[dict[s
     cluster.connect(config)  # to what was just started
     ray_processes = [process for process in psutil.Process().children() if process not in before]
     with contextlib.redirect_stdout(None):
-        patch_set, _ = preprocess.prepare(config)
+        patch_set, _ = preparation.prepare(config)
     print(patchset.describe(patch_set), f"in {len(patch_set.shards)} shards, {len(patch_set.row_groups)} row groups")
     (folder / "mapped").mkdir()
     mapped = hold(patch_set, "map", 0, f"{folder}/mapped")
@@ -198,7 +200,7 @@ def tile_bytes(patch_set: PatchSet) -> int:
 
 
 def read_plainly(patch_set: PatchSet, threads: int) -> Amount:
-    """All row groups' pictures in stored order, every byte copied once; files are opened as the patch set opens them.
+    """All row groups' images in stored order, every byte copied once; files are opened as the patch set opens them.
 
     Args:
         patch_set: what to read.
@@ -224,7 +226,7 @@ def read_plainly(patch_set: PatchSet, threads: int) -> Amount:
 
 
 def copy_bytes(table: pa.Table, room: np.ndarray) -> int:
-    """Copy the picture columns' bytes to the start of `room`; returns the rows."""
+    """Copy the image columns' bytes to the start of `room`; returns the rows."""
     for column in table.columns:
         for chunk in column.chunks:
             first, last = (np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset + i] for i in (0, len(chunk)))
@@ -324,8 +326,8 @@ class PngReading(Dataset[tuple[Tensor, Tensor]]):
         flips = [axis for axis in (1, 2) if random.random() < 0.5]
         tensors = []
         for file in self.pairs[index]:
-            with Image.open(file) as picture:
-                pixels = np.array(picture.convert("RGB"))
+            with Image.open(file) as image:
+                pixels = np.array(image.convert("RGB"))
             tensors.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous().float().div(255).flip(flips))
         return tensors[0], tensors[1]
 

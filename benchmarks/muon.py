@@ -13,15 +13,15 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline.networks.weights import build_network
+from pipeline.settings import Model
+from sr_model.muon import Muon
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torch import Tensor
 from train_step import machine
-
-from pipeline.config import Model
-from pipeline.learner import build_network
-from sr_model.muon import Muon
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ import torch
 from skimage import data
 from torch import Tensor, nn
 
-from pipeline import features
-from pipeline.config import Perceptual
+from pipeline.networks import features
+from pipeline.settings import Perceptual
 from sr_model.degrade import downscale
 from sr_model.losses import total_variation
 from sr_model.perceptual import PerceptualLoss

@@ -15,20 +15,23 @@ import sys
 import tempfile
 from pathlib import Path
 
+from pipeline.data import preparation
+from pipeline.data.patchset import PatchSet
+from pipeline.evaluation import scoring
+from pipeline.networks import upscaling
+from pipeline.settings import Config
+from pipeline.settings.command_line import parse
+from pipeline.training.learner import Learner
+from pipeline.training.planning import Plan, Rank
+from pipeline.training.precision import use_bf16
+from pipeline.training.worker import Worker
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from train_step import machine
-
-from pipeline import preprocess, scoring
-from pipeline.commandline import parse
-from pipeline.config import Config
-from pipeline.learner import Learner, use_bf16
-from pipeline.patchset import PatchSet
-from pipeline.planning import Plan, Rank
-from pipeline.worker import Worker
 
 CPU = torch.device("cpu")
 
@@ -58,8 +61,8 @@ def train(config: Config, patch_set: PatchSet, bf16: bool, emulated: bool) -> fl
         F.conv2d = real
     scores = []
     for i in range(len(patch_set.holdout_names)):
-        picture = patch_set.read_holdout(i)
-        scores.append(scoring.score_picture(scoring.upscale_picture(learner.ema, picture.lr), picture.hr, 4).psnr_y)
+        image = patch_set.read_holdout(i)
+        scores.append(scoring.score_image(upscaling.upscale_image(learner.ema, image.lr), image.hr, 4).psnr_y)
     return statistics.fmean(scores)
 
 
@@ -82,7 +85,7 @@ def main() -> None:
                 *(f"train.micro_batch={args.batch}", "data.hold=stream"),
             ]
             config = parse(options, "train", "")
-            patch_set, _ = preprocess.prepare(config)
+            patch_set, _ = preparation.prepare(config)
             for name, values in results.items():
                 values.append(train(config, patch_set, name == "bf16", emulated))
                 print(f"seed {seed}, {name}: {values[-1]:.3f} dB", flush=True)

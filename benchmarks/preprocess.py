@@ -1,10 +1,10 @@
-"""What preprocessing costs a picture: against decoding alone, against the usual script, and with a second core.
+"""What preprocessing costs an image: against decoding alone, against the usual script, and with a second core.
 
-Pictures are 2040x1356 PNGs cut from enlarged photographs (built-in ones, or those of --source). All parts alternate in
+Images are 2040x1356 PNGs cut from enlarged photographs (built-in ones, or those of --source). All parts alternate in
 one run, so that a noisy machine disturbs them alike; medians and spreads are printed.
 
-`python benchmarks/preprocess.py [--source FOLDER] [--pictures N] [--rounds N]`; with `--count N` instead, it times
-whole runs of N small pictures through Ray, for the constants of docs/scaling.md.
+`python benchmarks/preprocess.py [--source FOLDER] [--images N] [--rounds N]`; with `--count N` instead, it times
+whole runs of N small images through Ray, for the constants of docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -19,6 +19,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline import cluster
+from pipeline.data import preparation, shards, sources
+from pipeline.data.images import decode
+from pipeline.data.shards import InspectedImage, ShardSpec
+from pipeline.settings import Preprocess
+from pipeline.settings.command_line import parse
+from sr_model.degrade import _cubic, downscale
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
@@ -27,12 +35,6 @@ import torch
 from PIL import Image
 
 from benchmarks.train_step import machine
-from pipeline import cluster, preprocess, shards, sources
-from pipeline.commandline import parse
-from pipeline.config import Preprocess
-from pipeline.pictures import decode
-from pipeline.shards import KnownPicture, ShardSpec
-from sr_model.degrade import _cubic, downscale
 
 WIDTH, HEIGHT = 2040, 1356
 SCALE = 4
@@ -41,24 +43,24 @@ SCALE = 4
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", default="builtin", help="pictures to cut from (default: the built-in ones)")
-    parser.add_argument("--pictures", type=int, default=24)
+    parser.add_argument("--source", default="builtin", help="images to cut from (default: the built-in ones)")
+    parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--count", type=int, help="time a whole run on so many small pictures")
+    parser.add_argument("--count", type=int, help="time a whole run on so many small images")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if args.count:
             results = time_many(args.count, Path(folder))
         else:
-            pictures = make_pictures(args.source, args.pictures, Path(folder, "photos"))
-            results = time_a_picture(pictures, args.rounds, Path(folder)) + time_cores(pictures, Path(folder))
+            images = make_images(args.source, args.images, Path(folder, "photos"))
+            results = time_a_image(images, args.rounds, Path(folder)) + time_cores(images, Path(folder))
     print(json.dumps([{**result, "machine": machine()} for result in results]))
 
 
-def make_pictures(source: str, count: int, folder: Path) -> list[Path]:
-    """2K pictures of real detail: photographs enlarged by half and more, then cut."""
+def make_images(source: str, count: int, folder: Path) -> list[Path]:
+    """2K images of real detail: photographs enlarged by half and more, then cut."""
     folder.mkdir()
-    found = sources.find_pictures([source], cache=str(folder))
+    found = sources.list_images([source], cache=str(folder))
     files = []
     for i in range(count):
         photo = Image.fromarray(decode(sources.read_bytes(found[i % len(found)].url), 10**9))
@@ -70,11 +72,11 @@ def make_pictures(source: str, count: int, folder: Path) -> list[Path]:
         pixels = np.asarray(large.crop((x, y, x + WIDTH, y + HEIGHT))) + grain
         files.append(folder / f"{i:03}.png")
         Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8)).save(files[-1])
-    print(f"{count} pictures of {WIDTH}x{HEIGHT}, {sum(f.stat().st_size for f in files) / count / 1e6:.1f} MB each")
+    print(f"{count} images of {WIDTH}x{HEIGHT}, {sum(f.stat().st_size for f in files) / count / 1e6:.1f} MB each")
     return files
 
 
-def time_a_picture(files: list[Path], rounds: int, folder: Path) -> list[dict[str, object]]:
+def time_a_image(files: list[Path], rounds: int, folder: Path) -> list[dict[str, object]]:
     """On one thread: decoding, the pipeline's shard writer, the usual script; the two resizes."""
     torch.set_num_threads(1)
     settings = Preprocess()
@@ -104,13 +106,13 @@ def time_a_picture(files: list[Path], rounds: int, folder: Path) -> list[dict[st
     for work, _ in parts.values():
         work()
     for _ in range(rounds):
-        for name, (work, pictures) in parts.items():
+        for name, (work, images) in parts.items():
             start = time.perf_counter()
             work()
-            times[name].append((time.perf_counter() - start) / pictures)
+            times[name].append((time.perf_counter() - start) / images)
     for name, values in times.items():
         low, high = min(values), max(values)
-        print(f"{name:26} {1000 * statistics.median(values):8.1f} ms a picture ({1000 * low:.1f} to {1000 * high:.1f})")
+        print(f"{name:26} {1000 * statistics.median(values):8.1f} ms an image ({1000 * low:.1f} to {1000 * high:.1f})")
 
     def ratio(a: str, b: str) -> float:
         return round(statistics.median(x / y for x, y in zip(times[a], times[b], strict=True)), 2)
@@ -123,11 +125,11 @@ def time_a_picture(files: list[Path], rounds: int, folder: Path) -> list[dict[st
     return [{"name": n, "value": v, "unit": "ratio", "target": t, "better": b} for n, v, t, b in ratios]
 
 
-def inspect(file: Path) -> KnownPicture:
+def inspect(file: Path) -> InspectedImage:
     """The inventory's part of the work."""
     row = {"url": str(file), "version": "", "bytes": file.stat().st_size, "limit": 10**10}
-    found = preprocess._inspect(row)
-    return KnownPicture(
+    found = preparation._inspect(row)
+    return InspectedImage(
         file.name, str(file), **{k: found[k] for k in ("sha256", "width", "height", "bytes", "rejected")}
     )
 
@@ -172,15 +174,15 @@ def time_cores(files: list[Path], folder: Path) -> list[dict[str, object]]:
             times[cores].append(seconds)
             ray.shutdown()
     one, two = (statistics.median(times[cores]) for cores in (1, 2))
-    print(f"{len(files)} pictures on one core {spread(times[1])}, on two {spread(times[2])}")
+    print(f"{len(files)} images on one core {spread(times[1])}, on two {spread(times[2])}")
     ratio = {"value": round(one / two, 2), "unit": "ratio", "target": 1.7, "better": "higher"}
     return [{"name": "preprocess_two_cores", **ratio}]
 
 
 def time_many(count: int, folder: Path) -> list[dict[str, object]]:
-    """Whole runs of a tenth and of all of `count` small pictures: seconds at the start, and a picture."""
+    """Whole runs of a tenth and of all of `count` small images: seconds at the start, and an image."""
     (folder / "photos").mkdir()
-    photo = Image.fromarray(decode(sources.read_bytes(sources.find_pictures(["builtin"], "")[0].url), 10**9))
+    photo = Image.fromarray(decode(sources.read_bytes(sources.list_images(["builtin"], "")[0].url), 10**9))
     for i in range(count):
         x, y = i % 200, i // 200 % 200
         photo.crop((x, y, x + 240, y + 240)).rotate(i // 40000).save(folder / f"photos/{i:06}.jpg", quality=92)
@@ -192,7 +194,7 @@ def time_many(count: int, folder: Path) -> list[dict[str, object]]:
     again = time_run(folder / "photos", folder / "many", *options)
     ray.shutdown()
     each = (many - few) / (count - 10)
-    print(f"10 pictures in {few:.2f} s, {count} in {many:.1f} s, found again in {again:.2f} s")
+    print(f"10 images in {few:.2f} s, {count} in {many:.1f} s, found again in {again:.2f} s")
     figures = {"preprocess_fixed": (few, "s"), "preprocess_each": (1000 * each, "ms"), "found_again": (again, "s")}
     return [{"name": n, "value": round(v, 3), "unit": unit, "better": "lower"} for n, (v, unit) in figures.items()]
 
@@ -208,7 +210,7 @@ def time_run(source: Path, home: Path, *options: str) -> float:
     config = parse([f"--source={source}", f"--home={home}", *options], "preprocess", "")
     start = time.perf_counter()
     with contextlib.redirect_stdout(None):
-        preprocess.prepare(config)
+        preparation.prepare(config)
     return time.perf_counter() - start
 
 

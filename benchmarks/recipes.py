@@ -1,10 +1,10 @@
-"""Short trainings that differ in their recipe: PSNR on held-out pictures after equally many pixels.
+"""Short trainings that differ in their recipe: PSNR on held-out images after equally many pixels.
 
     python benchmarks/recipes.py --source PHOTOS --patches 3000 'b16: train.global_batch=16' 'b8: train.global_batch=8'
 
 Each recipe is a name and the settings in which it differs from `--config`; settings without a name are of all. Each
 sees as many pixels as `--patches` HR patches of 96x96 have. One process with all cores, no Ray. Benchmark sets take no
-part: recipes are chosen by held-out pictures; perceptual ones by distance, too, which `evaluate.squeezenet=WEIGHTS`
+part: recipes are chosen by held-out images; perceptual ones by distance, too, which `evaluate.squeezenet=WEIGHTS`
 among the settings measures.
 """
 
@@ -18,17 +18,20 @@ import tempfile
 import time
 from pathlib import Path
 
+from pipeline import cluster, storage
+from pipeline.data import preparation
+from pipeline.evaluation import scoring
+from pipeline.networks import features, upscaling
+from pipeline.networks.weights import read_weights
+from pipeline.settings.command_line import parse
+from pipeline.training.planning import Rank
+from pipeline.training.worker import Worker
+from sr_model.srresnet import from_weights
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from train_step import machine
-
-from pipeline import cluster, features, preprocess, scoring, storage
-from pipeline.commandline import parse
-from pipeline.learner import read_weights
-from pipeline.planning import Rank
-from pipeline.worker import Worker
-from sr_model import srresnet
 
 
 def main() -> None:
@@ -63,7 +66,7 @@ def train(options: list[str], patches: int, folder: str) -> dict[str, float]:
     steps = round(patches * 96**2 / config.data.crop**2 / config.train.global_batch)
     config = parse([*options, f"--train.length={steps} steps", f"--train.validate_every={steps}"], "benchmark", "")
     config = features.prepare(config)
-    patch_set, _ = preprocess.prepare(config)
+    patch_set, _ = preparation.prepare(config)
     cluster.ray.shutdown()
     worker = Worker(config, patch_set, folder, Rank(torch.device("cpu")))
     start = time.monotonic()
@@ -72,10 +75,10 @@ def train(options: list[str], patches: int, folder: str) -> dict[str, float]:
     result = storage.read_json(f"{folder}/result.json")
     scores = {"psnr_y": result["val/psnr_y"], "ssim_y": result["val/ssim_y"]}
     if squeezenet := features.prepare_distance(config):
-        net = srresnet.from_weights(read_weights(f"{folder}/model.safetensors"))
-        pictures = map(patch_set.read_holdout, range(len(patch_set.holdout_names)))
+        net = from_weights(read_weights(f"{folder}/model.safetensors"))
+        images = map(patch_set.read_holdout, range(len(patch_set.holdout_names)))
         scores["distance"] = statistics.fmean(
-            scoring.feature_distance(squeezenet, scoring.upscale_picture(net, lr), hr) for _, hr, lr in pictures
+            scoring.feature_distance(squeezenet, upscaling.upscale_image(net, lr), hr) for _, hr, lr in images
         )
     return {**scores, "steps": steps, "s": seconds}
 

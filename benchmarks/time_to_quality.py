@@ -19,13 +19,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from pipeline import storage
+from pipeline.settings.command_line import parse
+from pipeline.tracking import JournalReader, Record
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from train_step import machine
-
-from pipeline import storage
-from pipeline.commandline import parse
-from pipeline.tracking import JournalReader, Record
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -18,23 +18,25 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pipeline import cluster, train
+from pipeline.data import preparation
+from pipeline.data.reader import Batch
+from pipeline.settings.command_line import parse
+from pipeline.training import driver
+from pipeline.training.learner import Learner, StepResult
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.distributed as dist
 from train_step import machine
 
-from pipeline import cluster, preprocess, train
-from pipeline.commandline import parse
-from pipeline.learner import Learner, StepResult
-from pipeline.reader import Batch
-
 SMALL = ["model.channels=32", "model.blocks=8"]
 
 
 def train_loop(job: dict[str, Any]) -> dict[str, Any]:
     """The real one, whose steps are interrupted by blocks of bare steps."""
-    from pipeline import worker
+    from pipeline.training import worker
 
     real_step, real_validate = Learner.step, worker.Worker._validate
     block, times, state = job["config"]["train"].pop("block"), [], {"mark": 0.0, "validation": 0.0}
@@ -94,10 +96,10 @@ def main() -> None:
             *(SMALL if args.small else []),
         ]
         config = parse(options, "train", "")
-        patch_set, _ = preprocess.prepare(config)
+        patch_set, _ = preparation.prepare(config)
         cluster.connect(config)
         train.train_loop = lambda job: train_loop(_with_block(job, args.block))
-        trained = train.train(config, patch_set)
+        trained = driver.train(config, patch_set)
         times, _ = json.loads(Path(trained.folder, "times.json").read_text())
         validations = [r["metrics"] for r in trained.history() if r["kind"] == "validation"]
         waits = [r["metrics"]["train/data_wait_share"] for r in trained.history() if r["kind"] == "train"]

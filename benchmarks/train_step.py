@@ -17,17 +17,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.data.reader import Batch
+from pipeline.settings.command_line import parse
+from pipeline.training.learner import Learner
+from sr_model.srresnet import SRResNet
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from pipeline.commandline import parse
-from pipeline.learner import Learner
-from pipeline.reader import Batch
-from sr_model.srresnet import SRResNet
 
 FLOPS = 122.7e9
 """Of a step of the plain network: forward and backward pass of 16 patches, whatever form is executed."""

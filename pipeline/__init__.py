@@ -1,1 +1,25 @@
-"""The super-resolution workflow: pictures to patch set, training, evaluation, report; one module a stage."""
+"""Super-resolution pipeline: from photographs to a patch set, a trained network and its scores.
+
+The modules of this package are its commands. Ray and MLflow read environment variables when they are imported, so the
+defaults below are set before any module of the pipeline imports either of them.
+"""
+
+import os
+
+_DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no usage report leaves the machine unasked
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process; a lost worker is replaced in any case
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has the same values
+    "RAY_AIR_NEW_OUTPUT": "0",  # the pipeline prints a table of its own
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the grid reports each failure in a sentence
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a validation score is not in every report
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # fail within seconds instead of four minutes: the journal keeps all
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+for _name, _value in _DEFAULTS.items():
+    os.environ.setdefault(_name, _value)

@@ -20,7 +20,7 @@ Form = Literal["matlab", "legacy"]
 
 
 def downscale(hr: Tensor, scale: int, form: Form = "matlab") -> Tensor:
-    """Make the LR picture of an HR one, in exact integer arithmetic, in the time that Pillow's bicubic takes.
+    """Make the LR image of an HR one, in exact integer arithmetic, in the time that Pillow's bicubic takes.
 
     Args:
         hr: (..., H, W) uint8; H and W multiples of `scale`. Fastest as a (3, H, W) view of a contiguous (H, W, 3).
@@ -37,22 +37,22 @@ def downscale(hr: Tensor, scale: int, form: Form = "matlab") -> Tensor:
     """
     height, width = hr.shape[-2:]
     if height % scale or width % scale:
-        raise ValueError(f"picture is {width}x{height}, expected multiples of the scale {scale}: crop it first")
+        raise ValueError(f"image is {width}x{height}, expected multiples of the scale {scale}: crop it first")
     if hr.dim() == 2:
         return downscale(hr[None], scale, form)[0]
     if hr.dim() > 3:
-        return torch.stack([downscale(picture, scale, form) for picture in hr])
+        return torch.stack([downscale(image, scale, form) for image in hr])
     return _downscale_hwc(hr.permute(1, 2, 0).contiguous(), scale, form).permute(2, 0, 1)
 
 
-def add_noise(picture: Tensor, sigma: float, seed: bytes) -> Tensor:
-    """Add Gaussian noise of standard deviation `sigma`, in grey levels, to an 8-bit picture of any shape.
+def add_noise(image: Tensor, sigma: float, seed: bytes) -> Tensor:
+    """Add Gaussian noise of standard deviation `sigma`, in grey levels, to an 8-bit image of any shape.
 
     The noise is a function of `seed`: NumPy's frozen generator (NEP 19), the same on every machine and version.
     """
     words = np.frombuffer(hashlib.sha256(seed).digest(), np.uint32)
-    noise = np.random.RandomState(words).standard_normal(tuple(picture.shape))
-    return _to_uint8(picture.double() + sigma * torch.from_numpy(noise))
+    noise = np.random.RandomState(words).standard_normal(tuple(image.shape))
+    return _to_uint8(image.double() + sigma * torch.from_numpy(noise))
 
 
 def blur(hr: Tensor, sigma: float) -> Tensor:
@@ -60,14 +60,14 @@ def blur(hr: Tensor, sigma: float) -> Tensor:
 
     Borders are mirrored as in `downscale`; rounded once at the end. Memory beyond the result: a few hundred rows.
     """
-    picture = hr.permute(1, 2, 0).numpy()
-    blurred = np.empty_like(picture, order="C")
+    image = hr.permute(1, 2, 0).numpy()
+    blurred = np.empty_like(image, order="C")
     radius = int(4 * sigma + 0.5)
-    for start in range(0, len(picture), _STRIP):
-        stop = min(start + _STRIP, len(picture))
-        first, last = max(start - radius, 0), min(stop + radius, len(picture))
+    for start in range(0, len(image), _STRIP):
+        stop = min(start + _STRIP, len(image))
+        first, last = max(start - radius, 0), min(stop + radius, len(image))
         strip = gaussian_filter(
-            picture[first:last], (sigma, sigma, 0), mode="reflect", radius=(radius, radius, 0), output=np.float32
+            image[first:last], (sigma, sigma, 0), mode="reflect", radius=(radius, radius, 0), output=np.float32
         )
         blurred[start:stop] = (strip[start - first : stop - first] + 0.5).astype(np.uint8)
     return torch.from_numpy(blurred).permute(2, 0, 1)

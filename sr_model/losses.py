@@ -1,4 +1,4 @@
-"""The training objective: a weighted sum of named terms, each a mean over the values of a picture."""
+"""The training objective: a weighted sum of named terms, each a mean over the values of an image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Term = Callable[[Tensor, Tensor], Tensor]
-"""Maps prediction and target, both (B, 3, H, W), nominally in [0, 1], to one value a picture, (B,)."""
+"""Maps prediction and target, both (B, 3, H, W), nominally in [0, 1], to one value an image, (B,)."""
 
 
 def mse(sr: Tensor, hr: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ NAMES = (*TERMS, "perceptual")
 def objective(
     sr: Tensor, hr: Tensor, weights: Mapping[str, float], perceptual: Term | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum the weighted terms, picture by picture.
+    """Sum the weighted terms, image by image.
 
     Args:
         sr: prediction, (B, 3, H, W), nominally in [0, 1].

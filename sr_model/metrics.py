@@ -1,6 +1,6 @@
 """PSNR and SSIM as the super-resolution papers measure them: on the luma Y of BT.601, the border left out.
 
-Both take 8-bit pictures. Y is what MATLAB's `rgb2ycbcr` returns for them: studio range, 16 to 235, rounded to integers.
+Both take 8-bit images. Y is what MATLAB's `rgb2ycbcr` returns for them: studio range, 16 to 235, rounded to integers.
 Unrounded, bicubic on Set5 reads 28.430 dB / 0.8111 instead of the published 28.42 / 0.810.
 """
 
@@ -18,23 +18,23 @@ _LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
 _PEAK = 255.0
 
 SMALLEST = 11
-"""Pixels inside the border that a picture must have along both axes: SSIM's window."""
+"""Pixels inside the border that an image must have along both axes: SSIM's window."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How near one picture is to its ground truth."""
+    """How near one image is to its ground truth."""
 
     psnr_y: float
-    """dB, on BT.601 Y; infinite for equal pictures."""
+    """dB, on BT.601 Y; infinite for equal images."""
     ssim_y: float
-    """Wang et al. 2004 on BT.601 Y: Gaussian window 11x11, sigma 1.5, K1 0.01, K2 0.03, windows inside the picture."""
+    """Wang et al. 2004 on BT.601 Y: Gaussian window 11x11, sigma 1.5, K1 0.01, K2 0.03, windows inside the image."""
     psnr_rgb: float
     """dB, over all three channels."""
 
 
 def score(sr: Tensor, hr: Tensor, border: int) -> Score:
-    """Compare two pictures, (3, H, W) or (1, H, W) uint8 alike; a one-channel picture is compared on its 0..255 values.
+    """Compare two images, (3, H, W) or (1, H, W) uint8 alike; a one-channel image is compared on its 0..255 values.
 
     Args:
         sr: what was made.
@@ -49,7 +49,7 @@ def score(sr: Tensor, hr: Tensor, border: int) -> Score:
             f"compared {tuple(sr.shape)} {sr.dtype} with {tuple(hr.shape)} {hr.dtype}, expected equal shapes of uint8"
         )
     if min(hr.shape[-2:]) - 2 * border < SMALLEST:
-        raise ValueError(f"a picture of {tuple(hr.shape)} has less than {SMALLEST} pixels inside a border of {border}")
+        raise ValueError(f"an image of {tuple(hr.shape)} has less than {SMALLEST} pixels inside a border of {border}")
     inside = (slice(None), slice(border, -border or None), slice(border, -border or None))
     sr, hr = sr[inside], hr[inside]
     sr_y, hr_y = luma(sr), luma(hr)
@@ -71,7 +71,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 def ssim(a: Tensor, b: Tensor) -> float:
-    """Mean SSIM of two (H, W) pictures with values in 0..255."""
+    """Mean SSIM of two (H, W) images with values in 0..255."""
     value = structural_similarity(
         a.numpy(),
         b.numpy(),

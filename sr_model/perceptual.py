@@ -1,8 +1,8 @@
-"""Distances between what trained networks see in two pictures: one to train on, another to judge by.
+"""Distances between what trained networks see in two images: one to train on, another to judge by.
 
 `PerceptualLoss` compares features of VGG networks (Simonyan and Zisserman 2015, arXiv:1409.1556), as Johnson et al.
 2016 (arXiv:1603.08155) and Ledig et al. 2017 (arXiv:1609.04802) do. `SqueezeNetDistance` is of another network, so that
-a picture isn't judged by what it was made for. Weights have torchvision's names, `features.N.weight`; torchvision isn't
+an image isn't judged by what it was made for. Weights have torchvision's names, `features.N.weight`; torchvision isn't
 needed.
 """
 
@@ -41,7 +41,7 @@ def layer_index(network: Network, layer: str) -> int:
 
 
 class PerceptualLoss(nn.Module):
-    """Weighted sum of distances between the features of two pictures; frozen, and computed no deeper than need be.
+    """Weighted sum of distances between the features of two images; frozen, and computed no deeper than need be.
 
     Args:
         layers: weight of each layer, by names of `layer_index`.
@@ -73,7 +73,7 @@ class PerceptualLoss(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """Distance of (B, 3, H, W) pictures, RGB nominally in [0, 1], to one value a picture, (B,).
+        """Distance of (B, 3, H, W) images, RGB nominally in [0, 1], to one value an image, (B,).
 
         Gradients flow to `sr` alone. Computed in the precision of the trunk's weights even under autocast, whose
         rounding of features is of the size of their differences.
@@ -105,7 +105,7 @@ class SqueezeNetDistance(nn.Module):
 
     The form of LPIPS (Zhang et al. 2018, arXiv:1801.03924, equation 1) with all its fitted weights 1: at every position
     the vector of channels is brought to length 1; squared differences are summed over channels, averaged over
-    positions, and added up over seven layers. 0 for equal pictures.
+    positions, and added up over seven layers. 0 for equal images.
 
     Args:
         weights: state dict of the trunk, `features.0.weight` to `features.12.expand3x3.bias`.
@@ -132,7 +132,7 @@ class SqueezeNetDistance(nn.Module):
 
     @torch.no_grad()
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        """Distance of (B, 3, H, W) pictures, RGB in [0, 1], at least 17 pixels a side, to one value a picture, (B,)."""
+        """Distance of (B, 3, H, W) images, RGB in [0, 1], at least 17 pixels a side, to one value an image, (B,)."""
         x: Tensor = self.normalise(sr)
         y: Tensor = self.normalise(hr)
         total = x.new_zeros(len(x))
@@ -182,8 +182,8 @@ class _Normalise(nn.Module):
         self.register_buffer("mean", torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1), persistent=False)
 
-    def forward(self, picture: Tensor) -> Tensor:
-        return (picture.to(self.mean.dtype) - self.mean) / self.std
+    def forward(self, image: Tensor) -> Tensor:
+        return (image.to(self.mean.dtype) - self.mean) / self.std
 
 
 class _Fire(nn.Module):

@@ -1,6 +1,6 @@
 """SRResNet, the residual super-resolution network of Ledig et al. 2017 (arXiv:1609.04802).
 
-Shape legend: B pictures, C feature channels, (h, w) LR pixels, s scale, r factor of one upsampling stage.
+Shape legend: B images, C feature channels, (h, w) LR pixels, s scale, r factor of one upsampling stage.
 """
 
 from __future__ import annotations

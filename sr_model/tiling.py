@@ -1,4 +1,4 @@
-"""Upscale a picture of any size in bounded memory."""
+"""Upscale an image of any size in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from sr_model.srresnet import SRResNet
 def tiles(
     net: SRResNet, height: int, width: int, read: Callable[[slice, slice], Tensor], tile: int = 256
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Upscale a picture in tiles that overlap by the receptive field, so that no seam shows.
+    """Upscale an image in tiles that overlap by the receptive field, so that no seam shows.
 
     Args:
         net: with BatchNorm in eval mode.
         height: LR pixels.
         width: LR pixels.
-        read: gives (B, 3, rows, columns) of the LR picture.
+        read: gives (B, 3, rows, columns) of the LR image.
         tile: LR pixels, side of a tile without its overlap.
 
     Yields:
-        Row and column in the upscaled picture, and what belongs there; together they equal the untiled picture up to
+        Row and column in the upscaled image, and what belongs there; together they equal the untiled image up to
         rounding.
     """
     scale, margin = net.scale, receptive_radius(net)

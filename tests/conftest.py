@@ -1,4 +1,4 @@
-"""One Ray for all tests, small pictures, and the benchmark pictures where they are at hand."""
+"""One Ray for all tests, small images, and the benchmark images where they are at hand."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -45,19 +45,21 @@ def benchmarks() -> Path:
     """Folder with Set5 and Set14, for checks against published values."""
     folder = DATA / "benchmarks"
     if not folder.is_dir():
-        pytest.skip(f"no benchmark pictures in {folder}; name another place with SR_TEST_DATA")
+        pytest.skip(f"no benchmark images in {folder}; name another place with SR_TEST_DATA")
     return folder
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray of two cores, shared by all tests."""
+    import ray
+
     from pipeline import cluster
-    from pipeline.config import Config
+    from pipeline.settings import Config
 
     cluster.connect(Config())
     yield
-    cluster.ray.shutdown()
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +82,7 @@ def two_nodes() -> "Iterator[TwoNodes]":
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of six small colour pictures, cut from photographs that scikit-image ships."""
+    """A folder of six small colour images, cut from photographs that scikit-image ships."""
     folder = tmp_path / "photos"
     write_photos(folder)
     return folder
@@ -91,9 +93,9 @@ def write_photos(folder: Path, side: int = 144) -> None:
 
     folder.mkdir(parents=True)
     for name in ("astronaut", "chelsea", "coffee"):
-        picture = getattr(data, name)()
+        image = getattr(data, name)()
         for i, x in enumerate((0, 160)):
-            Image.fromarray(picture[40 : 40 + side, x : x + side]).save(folder / f"{name}{i}.png")
+            Image.fromarray(image[40 : 40 + side, x : x + side]).save(folder / f"{name}{i}.png")
 
 
 SMALL = [
@@ -116,5 +118,5 @@ def small(photos: Path, tmp_path: Path) -> Callable[..., list[str]]:
     return options
 
 
-def random_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

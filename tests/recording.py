@@ -12,9 +12,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline import train, worker
-from pipeline.learner import Learner, StepResult
-from pipeline.reader import Batch
+from pipeline import train
+from pipeline.data.reader import Batch
+from pipeline.training import worker
+from pipeline.training.learner import Learner, StepResult
 
 
 def hashes(batch: Batch) -> list[str]:

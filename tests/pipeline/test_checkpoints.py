@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.checkpoints import Checkpoints
+from pipeline.training.checkpoints import Checkpoints
 
 
 def save(checkpoints: Checkpoints, step: int) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from pipeline.commandline import parse
-from pipeline.config import Config, UserError
+from pipeline.settings import Config, UserError
+from pipeline.settings.command_line import parse
 from tests.conftest import ROOT
 
 

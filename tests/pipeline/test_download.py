@@ -27,8 +27,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import download, storage
-from pipeline.config import UserError
+from pipeline import storage
+from pipeline.settings import UserError
+from pipeline.storage import download
 from tests.conftest import ROOT
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -43,14 +44,14 @@ class Trouble:
 
     status: int | None = None
     cut: int | None = None
-    """Bytes of the body after which the connection ends."""
+    """Pixels of the body after which the connection ends."""
     stalls: bool = False
     """Whether the server waits for `Server.go_on` before it ends the connection."""
     damages: bool = False
     ignores_range: bool = False
     ignores_if_range: bool = False
     at_most: int | None = None
-    """Bytes in an answer to a range."""
+    """Pixels in an answer to a range."""
     chunked: bool = False
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -283,7 +284,9 @@ def test_a_full_disk_is_named_and_leaves_what_came(server: Server, cache: str, c
 
 
 def start(server: Server, cache: str) -> subprocess.Popen[str]:
-    code = "import sys; from pipeline import download; print('ready', flush=True); download.fetch(*sys.argv[1:])"
+    code = (
+        "import sys; from pipeline.storage import download; print('ready', flush=True); download.fetch(*sys.argv[1:])"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code, server.url, cache],
         cwd=ROOT,

@@ -7,10 +7,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline import features
-from pipeline.commandline import parse
-from pipeline.config import Config, UserError
-from pipeline.learner import Learner
+from pipeline.networks import features
+from pipeline.settings import Config, UserError
+from pipeline.settings.command_line import parse
+from pipeline.training.learner import Learner
 from tests.pipeline.test_learner import make_step
 from tests.sr_model.test_perceptual import random_weights
 

@@ -7,10 +7,13 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-from pipeline.commandline import parse
-from pipeline.config import Config, UserError
-from pipeline.learner import Learner, StepResult, build_network, ema_decay, learning_rate, load_weights, use_bf16
-from pipeline.reader import Batch
+from pipeline.data.reader import Batch
+from pipeline.networks.weights import build_network, load_weights
+from pipeline.settings import Config, UserError
+from pipeline.settings.command_line import parse
+from pipeline.training.learner import Learner, StepResult
+from pipeline.training.precision import use_bf16
+from pipeline.training.schedule import ema_decay, learning_rate
 from sr_model import losses
 from tests.sr_model.test_perceptual import random_weights
 

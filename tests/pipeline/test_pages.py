@@ -86,6 +86,6 @@ def test_the_mlflow_ui_shows_the_crops_of_all_cells(page: Page, ui: str) -> None
     expect.set_options(timeout=60_000)
     runs = {run.info.run_name: run.info.run_id for run in mlflow.MlflowClient(ui).search_runs(["1"])}
     page.goto(f"{ui}/#/experiments/1/runs/{runs['grid']}/artifacts/comparison.png")
-    picture = page.locator("img[src^='blob:'], img[src*='comparison']").first
-    expect(picture).to_be_visible()
-    assert picture.evaluate("image => image.naturalWidth") > 600
+    image = page.locator("img[src^='blob:'], img[src*='comparison']").first
+    expect(image).to_be_visible()
+    assert image.evaluate("image => image.naturalWidth") > 600

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import patchset, preprocess
-from pipeline.commandline import parse
-from pipeline.config import UserError
-from pipeline.patchset import PatchSet
+from pipeline.data import patchset, preparation
+from pipeline.data.patchset import PatchSet
+from pipeline.settings import UserError
+from pipeline.settings.command_line import parse
 from tests.conftest import ROOT, SMALL, write_photos
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -25,7 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> PatchSe
     folder = tmp_path_factory.mktemp("patchset")
     write_photos(folder / "photos")
     config = parse([f"--source={folder / 'photos'}", f"--home={folder / 'home'}", *SMALL], "run", "")
-    return preprocess.prepare(config)[0]
+    return preparation.prepare(config)[0]
 
 
 def test_a_row_is_a_tile_of_raw_bytes(made: PatchSet) -> None:
@@ -73,7 +73,7 @@ def command(*argv: str) -> tuple[int, str, str]:
 def test_show_prints_a_summary_and_draws_pairs(made: PatchSet, tmp_path: Path) -> None:
     code, printed, _ = command("show", made.url, "--sheet", str(tmp_path / "sheet.png"), "--pairs", "5")
     assert code == 0
-    assert re.search(r"pictures +6: 4 to train on, 2 held out, 0 left out", printed)
+    assert re.search(r"images +6: 4 to train on, 2 held out, 0 left out", printed)
     assert re.search(r"tiles +36 of 48x48, in row groups of 4; 0 \(0.0%\) dropped as flat", printed)
     assert re.search(r"scale +x4, LR made by bicubic matlab", printed)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
@@ -106,8 +106,8 @@ def test_verify_finds_what_is_wrong(made: PatchSet, tmp_path: Path) -> None:
 
 def test_verify_counts_what_a_manifest_claims(made: PatchSet) -> None:
     shard = made.shards[0]
-    fewer = dataclasses.replace(shard.pictures[0], tiles=shard.pictures[0].tiles + 1)
-    wrong = dataclasses.replace(shard, pictures=[fewer, *shard.pictures[1:]], row_groups=[*shard.row_groups, 1])
+    fewer = dataclasses.replace(shard.images[0], tiles=shard.images[0].tiles + 1)
+    wrong = dataclasses.replace(shard, images=[fewer, *shard.images[1:]], row_groups=[*shard.row_groups, 1])
     faults = list(patchset.find_faults(dataclasses.replace(made, shards=[wrong]), wrong))
     assert len(faults) == 2
     assert "the manifest says" in faults[0]

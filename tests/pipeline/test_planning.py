@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import memory
-from pipeline.commandline import parse
-from pipeline.config import Config
-from pipeline.planning import COMPILED_FROM, MARGIN, Plan, Rank, compiler_at_hand, decide
-from pipeline.sampler import SampleOrder
+from pipeline.data.sampler import SampleOrder
+from pipeline.settings import Config
+from pipeline.settings.command_line import parse
+from pipeline.training import memory
+from pipeline.training.planning import COMPILED_FROM, MARGIN, Plan, Rank, compiler_at_hand, decide
 
 CPU = torch.device("cpu")
 ORDER = SampleOrder((4,) * 12, seed=0, lanes=4, window=8, crops_per_tile=2)

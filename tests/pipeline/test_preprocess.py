@@ -16,21 +16,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import cluster, patchset, preprocess, shards
-from pipeline.commandline import parse
-from pipeline.config import Config, Preprocess, UserError
-from pipeline.patchset import Bytes, PatchSet
-from pipeline.scoring import channels_first
-from pipeline.shards import KnownPicture
+from pipeline import cluster
+from pipeline.data import patchset, preparation, shards
+from pipeline.data.patchset import PatchSet
+from pipeline.data.shards import InspectedImage
+from pipeline.evaluation.scoring import channels_first
+from pipeline.settings import Config, Preprocess, UserError
+from pipeline.settings.command_line import parse
 from sr_model.degrade import downscale
-from tests.conftest import ROOT, SMALL, random_picture
+from sr_model.pixels import Pixels
+from tests.conftest import ROOT, SMALL, random_image
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 Small = Callable[..., list[str]]
 
 
 def prepare(argv: list[str]) -> tuple[PatchSet, bool]:
-    return preprocess.prepare(read(argv))
+    return preparation.prepare(read(argv))
 
 
 def read(argv: list[str]) -> Config:
@@ -53,20 +55,20 @@ def test_tiles_cover_every_pixel_and_stay_inside(side: int, tile: int, stride: i
         assert all(b - a <= settings.tile for a, b in pairwise(origins))
 
 
-def test_tiles_are_cut_from_the_degraded_whole_picture(small: Small, photos: Path) -> None:
-    """A patch has no border of its own: its LR is part of the picture's LR."""
+def test_tiles_are_cut_from_the_degraded_whole_image(small: Small, photos: Path) -> None:
+    """A patch has no border of its own: its LR is part of the image's LR."""
     patch_set, _ = prepare(small())
-    pictures = {p.name: np.asarray(Image.open(p)) for p in photos.glob("*.png")}
+    images = {p.name: np.asarray(Image.open(p)) for p in photos.glob("*.png")}
     seen = set()
     for shard in patch_set.shards:
         for row in pq.read_table(f"{patch_set.url}/{shard.file}").to_pylist():
-            hr = pictures[row["image_id"]]
+            hr = images[row["image_id"]]
             lr = downscale(channels_first(hr), 4).permute(1, 2, 0).numpy()
             y, x = row["y"], row["x"]
             assert row["hr"] == hr[y : y + 48, x : x + 48].tobytes()
             assert row["lr"] == lr[y // 4 : y // 4 + 12, x // 4 : x // 4 + 12].tobytes()
             seen.add((row["image_id"], y, x))
-    trained_on = {name for name in pictures if not name.startswith("coffee")}
+    trained_on = {name for name in images if not name.startswith("coffee")}
     assert seen == {(name, y, x) for name in trained_on for y in (0, 48, 96) for x in (0, 48, 96)}
     assert patch_set.holdout_names == ["coffee0.png", "coffee1.png"]
 
@@ -117,32 +119,32 @@ def test_any_setting_that_shapes_the_rows_gives_another_set(small: Small) -> Non
     assert len(names) == 3
 
 
-def test_bad_pictures_are_left_out_by_name_and_reason(small: Small, photos: Path) -> None:
+def test_bad_images_are_left_out_by_name_and_reason(small: Small, photos: Path) -> None:
     good, _ = prepare(small())
-    (photos / "broken.png").write_bytes(b"not a picture")
+    (photos / "broken.png").write_bytes(b"not an image")
     (photos / "cut.png").write_bytes((photos / "chelsea0.png").read_bytes()[:9000])
     Image.new("RGB", (20, 300)).save(photos / "thin.png")
     (photos / "twin.png").write_bytes((photos / "chelsea0.png").read_bytes())
     patch_set, _ = prepare(small("preprocess.max_reject_share=0.5"))
-    reasons = {record.name: record.rejected for record in patch_set.pictures if record.rejected}
+    reasons = {record.name: record.rejected for record in patch_set.images if record.rejected}
     assert set(reasons) == {"broken.png", "cut.png", "thin.png", "twin.png"}
-    assert "is no picture" in str(reasons["broken.png"])
+    assert "is no image" in str(reasons["broken.png"])
     assert "truncated" in str(reasons["cut.png"])
     assert "20x300 is too small, expected at least 48 pixels a side" in str(reasons["thin.png"])
     assert "has the same content as chelsea0.png" in str(reasons["twin.png"])
     assert sum(patch_set.row_groups) == sum(good.row_groups)
 
 
-def test_too_many_bad_pictures_fail(small: Small, photos: Path) -> None:
-    (photos / "broken.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match=r"1 of 7 pictures were rejected, more than preprocess.max_reject_share 0.05"):
+def test_too_many_bad_images_fail(small: Small, photos: Path) -> None:
+    (photos / "broken.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"1 of 7 images were rejected, more than preprocess.max_reject_share 0.05"):
         prepare(small())
 
 
-def test_held_out_pictures_and_their_copies_are_never_trained_on(small: Small, photos: Path) -> None:
+def test_held_out_images_and_their_copies_are_never_trained_on(small: Small, photos: Path) -> None:
     (photos / "a_copy.png").write_bytes((photos / "coffee0.png").read_bytes())
     patch_set, _ = prepare(small())
-    trained = {record.name for shard in patch_set.shards for record in shard.pictures}
+    trained = {record.name for shard in patch_set.shards for record in shard.images}
     assert "a_copy.png" not in trained
     assert "coffee0.png" not in trained
 
@@ -152,47 +154,47 @@ def test_a_holdout_pattern_that_matches_nothing_is_refused(small: Small) -> None
         prepare(small("preprocess.holdout=monalisa"))
 
 
-def test_large_pictures_are_reduced_first(small: Small, photos: Path) -> None:
+def test_large_images_are_reduced_first(small: Small, photos: Path) -> None:
     patch_set, _ = prepare(small("preprocess.max_side=100"))
     assert {patch_set.read_holdout(i).hr.shape for i in range(2)} == {(100, 100, 3)}
 
 
-def known(name: int, side: int) -> KnownPicture:
-    return KnownPicture(f"{name:05}", "", hashlib.sha256(f"{name} {side}".encode()).hexdigest(), side, side, 1, None)
+def known(name: int, side: int) -> InspectedImage:
+    return InspectedImage(f"{name:05}", "", hashlib.sha256(f"{name} {side}".encode()).hexdigest(), side, side, 1, None)
 
 
 @given(sizes=st.lists(st.integers(48, 400), min_size=1, max_size=60), target=st.floats(0.05, 2))
-def test_a_plan_keeps_the_order_and_every_picture(sizes: list[int], target: float) -> None:
+def test_a_plan_keeps_the_order_and_every_image(sizes: list[int], target: float) -> None:
     config = read([*SMALL, f"preprocess.shard_mb={target}"])
-    pictures = [known(i, side) for i, side in enumerate(sizes)]
-    plan = preprocess._plan(config, pictures, held_out=False)
-    assert [p for spec in plan for p in spec.pictures] == pictures
+    images = [known(i, side) for i, side in enumerate(sizes)]
+    plan = preparation._plan(config, images, held_out=False)
+    assert [p for spec in plan for p in spec.images] == images
 
 
 @given(gone=st.integers(0, 999))
 def test_a_plan_keeps_most_shards_of_a_changed_source(gone: int) -> None:
-    """One picture less changes the shards near it, whose ends soon coincide again; fixed sizes would shift them all."""
+    """One image less changes the shards near it, whose ends soon coincide again; fixed sizes would shift them all."""
     config = read([*SMALL, "preprocess.shard_mb=0.5"])
-    pictures = [known(i, 96) for i in range(1000)]
-    before = {spec.file for spec in preprocess._plan(config, pictures, held_out=False)}
-    del pictures[gone]
-    after = {spec.file for spec in preprocess._plan(config, pictures, held_out=False)}
+    images = [known(i, 96) for i in range(1000)]
+    before = {spec.file for spec in preparation._plan(config, images, held_out=False)}
+    del images[gone]
+    after = {spec.file for spec in preparation._plan(config, images, held_out=False)}
     assert len(before) > 40
     assert len(after - before) <= 8
 
 
 def test_shards_are_of_the_target_size_on_average() -> None:
     config = read([*SMALL, "preprocess.shard_mb=1"])
-    pictures = [known(i, 96) for i in range(8000)]
-    plan = list(preprocess._plan(config, pictures, held_out=False))
-    sizes = [len(spec.pictures) * 96 * 96 * 3 / 1e6 for spec in plan[:-1]]
+    images = [known(i, 96) for i in range(8000)]
+    plan = list(preparation._plan(config, images, held_out=False))
+    sizes = [len(spec.images) * 96 * 96 * 3 / 1e6 for spec in plan[:-1]]
     assert 0.9 < np.mean(sizes) < 1.1
     assert min(sizes) >= 0.5
     assert max(sizes) < 2.05
 
 
 def test_noise_and_jpeg_are_functions_of_seed_and_content(small: Small, photos: Path) -> None:
-    def lr(*more: str) -> Bytes:
+    def lr(*more: str) -> Pixels:
         return prepare(small(*(f"preprocess.degradation.{option}" for option in more)))[0].read_holdout(0).lr
 
     clean, noisy = lr(), lr("noise=10", "blur=1.2")
@@ -206,11 +208,11 @@ def test_noise_and_jpeg_are_functions_of_seed_and_content(small: Small, photos: 
 
 
 def test_flat_tiles_are_dropped_and_counted(small: Small, photos: Path) -> None:
-    picture = np.full((144, 144, 3), 90, np.uint8)
-    picture[:48] = random_picture(48, 144)
-    Image.fromarray(picture).save(photos / "flat.png")
+    image = np.full((144, 144, 3), 90, np.uint8)
+    image[:48] = random_image(48, 144)
+    Image.fromarray(image).save(photos / "flat.png")
     patch_set, _ = prepare(small("preprocess.min_detail=2"))
-    (record,) = [record for record in patch_set.pictures if record.name == "flat.png"]
+    (record,) = [record for record in patch_set.images if record.name == "flat.png"]
     assert (record.tiles, record.flat) == (3, 6)
     rows = [row for s in patch_set.shards for row in pq.read_table(f"{patch_set.url}/{s.file}").to_pylist()]
     assert {row["y"] for row in rows if row["image_id"] == "flat.png"} == {0}
@@ -239,10 +241,10 @@ def test_an_interrupted_inventory_is_taken_up(small: Small, monkeypatch: pytest.
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_memory_follows_neither_the_size_nor_the_number_of_pictures(tmp_path: Path) -> None:
-    """A picture of 100 megapixels beside 5,000 small ones, below 2 GB in every process."""
+def test_memory_follows_neither_the_size_nor_the_number_of_images(tmp_path: Path) -> None:
+    """An image of 100 megapixels beside 5,000 small ones, below 2 GB in every process."""
     (tmp_path / "photos").mkdir()
-    tile = random_picture(250, 250)
+    tile = random_image(250, 250)
     Image.fromarray(np.tile(tile, (40, 40, 1))).save(tmp_path / "photos/large.png", compress_level=1)
     for i in range(5000):
         tile[0, :2] = [[i % 256] * 3, [i // 256] * 3]

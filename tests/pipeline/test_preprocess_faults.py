@@ -13,10 +13,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from pipeline import preprocess
-from pipeline.commandline import parse
-from pipeline.patchset import PatchSet
-from tests.conftest import ROOT, SMALL, random_picture
+from pipeline.data import preparation
+from pipeline.data.patchset import PatchSet
+from pipeline.settings.command_line import parse
+from tests.conftest import ROOT, SMALL, random_image
 from tests.services import TwoNodes
 
 OPTIONS = [option for option in SMALL if "holdout" not in option and "shard_mb" not in option]
@@ -24,32 +24,32 @@ OPTIONS += ["preprocess.holdout=0[0-2]", "preprocess.shard_mb=1", "preprocess.ma
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty pictures of noise, which take a while to decode, and a broken one."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty images of noise, which take a while to decode, and a broken one."""
+    folder = tmp_path_factory.mktemp("images")
     for i in range(30):
-        Image.fromarray(random_picture(480, 480, seed=i)).save(folder / f"{i:02}.png")
-    (folder / "broken.png").write_bytes(b"no picture")
+        Image.fromarray(random_image(480, 480, seed=i)).save(folder / f"{i:02}.png")
+    (folder / "broken.png").write_bytes(b"no image")
     return folder
 
 
 @pytest.fixture(scope="module")
-def straight(pictures: Path, ray_session: None) -> PatchSet:
+def straight(images: Path, ray_session: None) -> PatchSet:
     """What a run without faults makes."""
-    return prepare(pictures, pictures.parent / "straight")
+    return prepare(images, images.parent / "straight")
 
 
-def prepare(pictures: Path, home: Path | str) -> PatchSet:
-    return preprocess.prepare(parse(options(pictures, home), "preprocess", ""))[0]
+def prepare(images: Path, home: Path | str) -> PatchSet:
+    return preparation.prepare(parse(options(images, home), "preprocess", ""))[0]
 
 
-def options(pictures: Path, home: Path | str) -> list[str]:
-    return [f"--source={pictures}", f"--home={home}", *OPTIONS]
+def options(images: Path, home: Path | str) -> list[str]:
+    return [f"--source={images}", f"--home={home}", *OPTIONS]
 
 
-def start(pictures: Path, home: Path | str, *more: str, **env: str) -> subprocess.Popen[str]:
+def start(images: Path, home: Path | str, *more: str, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.preprocess", *options(pictures, home), *more],
+        [sys.executable, "-m", "pipeline.preprocess", *options(images, home), *more],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT / "tests/faults"), **env},
         stdout=subprocess.PIPE,
@@ -80,20 +80,20 @@ def assert_same(made: PatchSet, expected: PatchSet, home: Path) -> None:
 
 
 def test_with_the_driver_killed_and_run_again_nothing_finished_is_redone(
-    pictures: Path, straight: PatchSet, tmp_path: Path
+    images: Path, straight: PatchSet, tmp_path: Path
 ) -> None:
-    with start(pictures, tmp_path) as driver:
+    with start(images, tmp_path) as driver:
         wait_for_shards(tmp_path, 3)
         os.kill(driver.pid, signal.SIGKILL)
     time.sleep(1)
     assert not list(tmp_path.glob("patchsets/*/manifest.json")), "the run was over too soon"
     kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("patchsets/*/*.parquet")}
-    made = prepare(pictures, tmp_path)
+    made = prepare(images, tmp_path)
     assert_same(made, straight, tmp_path)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
 
 
-def test_with_a_worker_killed_it_goes_on(pictures: Path, straight: PatchSet, tmp_path: Path) -> None:
+def test_with_a_worker_killed_it_goes_on(images: Path, straight: PatchSet, tmp_path: Path) -> None:
     killed: list[int] = []
 
     def kill() -> None:
@@ -106,16 +106,14 @@ def test_with_a_worker_killed_it_goes_on(pictures: Path, straight: PatchSet, tmp
 
     killer = threading.Thread(target=kill)
     killer.start()
-    made = prepare(pictures, tmp_path)
+    made = prepare(images, tmp_path)
     killer.join()
     assert killed, "no worker was killed: the run was over too soon"
     assert_same(made, straight, tmp_path)
 
 
-def test_a_full_disk_is_one_sentence_and_no_half_shard_counts(
-    pictures: Path, straight: PatchSet, tmp_path: Path
-) -> None:
-    with start(pictures, f"faulty://{tmp_path}", FAULTY_DISK="8000000") as full:
+def test_a_full_disk_is_one_sentence_and_no_half_shard_counts(images: Path, straight: PatchSet, tmp_path: Path) -> None:
+    with start(images, f"faulty://{tmp_path}", FAULTY_DISK="8000000") as full:
         _, errors = full.communicate()
     assert full.returncode == 2
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
@@ -125,13 +123,13 @@ def test_a_full_disk_is_one_sentence_and_no_half_shard_counts(
     assert not list(tmp_path.glob("patchsets/*/manifest.json"))
     halves = {name for name, digest in files(tmp_path).items() if digest not in {s.sha256 for s in straight.all_shards}}
     assert halves, "the disk left no half file"
-    made = prepare(pictures, tmp_path)
+    made = prepare(images, tmp_path)
     assert_same(made, straight, tmp_path)
 
 
 @pytest.mark.long
-def test_lost_permission_is_one_sentence(pictures: Path, ray_session: None, tmp_path: Path) -> None:
-    with start(pictures, f"faulty://{tmp_path}", FAULTY_PERMISSION="1") as refused:
+def test_lost_permission_is_one_sentence(images: Path, ray_session: None, tmp_path: Path) -> None:
+    with start(images, f"faulty://{tmp_path}", FAULTY_PERMISSION="1") as refused:
         _, errors = refused.communicate()
     assert refused.returncode == 2
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
@@ -140,26 +138,26 @@ def test_lost_permission_is_one_sentence(pictures: Path, ray_session: None, tmp_
 
 
 @pytest.mark.long
-def test_a_limit_on_the_size_of_files_leaves_nothing_behind(pictures: Path, straight: PatchSet, tmp_path: Path) -> None:
+def test_a_limit_on_the_size_of_files_leaves_nothing_behind(images: Path, straight: PatchSet, tmp_path: Path) -> None:
     """The kernel's limit, which workers meet in the middle of a shard."""
-    with start(pictures, tmp_path, FAULTY_FILE_SIZE="500000") as limited:
+    with start(images, tmp_path, FAULTY_FILE_SIZE="500000") as limited:
         _, errors = limited.communicate()
     assert limited.returncode == 2, errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert "File too large" in line
     assert not files(tmp_path)
     assert not list(tmp_path.rglob("*.part"))
-    assert_same(prepare(pictures, tmp_path), straight, tmp_path)
+    assert_same(prepare(images, tmp_path), straight, tmp_path)
 
 
 @pytest.mark.long
 def test_with_a_node_killed_it_goes_on_and_two_nodes_write_the_same_bytes(
-    pictures: Path, straight: PatchSet, tmp_path: Path, two_nodes: TwoNodes
+    images: Path, straight: PatchSet, tmp_path: Path, two_nodes: TwoNodes
 ) -> None:
-    with start(pictures, tmp_path, f"cluster.address={two_nodes.address}") as driver:
+    with start(images, tmp_path, f"cluster.address={two_nodes.address}") as driver:
         wait_for_shards(tmp_path, 2)
         two_nodes.kill()
         assert not list(tmp_path.glob("patchsets/*/manifest.json")), "the run was over too soon"
         _, errors = driver.communicate(timeout=120)
     assert driver.returncode == 0, errors
-    assert_same(prepare(pictures, tmp_path), straight, tmp_path)
+    assert_same(prepare(images, tmp_path), straight, tmp_path)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import preprocess, reader
-from pipeline.commandline import parse
-from pipeline.config import UserError
-from pipeline.learner import to_unit
-from pipeline.patchset import Bytes, PatchSet
-from pipeline.reader import BatchReader, MappedTiles, Tiles, hold
-from pipeline.sampler import SampleOrder
+from pipeline.data import preparation, reader
+from pipeline.data.patchset import PatchSet
+from pipeline.data.reader import BatchReader, MappedTiles, Tiles, hold
+from pipeline.data.sampler import SampleOrder
+from pipeline.settings import UserError
+from pipeline.settings.command_line import parse
+from sr_model.pixels import Pixels, to_unit
 from tests.conftest import SMALL, write_photos
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> PatchSe
     folder = tmp_path_factory.mktemp("reader")
     write_photos(folder / "photos")
     config = parse([f"--source={folder / 'photos'}", f"--home={folder / 'home'}", *SMALL], "preprocess", "")
-    return preprocess.prepare(config)[0]
+    return preparation.prepare(config)[0]
 
 
 def order_of(made: PatchSet) -> SampleOrder:
@@ -132,16 +132,16 @@ def test_the_lr_patch_lies_under_the_hr_patch(made: PatchSet) -> None:
 
 
 def test_the_eight_orientations_are_those_of_a_square() -> None:
-    picture: Bytes = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
-    turned = [to_unit(picture, CPU, np.array([o], np.uint8)) for o in range(8)]
+    image: Pixels = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
+    turned = [to_unit(image, CPU, np.array([o], np.uint8)) for o in range(8)]
     expected = [torch.rot90(x, k, (2, 3)) for x in (turned[0], turned[0].flip(3)) for k in range(4)]
-    assert torch.equal(turned[0], to_unit(picture, CPU))
+    assert torch.equal(turned[0], to_unit(image, CPU))
     assert {t.numpy().tobytes() for t in turned} == {e.contiguous().numpy().tobytes() for e in expected}
 
 
 def test_an_error_while_reading_reaches_the_consumer(made: PatchSet) -> None:
     class Broken:
-        def read_group(self, number: int) -> tuple[Bytes, Bytes]:
+        def read_group(self, number: int) -> tuple[Pixels, Pixels]:
             raise OSError("the store is gone")
 
     with pytest.raises(OSError, match="the store is gone"):

@@ -13,10 +13,14 @@ import torch
 from PIL import Image
 from skimage import data
 
-from pipeline import cells, features, publish, records, train
-from pipeline.commandline import parse
-from pipeline.config import Config, UserError
-from pipeline.records import Recorded
+from pipeline import publish
+from pipeline.grid import cells
+from pipeline.networks import features
+from pipeline.reporting import records
+from pipeline.reporting.records import Recorded
+from pipeline.settings import Config, UserError
+from pipeline.settings.command_line import parse
+from pipeline.training import runs
 from tests.conftest import ROOT
 from tests.grids import Grid, tune
 
@@ -54,7 +58,7 @@ def test_a_record_holds_configuration_metrics_and_scores(mse: Recorded, finished
     validations = [r["step"] for r in mse["history"] if r["kind"] == "validation"]
     assert validations == [0, 4, 8]
     assert mse["scores"]["held-out"]["mean"]["trained"]["psnr_y"] > 10
-    assert len(mse["scores"]["held-out"]["pictures"]) == 2
+    assert len(mse["scores"]["held-out"]["images"]) == 2
     assert mse["result"]["steps"] == 8
     assert {"torch", "ray", "mlflow", "python"} <= set(mse["versions"])
 
@@ -158,20 +162,22 @@ def test_the_page_shows_the_same_crops_of_every_row(kept: Path, tmp_path: Path) 
         Image.fromarray(data.astronaut()[:128, :160]).save(tmp_path / "benchmarks" / name / "HR" / f"{stem}.png")
     publish.write_page(records.load(str(kept)), [], str(kept), tmp_path, tmp_path / "benchmarks")
     for name in ("results-crops.png", "result.png"):
-        with Image.open(tmp_path / name) as picture:
-            assert picture.width > 1000
-            assert np.asarray(picture.convert("L")).std() > 10
+        with Image.open(tmp_path / name) as image:
+            assert image.width > 1000
+            assert np.asarray(image.convert("L")).std() > 10
 
 
 def test_the_pages_tell_what_the_shipped_records_hold(tmp_path: Path) -> None:
-    found = records.load(records.SHIPPED)
+    found = records.load(str(ROOT / "docs/results"))
     assert {recorded["label"] for recorded in found} == ROWS
-    publish.write_page(found, records.load(str(ROOT / "docs/seeds")), records.SHIPPED, tmp_path, None)
+    publish.write_page(
+        found, records.load(str(ROOT / "docs/results/seeds")), str(ROOT / "docs/results"), tmp_path, None
+    )
     page = (tmp_path / "results.md").read_text()
     assert page == (ROOT / "docs/results.md").read_text()
     for recorded in found:
         card = ROOT / "pipeline/models" / records.folder_name(recorded["label"]) / "README.md"
-        assert card.read_text() == records.card(records.SHIPPED, recorded)
+        assert card.read_text() == records.card(str(ROOT / "docs/results"), recorded)
     lines = (ROOT / "README.md").read_text().splitlines()
     shown = [line for line in lines if re.match(r"\| .*\d\d\.\d\d \|", line)]
     assert len(shown) > len(found)
@@ -183,10 +189,10 @@ def test_the_shipped_records_are_the_cells_of_their_configuration(monkeypatch: p
     planned = cells.plan_cells(parse(["--config=configs/results.yaml"], "tune", ""))
     assert {cell.label for cell in planned} == ROWS
     for cell in planned:
-        recorded = records.find(records.SHIPPED, cell.label)
+        recorded = records.find(str(ROOT / "docs/results"), cell.label)
         assert recorded
         known = records.configuration(recorded)
-        assert train.is_same(recorded["identity"], known, cell.config, recorded["identity"]["patch_set"]), cell.label
+        assert runs.is_same(recorded["identity"], known, cell.config, recorded["identity"]["patch_set"]), cell.label
         assert known.preprocess == cell.config.preprocess
 
 
@@ -210,13 +216,13 @@ def test_a_training_is_the_same_by_what_shaped_it(tmp_path: Path) -> None:
     safetensors.torch.save_file({"features.0.weight": torch.zeros(1)}, weights)
     options = ['train.loss={"perceptual": 1}', f"train.perceptual.weights={weights}"]
     config = parse(options, "tune", "")
-    known = train.identity(config, "set")
+    known = runs.identity(config, "set")
     older = config.model_dump()
     for settings in (older["train"], known["train"]):  # as if these were new
         del settings["optimizer"], settings["perceptual"]["scale"]
 
     def same(*more: str, patch_set: str = "set") -> bool:
-        return train.is_same(known, Config(**older), parse([*options, *more], "tune", ""), patch_set)
+        return runs.is_same(known, Config(**older), parse([*options, *more], "tune", ""), patch_set)
 
     assert same()
     assert same("train.validate_every=7", "cluster.workers=1", "data.hold=stream")

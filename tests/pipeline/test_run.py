@@ -37,9 +37,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path,
     base = tmp_path_factory.mktemp("workflow")
     write_photos(base / "photos")
     (base / "Bench/HR").mkdir(parents=True)
-    picture = Image.open(base / "photos/chelsea0.png")
-    picture.save(base / "Bench/HR/colour.png")
-    picture.convert("L").save(base / "Bench/HR/grey.png")
+    image = Image.open(base / "photos/chelsea0.png")
+    image.save(base / "Bench/HR/colour.png")
+    image.convert("L").save(base / "Bench/HR/grey.png")
     options = [f"--source={base / 'photos'}", f"--home={base / 'home'}", *SMALL]
     options += ["--evaluate.benchmarks", f"Bench={base / 'Bench'}", "name=small"]
     printed, _ = run(*options)
@@ -55,14 +55,14 @@ def test_prints_table_report_and_the_command_of_the_ui(finished: tuple[list[str]
     assert "mlflow ui --backend-store-uri sqlite:///" in printed
 
 
-def test_leaves_scores_report_and_pictures(finished: tuple[list[str], Path, str]) -> None:
+def test_leaves_scores_report_and_images(finished: tuple[list[str], Path, str]) -> None:
     _, folder, _ = finished
     scores = json.loads((folder / "scores.json").read_text())
     assert set(scores["sets"]) == {"held-out", "Bench"}
-    assert [p["name"] for p in scores["sets"]["held-out"]["pictures"]] == ["coffee0.png", "coffee1.png"]
+    assert [p["name"] for p in scores["sets"]["held-out"]["images"]] == ["coffee0.png", "coffee1.png"]
     assert 20 < scores["sets"]["Bench"]["mean"]["bicubic"]["psnr_y"] < 45
     assert Image.open(folder / "comparison.png").width > 600
-    assert Image.open(folder / "pictures/Bench/1_grey-trained.png").mode == "L"
+    assert Image.open(folder / "images/Bench/1_grey-trained.png").mode == "L"
 
 
 def test_the_report_asks_nothing_of_the_network(finished: tuple[list[str], Path, str]) -> None:
@@ -127,14 +127,14 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert "Traceback" not in errors
 
 
-def test_an_empty_source_and_unreadable_pictures_too(small: Small, tmp_path: Path) -> None:
+def test_an_empty_source_and_unreadable_images_too(small: Small, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     _, errors = run(*small(f"--source={tmp_path / 'empty'}"), module="preprocess", code=2)
-    assert "holds no picture" in errors
+    assert "holds no image" in errors
     (tmp_path / "empty/bad.png").write_bytes(b"no")
     _, errors = run(*small(f"--source={tmp_path / 'empty'}"), module="preprocess", code=2)
-    assert "error: 1 of 7 pictures were rejected" in errors
-    assert "bad.png is no picture of a known format" in errors
+    assert "error: 1 of 7 images were rejected" in errors
+    assert "bad.png is no image of a known format" in errors
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_the_slider_moves_in_a_browser(finished: tuple[list[str], Path, str], br
     at = float(slider.evaluate("e => e.style.getPropertyValue('--at')").rstrip("%"))
     assert at == pytest.approx(25, abs=4)
     page.locator(".tabs button").nth(1).click()  # type: ignore[attr-defined]
-    assert page.locator(".slider:visible").get_attribute("data-picture") == "1"  # type: ignore[attr-defined]
+    assert page.locator(".slider:visible").get_attribute("data-image") == "1"  # type: ignore[attr-defined]
     assert problems == []
 
 

@@ -19,11 +19,12 @@ import pytest
 import s3fs
 from PIL import Image
 
-from pipeline import cluster, patchset, preprocess, sources, storage
-from pipeline.commandline import parse
-from pipeline.config import UserError
-from pipeline.patchset import PatchSet
-from tests.conftest import ROOT, SMALL, random_picture, write_photos
+from pipeline import cluster, storage
+from pipeline.data import patchset, preparation, sources
+from pipeline.data.patchset import PatchSet
+from pipeline.settings import UserError
+from pipeline.settings.command_line import parse
+from tests.conftest import ROOT, SMALL, random_image, write_photos
 from tests.services import BUCKET, S3Server
 
 Fault = Callable[[str, str], str | None]
@@ -138,7 +139,7 @@ def upload(folder: Path, url: str) -> None:
 
 
 def prepare(source: Path | str, home: Path | str, *more: str) -> tuple[PatchSet, bool]:
-    return preprocess.prepare(parse([f"--source={source}", f"--home={home}", *SMALL, *more], "preprocess", ""))
+    return preparation.prepare(parse([f"--source={source}", f"--home={home}", *SMALL, *more], "preprocess", ""))
 
 
 def start(server: S3Server, module: str, *argv: str) -> subprocess.Popen[str]:
@@ -228,8 +229,8 @@ def test_what_another_process_wrote_is_seen(url: str, tmp_path: Path) -> None:
     storage.copy(tmp_path / "photos/coffee0.png", f"{url}/a.png")
 
     def seen() -> list[list[str]]:
-        found = [sources.find_pictures([source], str(tmp_path)) for source in (url, f"{url}/*.png")]
-        return [storage.names(url), *([picture.name for picture in pictures] for pictures in found)]
+        found = [sources.list_images([source], str(tmp_path)) for source in (url, f"{url}/*.png")]
+        return [storage.names(url), *([image.name for image in images] for images in found)]
 
     assert seen() == [["a.png"]] * 3
     other = "import sys; from pipeline import storage; storage.write(sys.argv[1], b'new')"
@@ -298,9 +299,9 @@ def test_patience_ends_in_one_sentence(url: str, proxy: Proxy, monkeypatch: pyte
     with pytest.raises(OSError, match=rf"Could not connect.*{url}/file"):
         storage.read(f"{url}/file")
     with pytest.raises(UserError, match=rf"source {url} cannot be listed: .*Could not connect"):
-        sources.find_pictures([url], str(tmp_path))
+        sources.list_images([url], str(tmp_path))
     with pytest.raises(UserError, match=rf"source {url}/a.zip cannot be read: .*Could not connect"):
-        sources.find_pictures([f"{url}/a.zip"], str(tmp_path))
+        sources.list_images([f"{url}/a.zip"], str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -329,9 +330,9 @@ def test_wrong_credentials_fail_at_once(
         with pytest.raises(OSError, match=f"{url}/file"):
             operation(f"{url}/file")
     with pytest.raises(UserError, match=f"source {url} cannot be listed"):
-        sources.find_pictures([url], str(tmp_path))
+        sources.list_images([url], str(tmp_path))
     with pytest.raises(UserError, match=f"source s3://{BUCKET} cannot be listed"):
-        sources.find_pictures([f"s3://{BUCKET}"], str(tmp_path))
+        sources.list_images([f"s3://{BUCKET}"], str(tmp_path))
     assert time.monotonic() - start < 20
 
 
@@ -342,7 +343,7 @@ def test_a_bucket_that_is_not_there_is_named(url: str, proxy: Proxy) -> None:
     assert len(proxy.seen) == 1
 
 
-def test_pictures_and_archives_are_read_through_trouble(url: str, proxy: Proxy, tmp_path: Path) -> None:
+def test_images_and_archives_are_read_through_trouble(url: str, proxy: Proxy, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos")
     expected = {file.name: file.read_bytes() for file in (tmp_path / "photos").iterdir()}
     upload(tmp_path / "photos", f"{url}/photos")
@@ -350,9 +351,9 @@ def test_pictures_and_archives_are_read_through_trouble(url: str, proxy: Proxy, 
     storage.copy(tmp_path / "photos.tar", f"{url}/photos.tar")
     for source in (f"{url}/photos", f"{url}/photos/*.png", f"{url}/photos.tar"):
         proxy.fault = first(2, "503 ServiceUnavailable")
-        found = sources.find_pictures([source], str(tmp_path))
+        found = sources.list_images([source], str(tmp_path))
         proxy.fault = first(2, "503 ServiceUnavailable")
-        assert {picture.name: sources.read_bytes(picture.url) for picture in found} == expected
+        assert {image.name: sources.read_bytes(image.url) for image in found} == expected
 
 
 def test_an_unfinished_patch_set_is_none_and_goes_on_where_it_stopped(
@@ -384,14 +385,14 @@ def test_an_unfinished_patch_set_is_none_and_goes_on_where_it_stopped(
 
 def test_a_row_group_is_read_alone_and_through_trouble(url: str, proxy: Proxy, tmp_path: Path) -> None:
     """Training jumps from group to group, and shards are large."""
-    hr = [random_picture(64, 64, seed=i) for i in range(40)]
-    lr = [picture[::4, ::4] for picture in hr]
+    hr = [random_image(64, 64, seed=i) for i in range(40)]
+    lr = [image[::4, ::4] for image in hr]
     groups = []
     for i in range(0, 40, 8):
         numbers = [pa.array([0] * 8, pa.int32())] * 2
         columns = [pa.array(["a"] * 8), *numbers, patchset.pack(hr[i : i + 8]), patchset.pack(lr[i : i + 8])]
         groups.append(pa.Table.from_arrays(columns, schema=patchset.TILE_SCHEMA))
-    patchset.write_shard(tmp_path / "shard", patchset.TILE_SCHEMA, groups, {"pictures": "[]"})
+    patchset.write_shard(tmp_path / "shard", patchset.TILE_SCHEMA, groups, {"images": "[]"})
     shard = patchset.read_shard(tmp_path / "shard", "train.parquet", check=True)
     assert shard is not None
     storage.copy(tmp_path / "shard", f"{url}/train.parquet")
@@ -421,7 +422,7 @@ def test_the_commands_take_s3_for_source_and_home(
     folder = f"{url}/home/patchsets/{expected.name}"
     status, output, errors = run("preprocess", f"--source={url}/photos", f"--home={url}/home", *SMALL)
     assert status == 0, errors
-    assert f"patch set {folder}: 6 pictures (2 held out, 0 left out)" in output
+    assert f"patch set {folder}: 6 images (2 held out, 0 left out)" in output
     assert patchset.load(folder).all_shards == expected.all_shards
     found, again = prepare(f"{url}/photos", f"{url}/home")
     assert again
@@ -449,7 +450,7 @@ def test_preprocessing_outlives_the_servers_death(
     (tmp_path / "photos").mkdir()
     for i in range(40):
         name = f"{'coffee' if i < 3 else 'noise'}{i}.png"
-        Image.fromarray(random_picture(480, 480, seed=i)).save(tmp_path / "photos" / name)
+        Image.fromarray(random_image(480, 480, seed=i)).save(tmp_path / "photos" / name)
     expected, _ = prepare(tmp_path / "photos", tmp_path / "home", "preprocess.shard_mb=1")
     upload(tmp_path / "photos", f"{url}/photos")
     folder = f"{url}/home/patchsets/{expected.name}"

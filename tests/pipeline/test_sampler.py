@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sampler import SampleOrder, Samples, augmentations, micro_batches, permutation
+from pipeline.data.sampler import SampleOrder, Samples, augmentations, micro_batches, permutation
 
 orders = st.builds(
     SampleOrder,

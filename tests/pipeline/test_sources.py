@@ -8,49 +8,50 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import download, sources
-from pipeline.config import UserError
-from pipeline.pictures import RejectedPictureError, decode
-from pipeline.sources import Archive, BenchmarkPicture, Picture, read_bytes
-from tests.conftest import random_picture
+from pipeline.data import sources
+from pipeline.data.images import RejectedImageError, decode
+from pipeline.data.sources import Archive, BenchmarkImage, SourceImage, read_bytes
+from pipeline.settings import UserError
+from pipeline.storage import download
+from tests.conftest import random_image
 
-RGB = Image.fromarray(random_picture(20, 30))
-
-
-def find_pictures(wanted: list[str]) -> list[Picture]:
-    return sources.find_pictures(wanted, cache="/none")
+RGB = Image.fromarray(random_image(20, 30))
 
 
-def find_benchmark(folder: Path, scale: int) -> list[BenchmarkPicture]:
+def list_images(wanted: list[str]) -> list[SourceImage]:
+    return sources.list_images(wanted, cache="/none")
+
+
+def find_benchmark(folder: Path, scale: int) -> list[BenchmarkImage]:
     return sources.find_benchmark("Set5", str(folder), scale, cache="/none")
 
 
 def test_the_built_in_photographs_are_there() -> None:
-    pictures = find_pictures(["builtin"])
-    assert len(pictures) == 9
-    for picture in pictures:
-        assert min(decode(read_bytes(picture.url), 10**7).shape[:2]) >= 300
+    images = list_images(["builtin"])
+    assert len(images) == 9
+    for image in images:
+        assert min(decode(read_bytes(image.url), 10**7).shape[:2]) >= 300
 
 
 def test_folders_files_and_patterns(photos: Path) -> None:
     (photos / "sub").mkdir()
-    (photos / "notes.txt").write_text("no picture")
+    (photos / "notes.txt").write_text("no image")
     RGB.save(photos / "sub" / "deep.PNG")
-    assert [p.name for p in find_pictures([str(photos)])][-1] == "sub/deep.PNG"
-    assert [p.name for p in find_pictures([str(photos / "chelsea*")])] == ["chelsea0.png", "chelsea1.png"]
-    assert [p.name for p in find_pictures([str(photos / "coffee1.png")])] == ["coffee1.png"]
-    assert len({p.name for p in find_pictures([str(photos), str(photos / "sub")])}) == 8
+    assert [p.name for p in list_images([str(photos)])][-1] == "sub/deep.PNG"
+    assert [p.name for p in list_images([str(photos / "chelsea*")])] == ["chelsea0.png", "chelsea1.png"]
+    assert [p.name for p in list_images([str(photos / "coffee1.png")])] == ["coffee1.png"]
+    assert len({p.name for p in list_images([str(photos), str(photos / "sub")])}) == 8
 
 
-@pytest.mark.parametrize(("source", "message"), [("none", "does not exist"), (".", "holds no picture")])
+@pytest.mark.parametrize(("source", "message"), [("none", "does not exist"), (".", "holds no image")])
 def test_a_missing_or_empty_source_is_named(tmp_path: Path, source: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        find_pictures([str(tmp_path / source)])
+        list_images([str(tmp_path / source)])
 
 
-def png(picture: Image.Image = RGB) -> bytes:
+def png(image: Image.Image = RGB) -> bytes:
     sink = io.BytesIO()
-    picture.save(sink, "PNG")
+    image.save(sink, "PNG")
     return sink.getvalue()
 
 
@@ -71,7 +72,7 @@ def write_archive(file: Path, members: dict[str, bytes]) -> str:
 @pytest.mark.parametrize("name", ["set.zip", "set.tar", "set.tar.gz", "SET.tgz"])
 def test_archives_are_read_without_unpacking_them(tmp_path: Path, name: str) -> None:
     members = {"set/b.png": png(), "set/a.png": png(), "readme.txt": b"", "__MACOSX/._a.png": b"", "../evil.png": png()}
-    found = find_pictures([write_archive(tmp_path / name, members)])
+    found = list_images([write_archive(tmp_path / name, members)])
     assert [p.name for p in found] == ["../evil.png", "set/a.png", "set/b.png"]
     assert all(np.array_equal(decode(read_bytes(p.url), 10**6), np.asarray(RGB)) for p in found)
     assert [p.name for p in tmp_path.iterdir()] == [name]
@@ -80,8 +81,8 @@ def test_archives_are_read_without_unpacking_them(tmp_path: Path, name: str) -> 
 def test_an_archive_may_lie_at_any_url(tmp_path: Path) -> None:
     content = Path(write_archive(tmp_path / "set.zip", {"a.png": png()})).read_bytes()
     fsspec.filesystem("memory").pipe("/bucket/set.zip", content)
-    (picture,) = find_pictures(["memory://bucket/set.zip"])
-    assert read_bytes(picture.url) == png()
+    (image,) = list_images(["memory://bucket/set.zip"])
+    assert read_bytes(image.url) == png()
 
 
 def test_a_damaged_member_is_rejected_and_a_damaged_archive_refused(tmp_path: Path) -> None:
@@ -89,21 +90,21 @@ def test_a_damaged_member_is_rejected_and_a_damaged_archive_refused(tmp_path: Pa
     content = bytearray(file.read_bytes())
     content[content.find(b"a.png") + 200] ^= 255
     file.write_bytes(content)
-    bad, good = find_pictures([str(file)])
-    with pytest.raises(RejectedPictureError, match="cannot be read from its archive: Bad CRC-32"):
+    bad, good = list_images([str(file)])
+    with pytest.raises(RejectedImageError, match="cannot be read from its archive: Bad CRC-32"):
         read_bytes(bad.url)
     assert read_bytes(good.url) == png()
     (tmp_path / "cut.zip").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"cut.zip cannot be read: .*, expected a whole zip archive"):
-        find_pictures([str(tmp_path / "cut.zip")])
+        list_images([str(tmp_path / "cut.zip")])
     with pytest.raises(UserError, match=r"none.tar does not exist, expected a tar archive"):
-        find_pictures([str(tmp_path / "none.tar")])
+        list_images([str(tmp_path / "none.tar")])
 
 
 def test_a_member_changes_its_version_with_its_content(tmp_path: Path) -> None:
-    before = find_pictures([write_archive(tmp_path / "set.zip", {"a.png": png(), "b.png": png()})])
-    changed = Image.fromarray(random_picture(20, 30, seed=1))
-    after = find_pictures([write_archive(tmp_path / "set.zip", {"a.png": png(), "b.png": png(changed)})])
+    before = list_images([write_archive(tmp_path / "set.zip", {"a.png": png(), "b.png": png()})])
+    changed = Image.fromarray(random_image(20, 30, seed=1))
+    after = list_images([write_archive(tmp_path / "set.zip", {"a.png": png(), "b.png": png(changed)})])
     assert before[0].version == after[0].version
     assert before[1].version != after[1].version
 
@@ -119,7 +120,7 @@ def test_div2k_is_its_two_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(download, "fetch", lambda url, cache, size, sha256: f"{cache}/{url.rsplit('/')[-1]}")
 
     def names(source: str) -> list[str]:
-        return [p.name for p in sources.find_pictures([source], cache=str(tmp_path))]
+        return [p.name for p in sources.list_images([source], cache=str(tmp_path))]
 
     assert names("div2k") == ["DIV2K_train_HR/0001.png", "DIV2K_valid_HR/0801.png"]
     assert names("div2k/valid") == ["DIV2K_valid_HR/0801.png"]
@@ -152,7 +153,7 @@ def test_benchmark_layouts(tmp_path: Path, hr: str, lr: str) -> None:
     assert (alone.name, alone.lr) == ("baby", None)
 
 
-def test_a_benchmark_of_hr_pictures_alone(tmp_path: Path) -> None:
+def test_a_benchmark_of_hr_images_alone(tmp_path: Path) -> None:
     RGB.save(tmp_path / "baby.png")
     (found,) = find_benchmark(tmp_path, 4)
     assert (found.name, found.lr) == ("baby", None)

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline import storage
-from pipeline.commandline import parse
-from pipeline.config import Config, UserError
+from pipeline.settings import Config, UserError
+from pipeline.settings.command_line import parse
 from pipeline.tracking import Forwarder, Journal, JournalReader, Tracker
 
 
@@ -69,8 +69,9 @@ def test_runs_end_in_the_right_state(tmp_path: Path, error: type[BaseException] 
 
 
 def test_a_run_whose_process_died_is_closed_by_the_next(tmp_path: Path) -> None:
-    code = "import os, sys; from pipeline.commandline import parse; from pipeline.tracking import Tracker\n" + (
-        f"with Tracker(parse(['home={tmp_path}'], 'run', '')).run('{tmp_path}/dead', 'dead', {{}}): os._exit(9)"
+    code = (
+        "import os, sys; from pipeline.settings.command_line import parse; from pipeline.tracking import Tracker\n"
+        + (f"with Tracker(parse(['home={tmp_path}'], 'run', '')).run('{tmp_path}/dead', 'dead', {{}}): os._exit(9)")
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     run_id = storage.read_json(f"{tmp_path}/dead/tracking.json")["runs"][""]

@@ -14,11 +14,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline import preprocess, scoring, storage, train
-from pipeline.commandline import parse
-from pipeline.config import Config, UserError
-from pipeline.learner import build_network
-from pipeline.train import Trained
+from pipeline import storage, train
+from pipeline.data import preparation
+from pipeline.evaluation import scoring
+from pipeline.networks import upscaling
+from pipeline.networks.weights import build_network
+from pipeline.settings import Config, UserError
+from pipeline.settings.command_line import parse
+from pipeline.training import driver, runs
+from pipeline.training.runs import Trained
 from tests.conftest import ROOT, SMALL, write_photos
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -29,8 +33,8 @@ LONGER = ["train.length=240 steps", "train.checkpoint_every=20", "train.validate
 
 def run(argv: list[str]) -> tuple[Config, Trained]:
     config = parse(argv, "train", "")
-    patch_set, _ = preprocess.prepare(config)
-    return config, train.train(config, patch_set)
+    patch_set, _ = preparation.prepare(config)
+    return config, driver.train(config, patch_set)
 
 
 def weights(trained: Trained) -> dict[str, torch.Tensor]:
@@ -86,16 +90,16 @@ def test_a_training_leaves_weights_journal_and_a_finished_mlflow_run(
     assert again.name == trained.name
 
 
-def test_validation_is_the_mean_over_pictures_however_many_workers_share_them(
+def test_validation_is_the_mean_over_images_however_many_workers_share_them(
     straight: tuple[list[str], Config, Trained],
 ) -> None:
     _, config, trained = straight
-    patch_set, _ = preprocess.prepare(config)
+    patch_set, _ = preparation.prepare(config)
     net, scores = build_network(config.scale, config.model, config.train.seed).eval(), []
     for i in range(len(patch_set.holdout_names)):
-        picture = patch_set.read_holdout(i)
-        sr = scoring.upscale_picture(net, picture.lr)
-        scores.append(scoring.score_picture(sr, picture.hr, config.scale).psnr_y)
+        image = patch_set.read_holdout(i)
+        sr = upscaling.upscale_image(net, image.lr)
+        scores.append(scoring.score_image(sr, image.hr, config.scale).psnr_y)
     assert len(scores) == 2
     (start,) = [r["metrics"] for r in trained.history() if (r["kind"], r["step"]) == ("validation", 0)]
     assert start["val/psnr_y"] == pytest.approx(sum(scores) / 2, abs=1e-3)
@@ -136,10 +140,10 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(
 
 
 def test_the_name_tells_apart_what_shapes_the_weights(small: Small) -> None:
-    patch_set, _ = preprocess.prepare(parse(small(), "train", ""))
+    patch_set, _ = preparation.prepare(parse(small(), "train", ""))
 
     def name(*more: str) -> str:
-        return train.training_name(parse(small(*more), "train", ""), patch_set)
+        return runs.training_name(parse(small(*more), "train", ""), patch_set)
 
     assert name() == name("cluster.workers=2", "train.checkpoint_every=7", "train.log_every=1")
     different = [
@@ -209,8 +213,8 @@ def timeless(trained: Trained) -> list[tuple[str, int, dict[str, float]]]:
 def folder_of(options: list[str]) -> Path:
     """Where the training will lie; makes the patch set."""
     config = parse(options, "train", "")
-    patch_set, _ = preprocess.prepare(config)
-    return Path(config.outputs, "trainings", train.training_name(config, patch_set))
+    patch_set, _ = preparation.prepare(config)
+    return Path(config.outputs, "trainings", runs.training_name(config, patch_set))
 
 
 def objectives(trained: Trained, up_to: int = 500) -> list[tuple[int, float]]:

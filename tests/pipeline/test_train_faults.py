@@ -16,11 +16,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline import preprocess, storage, train
-from pipeline.commandline import parse
-from pipeline.config import Config
-from pipeline.planning import Rank
-from pipeline.worker import Worker
+from pipeline import storage, train
+from pipeline.data import preparation
+from pipeline.settings import Config
+from pipeline.settings.command_line import parse
+from pipeline.training import driver, runs
+from pipeline.training.planning import Rank
+from pipeline.training.worker import Worker
 from tests.conftest import ROOT, SMALL, write_photos
 from tests.recording import hashes
 from tests.services import BUCKET, MLflowServer, S3Server, TwoNodes
@@ -56,8 +58,8 @@ def finish(driver: subprocess.Popen[str], seconds: float = 200) -> tuple[str, st
 
 def folder_of(argv: list[str]) -> Path:
     config = parse(argv, "train", "")
-    patch_set, _ = preprocess.prepare(config)
-    return Path(config.outputs, "trainings", train.training_name(config, patch_set))
+    patch_set, _ = preparation.prepare(config)
+    return Path(config.outputs, "trainings", runs.training_name(config, patch_set))
 
 
 def wait_for(condition: Callable[[], object], driver: subprocess.Popen[str], seconds: float = 150) -> None:
@@ -69,21 +71,21 @@ def wait_for(condition: Callable[[], object], driver: subprocess.Popen[str], sec
         time.sleep(0.1)
 
 
-def straight(argv: list[str], home: Path) -> train.Trained:
+def straight(argv: list[str], home: Path) -> runs.Trained:
     """The same training of one worker, undisturbed."""
     config = parse([*argv, "cluster.workers=1", f"home={home}", "tracking.uri="], "train", "")
-    patch_set, _ = preprocess.prepare(config)
-    return train.train(config, patch_set)
+    patch_set, _ = preparation.prepare(config)
+    return driver.train(config, patch_set)
 
 
-def objectives(trained: train.Trained) -> dict[int, float]:
+def objectives(trained: runs.Trained) -> dict[int, float]:
     return {r["step"]: r["metrics"]["train/objective"] for r in trained.history() if r["kind"] == "train"}
 
 
-def trained_of(argv: list[str]) -> tuple[Config, train.Trained]:
+def trained_of(argv: list[str]) -> tuple[Config, runs.Trained]:
     config = parse(argv, "train", "")
-    patch_set, _ = preprocess.prepare(config)
-    trained = train.find(config, patch_set)
+    patch_set, _ = preparation.prepare(config)
+    trained = runs.find(config, patch_set)
     assert trained is not None
     return config, trained
 
@@ -108,7 +110,7 @@ def test_losing_a_node_and_getting_it_back_changes_no_sample(
         finish(driver)
 
     config, trained = trained_of(elastic)
-    patch_set, _ = preprocess.prepare(config)
+    patch_set, _ = preparation.prepare(config)
     worker = Worker(config, patch_set, str(tmp_path / "none"), Rank(torch.device("cpu")))
     batches = worker._reader(train.planning.Plan(1500, 6, False, False)).read(0, 1500)
     expected = [sorted(hashes(batch)) for batch in batches]

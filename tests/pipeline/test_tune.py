@@ -17,12 +17,12 @@ import mlflow
 import pytest
 
 from pipeline import cluster, storage, tracking
-from pipeline import tune as tuning
-from pipeline.cells import Cell, plan_cells
-from pipeline.commandline import parse, parse_with
-from pipeline.config import UserError
-from pipeline.patchset import PatchSet
-from pipeline.planning import Plan
+from pipeline.data.patchset import PatchSet
+from pipeline.grid import experiment
+from pipeline.grid.cells import Cell, plan_cells
+from pipeline.settings import UserError
+from pipeline.settings.command_line import parse, parse_with
+from pipeline.training.planning import Plan
 from tests.conftest import ROOT
 from tests.grids import Grid, grid_options, tune
 from tests.services import Services
@@ -74,7 +74,7 @@ def test_further_cells_stand_beside_the_grid() -> None:
         ('tune.grid={"train.lr": []}', "tune.grid.train.lr is empty, expected at least one value"),
         ('tune.sample={"train.lr": {"gauss": [0, 1]}}', "tune.sample.train.lr is .*, expected one of uniform,"),
         ('tune.sample={"train.lr": {"uniform": [1]}}', "tune.sample.train.lr is .*uniform"),
-        ("tune.metric=bench/Set5/psnr_y", "tune.metric is 'bench/Set5/psnr_y', expected a metric of held-out pictures"),
+        ("tune.metric=bench/Set5/psnr_y", "tune.metric is 'bench/Set5/psnr_y', expected a metric of held-out images"),
     ],
 )
 def test_a_mistake_in_the_grid_is_one_sentence(option: str, message: str) -> None:
@@ -128,11 +128,11 @@ def test_minutes_become_the_steps_of_the_slowest_cell_of_that_length(tmp_path: P
         'tune.also={"longer": {"train.length": "100 minutes", "train.seed": 1}, "few": {"train.length": "7 steps"}}'
     ]
     found = with_plans(cells(*argv), 90, 100, 250, 7)
-    tuning._settle(found, parse(argv, "tune", ""), str(tmp_path))
+    experiment._settle(found, parse(argv, "tune", ""), str(tmp_path))
     assert {cell.label: cell.total for cell in found} == {"bn": 90, "nobn": 90, "longer": 250, "few": 7}
     assert found[2].config.train.length == "250 steps"
     again = with_plans(cells(*argv), 50, 100, 250, 7)  # as if one had been measured only now
-    tuning._settle(again, parse(argv, "tune", ""), str(tmp_path))
+    experiment._settle(again, parse(argv, "tune", ""), str(tmp_path))
     assert [cell.total for cell in again] == [90, 90, 250, 7]
 
 
@@ -144,23 +144,23 @@ def measured_but_one(dumped: dict[str, Any], patch_set: str, threads: int, gpu: 
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_cell_that_cannot_be_measured_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "_measured", measured_but_one)
+    monkeypatch.setattr(experiment, "_measured", measured_but_one)
     found = cells(f"home={tmp_path}", 'tune.grid={"train.lr": [1, 2, 3]}')
     for cell in found:
         cell.patch_set = PatchSet("x", "x", 4, 192, {}, [], [])
-    able = tuning._measure(found, str(tmp_path), 1, False)
+    able = experiment._measure(found, str(tmp_path), 1, False)
     assert [cell.label for cell in able] == ["lr=1", "lr=3"]
     assert found[1].state == "failed"
     assert re.search("cannot measure a step: .*no room for it", found[1].reason)
     with pytest.raises(UserError, match="cannot measure a step"):
-        tuning._measure([found[1]], str(tmp_path), 1, False)
+        experiment._measure([found[1]], str(tmp_path), 1, False)
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_cells_that_hold_out_different_pictures_are_refused(small: Callable[..., list[str]]) -> None:
+def test_cells_that_hold_out_different_images_are_refused(small: Callable[..., list[str]]) -> None:
     options = small('tune.grid={"preprocess.degradation.noise": [0, 20]}')
-    with pytest.raises(UserError, match="the cells hold out different pictures"):
-        tuning.run(parse(options, "tune", ""))
+    with pytest.raises(UserError, match="the cells hold out different images"):
+        experiment.run(parse(options, "tune", ""))
 
 
 def test_it_prints_plan_live_table_and_results(finished_grid: Grid) -> None:
@@ -170,7 +170,7 @@ def test_it_prints_plan_live_table_and_results(finished_grid: Grid) -> None:
     assert re.search(r"3 +perceptual +finished +8 of 8 +\d+\.\d+ +\d+\.\d\d dB", printed)
     assert re.search(r"held-out \(2\) +bicubic +\d\d\.\d\d", printed)
     assert re.search(r"held-out +published nobn·perceptual +9\.21", printed)
-    assert re.search(r"On held-out pictures, highest PSNR: (mse|perceptual)\.", printed)
+    assert re.search(r"On held-out images, highest PSNR: (mse|perceptual)\.", printed)
     assert "cell broken failed: training diverged: 2 steps in a row" in errors
     assert f"report: {folder}/report.html" in printed
 

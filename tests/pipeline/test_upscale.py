@@ -1,4 +1,4 @@
-"""`python -m pipeline.upscale`: what it keeps of a picture, and what it refuses."""
+"""`python -m pipeline.upscale`: what it keeps of an image, and what it refuses."""
 
 import subprocess
 import sys
@@ -11,9 +11,13 @@ import torch
 from PIL import Image
 from skimage import data
 
-from pipeline import records, scoring, sources, upscale
-from pipeline.config import UserError
-from pipeline.learner import contiguous
+from pipeline import upscale
+from pipeline.data import sources
+from pipeline.evaluation import scoring
+from pipeline.networks import upscaling
+from pipeline.networks.weights import contiguous
+from pipeline.reporting import records
+from pipeline.settings import UserError
 from sr_model.srresnet import SRResNet, from_weights
 from tests.conftest import ROOT
 
@@ -28,13 +32,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def photo(mode: str = "RGB", size: tuple[int, int] = (60, 44)) -> Image.Image:
-    picture = Image.fromarray(data.astronaut()).crop((180, 40, 180 + size[0], 40 + size[1]))
+    image = Image.fromarray(data.astronaut()).crop((180, 40, 180 + size[0], 40 + size[1]))
     if "A" not in mode:
-        return picture.convert(mode)
+        return image.convert(mode)
     alpha = Image.fromarray(np.tile(np.arange(size[0], dtype=np.uint8) * 4, (size[1], 1)))
-    picture = picture.convert(mode.removesuffix("A"))
-    picture.putalpha(alpha)
-    return picture
+    image = image.convert(mode.removesuffix("A"))
+    image.putalpha(alpha)
+    return image
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA"])
@@ -59,7 +63,7 @@ def test_grey_and_transparency_are_kept(tmp_path: Path, model: str, mode: str, s
     assert np.abs(difference[..., 3]).max() <= 1
 
 
-def test_a_picture_without_a_transparent_pixel_becomes_jpeg(tmp_path: Path, model: str) -> None:
+def test_a_image_without_a_transparent_pixel_becomes_jpeg(tmp_path: Path, model: str) -> None:
     opaque = photo("RGBA")
     opaque.putalpha(255)
     opaque.save(tmp_path / "in.png")
@@ -80,8 +84,8 @@ def test_orientation_is_applied_and_cmyk_becomes_rgb(tmp_path: Path, model: str)
 @pytest.mark.parametrize("grey", [False, True])
 def test_tiles_leave_no_seam(grey: bool) -> None:
     net = SRResNet(4, channels=8, blocks=1, init="paper").eval()
-    picture = np.asarray(photo("L" if grey else "RGB", (90, 70))).reshape(70, 90, -1)
-    whole, tiled = (scoring.upscale_picture(net, picture, tile).astype(int) for tile in (1000, 32))
+    image = np.asarray(photo("L" if grey else "RGB", (90, 70))).reshape(70, 90, -1)
+    whole, tiled = (upscaling.upscale_image(net, image, tile).astype(int) for tile in (1000, 32))
     assert np.abs(whole - tiled).max() <= 1  # rounding
     assert (whole != tiled).mean() < 1e-3
 
@@ -102,25 +106,25 @@ def run(*argv: object) -> None:
 
 
 def test_mistakes_are_one_sentence(tmp_path: Path, model: str, capfd: pytest.CaptureFixture[str]) -> None:
-    picture, clear = tmp_path / "in.png", tmp_path / "clear.png"
-    photo().save(picture)
+    image, clear = tmp_path / "in.png", tmp_path / "clear.png"
+    photo().save(image)
     photo("RGBA").save(clear)
-    (tmp_path / "broken.png").write_bytes(picture.read_bytes()[:200])
+    (tmp_path / "broken.png").write_bytes(image.read_bytes()[:200])
     safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     cases = [
         ((tmp_path / "none.png", tmp_path / "o.png"), "cannot read .*none.png: No such file"),
         ((tmp_path / "broken.png", tmp_path / "o.png"), "broken.png cannot be decoded"),
-        ((picture, tmp_path / "o.gif"), "o.gif is no name of a picture, expected one ending in .png, .webp"),
-        ((picture, tmp_path / "a::o.png"), "a::o.png holds '::'"),
-        ((picture, picture), "in.png is the picture itself, expected another name"),
-        ((picture, tmp_path / "none/o.png"), "o.png cannot be written: .*none is no folder"),
+        ((image, tmp_path / "o.gif"), "o.gif is no name of an image, expected one ending in .png, .webp"),
+        ((image, tmp_path / "a::o.png"), "a::o.png holds '::'"),
+        ((image, image), "in.png is the image itself, expected another name"),
+        ((image, tmp_path / "none/o.png"), "o.png cannot be written: .*none is no folder"),
         ((clear, tmp_path / "o.jpg"), "clear.png is transparent, which .jpg cannot hold"),
         (
-            (picture, tmp_path / "o.png", "--max-megapixels", "0.01"),
+            (image, tmp_path / "o.png", "--max-megapixels", "0.01"),
             "60x44 is more than 625 pixels, expected .* at most 0.01 megapixels after enlarging x4",
         ),
-        ((picture, tmp_path / "o.png", "--model", "nobody"), "there is no model nobody, expected one of"),
-        ((picture, tmp_path / "o.png", "--model", tmp_path / "other.safetensors"), "not the weights of an SRResNet"),
+        ((image, tmp_path / "o.png", "--model", "nobody"), "there is no model nobody, expected one of"),
+        ((image, tmp_path / "o.png", "--model", tmp_path / "other.safetensors"), "not the weights of an SRResNet"),
     ]
     for argv, message in cases:
         argv = argv if "--model" in argv else (*argv, "--model", model)
@@ -143,15 +147,15 @@ def test_it_is_a_command(tmp_path: Path, model: str) -> None:
     assert failed.stderr.startswith("error: cannot read the weights x.safetensors")
 
 
-@pytest.mark.parametrize("label", records.names(records.SHIPPED))
+@pytest.mark.parametrize("label", records.names(str(ROOT / "docs/results")))
 def test_a_shipped_network_reproduces_its_recorded_scores(label: str) -> None:
-    recorded = records.find(records.SHIPPED, label)
+    recorded = records.find(str(ROOT / "docs/results"), label)
     assert recorded
     net = upscale.load(label)
-    pictures = {picture.name: picture for picture in sources.find_benchmark("builtin", "builtin", net.scale, "")}
-    scores = {picture["name"]: picture["scores"] for picture in recorded["scores"]["builtin"]["pictures"]}
+    images = {image.name: image for image in sources.find_benchmark("builtin", "builtin", net.scale, "")}
+    scores = {image["name"]: image["scores"] for image in recorded["scores"]["builtin"]["images"]}
     for name in ("chelsea", "coffee"):
-        hr, lr, _ = scoring.load_pair(pictures[name].hr, None, net.scale, 10**8)
-        score = scoring.score_picture(scoring.upscale_picture(net, lr), hr, net.scale)
+        hr, lr, _ = scoring.load_pair(images[name].hr, None, net.scale, 10**8)
+        score = scoring.score_image(upscaling.upscale_image(net, lr), hr, net.scale)
         assert score.psnr_y == pytest.approx(scores[name]["trained"]["psnr_y"], abs=0.01)
         assert score.psnr_y > scores[name]["bicubic"]["psnr_y"] or "perceptual" in recorded["config"]["train"]["loss"]

@@ -37,11 +37,11 @@ ROW = [10, 200, 30, 90, 255, 0, 17, 44, 128, 99, 3, 250, 71, 66, 180, 5, 222, 31
 
 @pytest.mark.parametrize(("form", "mirror"), [("matlab", True), ("legacy", False)])
 def test_one_axis_is_the_written_out_sum(form: str, mirror: bool) -> None:
-    picture = torch.tensor(ROW).expand(8, 24)  # columns are constant: the vertical pass changes nothing
+    image = torch.tensor(ROW).expand(8, 24)  # columns are constant: the vertical pass changes nothing
     expected = reduce_by_4(ROW, mirror)
     if form == "legacy":
         expected = [min(max(float(np.floor(v + 0.5)), 0.0), 255.0) for v in expected]
-    result = imresize(picture, (2, 6), form)
+    result = imresize(image, (2, 6), form)
     torch.testing.assert_close(result, torch.tensor([expected, expected], dtype=torch.float64), rtol=0, atol=1e-12)
 
 
@@ -57,35 +57,35 @@ def test_matlab_on_a_ramp_of_sixteen() -> None:
 
 def test_legacy_rounds_half_up_after_the_vertical_pass() -> None:
     """A column of the impulse 255 in row 1 gives 255*987/4096 = 61.4… -> 61 first, then 61*987/4096 = 14.69… -> 15."""
-    picture = torch.zeros(1, 16, 16, dtype=torch.uint8)
-    picture[0, 5, 5] = 255
-    assert downscale(picture, 4, "legacy")[0, 1, 1] == 15
-    assert downscale(picture, 4, "matlab")[0, 1, 1] == 15  # 255 * (987/4096)^2 = 14.81
-    picture[0, 5, 5] = (
+    image = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    image[0, 5, 5] = 255
+    assert downscale(image, 4, "legacy")[0, 1, 1] == 15
+    assert downscale(image, 4, "matlab")[0, 1, 1] == 15  # 255 * (987/4096)^2 = 14.81
+    image[0, 5, 5] = (
         42  # 10.12 -> 10, then 2.41 -> 2; in one go 2.44 -> 2; 45: 10.84 -> 11, then 2.65 -> 3 against 2.61
     )
-    assert downscale(picture, 4, "legacy")[0, 1, 1] == 2
+    assert downscale(image, 4, "legacy")[0, 1, 1] == 2
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 @pytest.mark.parametrize("form", ["matlab", "legacy"])
 @given(value=st.integers(0, 255))
-def test_a_constant_picture_stays_constant(scale: int, form: str, value: int) -> None:
-    picture = torch.full((3, 4 * scale, 5 * scale), value, dtype=torch.uint8)
-    assert (downscale(picture, scale, form) == value).all()
-    assert (upscale_bicubic(downscale(picture, scale, form), scale, form) == value).all()
+def test_a_constant_image_stays_constant(scale: int, form: str, value: int) -> None:
+    image = torch.full((3, 4 * scale, 5 * scale), value, dtype=torch.uint8)
+    assert (downscale(image, scale, form) == value).all()
+    assert (upscale_bicubic(downscale(image, scale, form), scale, form) == value).all()
 
 
 @given(seed=st.integers(0, 2**31), scale=st.sampled_from([2, 3, 4, 8]), form=st.sampled_from(["matlab", "legacy"]))
-def test_mirrored_pictures_give_mirrored_results(seed: int, scale: int, form: str) -> None:
+def test_mirrored_images_give_mirrored_results(seed: int, scale: int, form: str) -> None:
     hr = torch.randint(0, 256, (3, 3 * scale, 4 * scale), generator=torch.Generator().manual_seed(seed)).byte()
     assert torch.equal(downscale(hr.flip(-1), scale, form), downscale(hr, scale, form).flip(-1))
     assert torch.equal(downscale(hr.flip(-2), scale, form), downscale(hr, scale, form).flip(-2))
 
 
-def test_a_batch_is_its_pictures() -> None:
+def test_a_batch_is_its_images() -> None:
     hr = torch.randint(0, 256, (5, 3, 24, 32)).byte()
-    assert torch.equal(downscale(hr, 4), torch.stack([downscale(picture, 4) for picture in hr]))
+    assert torch.equal(downscale(hr, 4), torch.stack([downscale(image, 4) for image in hr]))
 
 
 def test_refuses_a_size_that_does_not_divide() -> None:

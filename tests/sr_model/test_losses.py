@@ -4,7 +4,7 @@ import torch
 from sr_model.losses import TERMS, charbonnier, objective, total_variation
 
 
-def test_terms_are_means_over_each_picture() -> None:
+def test_terms_are_means_over_each_image() -> None:
     sr = torch.zeros(2, 3, 2, 2)
     hr = torch.stack([torch.full((3, 2, 2), 0.5), torch.full((3, 2, 2), 0.1)])
     total, terms = objective(sr, hr, {"mse": 2.0, "l1": 1.0})

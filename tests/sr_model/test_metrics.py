@@ -27,7 +27,7 @@ def test_psnr_is_the_hand_computed_value() -> None:
     assert psnr(a, a) == math.inf
 
 
-def test_the_peak_is_255_even_for_a_dark_picture() -> None:
+def test_the_peak_is_255_even_for_a_dark_image() -> None:
     hr = torch.full((3, 32, 32), 20, dtype=torch.uint8)
     assert score(hr + 1, hr, 4).psnr_rgb == pytest.approx(20 * math.log10(255))
 
@@ -41,7 +41,7 @@ def test_the_border_is_left_out() -> None:
 
 
 def test_ssim_equals_its_formula() -> None:
-    """Wang et al. 2004, equation 13, written out with an 11x11 Gaussian window, inside the picture only."""
+    """Wang et al. 2004, equation 13, written out with an 11x11 Gaussian window, inside the image only."""
     rng = np.random.default_rng(0)
     a = rng.uniform(0, 255, (24, 30))
     b = np.clip(a + rng.normal(0, 30, a.shape), 0, 255)
@@ -60,7 +60,7 @@ def test_ssim_equals_its_formula() -> None:
     assert ssim(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(np.mean(values), abs=1e-6)
 
 
-def test_refuses_unequal_pictures() -> None:
+def test_refuses_unequal_images() -> None:
     with pytest.raises(ValueError, match="expected equal shapes of uint8"):
         score(torch.zeros(3, 40, 40, dtype=torch.uint8), torch.zeros(3, 40, 44, dtype=torch.uint8), 4)
 

@@ -76,13 +76,13 @@ def test_it_has_a_gradient_with_respect_to_the_network_and_none_to_the_truth() -
     assert not list(filter(lambda p: p.requires_grad or p.grad is not None, loss.parameters()))
 
 
-def test_the_trunk_sees_pictures_of_imagenets_mean_and_deviation() -> None:
+def test_the_trunk_sees_images_of_imagenets_mean_and_deviation() -> None:
     loss = PerceptualLoss({"conv1_1": 1.0}, WEIGHTS)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    pictures = mean[:, None, None] + std[:, None, None] * torch.randn(
+    images = mean[:, None, None] + std[:, None, None] * torch.randn(
         4, 3, 64, 64, generator=torch.Generator().manual_seed(0)
     )
-    seen = loss.normalise(pictures)
+    seen = loss.normalise(images)
     torch.testing.assert_close(seen.mean((0, 2, 3)), torch.zeros(3), atol=0.02, rtol=0)
     torch.testing.assert_close(seen.std((0, 2, 3)), torch.ones(3), atol=0.02, rtol=0)
 
@@ -132,7 +132,7 @@ def squeezenet() -> dict[str, Tensor]:
     return weights
 
 
-def test_the_judging_distance_orders_pictures_as_people_do() -> None:
+def test_the_judging_distance_orders_images_as_people_do() -> None:
     from skimage import data
 
     distance = SqueezeNetDistance(squeezenet())
