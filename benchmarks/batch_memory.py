@@ -105,7 +105,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--micro-steps", type=int, default=24, help="micro-batches of a larger one")
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=16)
-    parser.add_argument("--plot", default="docs/batch_memory.png", help="PNG file to write")
+    parser.add_argument("--plot", default="docs/images/batch-memory.png", help="PNG file to write")
     parser.add_argument("--cell", help=argparse.SUPPRESS)  # what a child process is to run
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()

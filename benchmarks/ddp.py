@@ -1,48 +1,74 @@
-"""Two workers of one thread each against one worker of two threads: the same step of a global batch of 16.
+"""Compare two workers of one thread with one worker of two threads, at the same global batch of 16 patches.
 
-Processes are started once and take turns, so that a noisy machine disturbs both alike; medians of rounds are compared.
-`python benchmarks/ddp.py [--batch-norm] [--rounds N] [--steps N]`
+The processes start once and take turns, because a busy machine then disturbs both alike. Medians are compared.
+
+    python -m benchmarks.ddp [--batch-norm] [--rounds N] [--steps N]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 
-from pipeline.data.reader import Batch
-from pipeline.settings.command_line import parse
-from pipeline.training.learner import Learner
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import multiprocessing
-from train_step import machine
+
+from benchmarks.measuring import Result, medians, parser_of, print_results, print_times, random_batch
+from pipeline.settings.command_line import parse
+from pipeline.training.learner import Learner
+from pipeline.training.precision import choose_precision
+from pipeline.training.ranks import Ranks
 
 
-def work(pipe: Connection, options: list[str], rank: int, world: int, threads: int, meet: str) -> None:
-    """Make as many steps as each message says, and answer with the seconds."""
+@dataclass(frozen=True)
+class Team:
+    """Workers that train one network."""
+
+    world_size: int
+    threads: int
+    """CPU threads of each worker."""
+    pipes: list[Connection] = field(default_factory=list)
+    """One connection to each worker."""
+
+    def start(self, options: Sequence[str], rendezvous: str) -> None:
+        """Start the workers."""
+        context = multiprocessing.get_context("spawn")
+        for rank in range(self.world_size):
+            own, workers = context.Pipe()
+            arguments = (workers, options, rank, self.world_size, self.threads, rendezvous)
+            context.Process(target=run_worker, args=arguments, daemon=True).start()
+            self.pipes.append(own)
+
+    def time_steps(self, count: int) -> float:
+        """Make steps, and return the seconds per step of the slowest worker."""
+        self.send(count)
+        return max(pipe.recv() for pipe in self.pipes) / count
+
+    def send(self, count: int) -> None:
+        """Tell all workers how many steps to make; 0 ends them."""
+        for pipe in self.pipes:
+            pipe.send(count)
+
+
+def run_worker(
+    pipe: Connection, options: Sequence[str], rank: int, world_size: int, threads: int, rendezvous: str
+) -> None:
+    """Receive numbers of steps, make that many, and send the seconds they took, until the number is 0."""
     torch.set_num_threads(threads)
-    if world > 1:
-        dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=world)
+    if world_size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
     config = parse(options, "train", "")
-    learner = Learner(config, 10**6, torch.device("cpu"), world)
-    share = config.train.global_batch // world
-    rng = np.random.default_rng(rank)
-    lr, hr = (rng.integers(0, 256, (share, side, side, 3), np.uint8) for side in (24, 96))
-    batch = Batch(lr, hr, rng.integers(0, 8, share, np.uint8))
+    ranks = Ranks(torch.device("cpu"), rank, world_size, world_size)
+    learner = Learner(config, 10**6, ranks, choose_precision(config.train.precision, ranks.device))
+    batch = random_batch(config.train.global_batch // world_size, seed=rank)
     done = 0
-    while steps := pipe.recv():
+    while count := pipe.recv():
         start = time.perf_counter()
-        for _ in range(steps):
+        for _ in range(count):
             learner.step(done, [batch])
             done += 1
         pipe.send(time.perf_counter() - start)
@@ -50,55 +76,30 @@ def work(pipe: Connection, options: list[str], rank: int, world: int, threads: i
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch-norm", action="store_true")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=4, help="steps a round")
-    parser.add_argument("--channels", type=int, default=64)
-    parser.add_argument("--blocks", type=int, default=16)
-    args = parser.parse_args()
-    options = [f"model.{key}={getattr(args, key)}" for key in ("batch_norm", "channels", "blocks")]
-    teams = {"one worker of two threads": (1, 2), "two workers of one thread": (2, 1)}
-    context = multiprocessing.get_context("spawn")
+    parser = parser_of(__doc__)
+    parser.add_argument("--batch-norm", action="store_true", help="measure the network with BatchNorm")
+    parser.add_argument("--rounds", type=int, default=8, help="timed turns of each team (%(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="steps per turn (%(default)s)")
+    parser.add_argument("--channels", type=int, default=64, help="channels of the network (%(default)s)")
+    parser.add_argument("--blocks", type=int, default=16, help="blocks of the network (%(default)s)")
+    arguments = parser.parse_args()
+    options = [f"model.{key}={getattr(arguments, key)}" for key in ("batch_norm", "channels", "blocks")]
+    teams = {"one worker of two threads": Team(1, 2), "two workers of one thread": Team(2, 1)}
+    times: dict[str, list[float]] = {name: [] for name in teams}
     with tempfile.TemporaryDirectory() as folder:
-        pipes: dict[str, list[Connection]] = {}
-        for name, (world, threads) in teams.items():
-            pipes[name] = []
-            for rank in range(world):
-                mine, theirs = context.Pipe()
-                arguments = (theirs, options, rank, world, threads, f"{folder}/meet")
-                context.Process(target=work, args=arguments, daemon=True).start()
-                pipes[name].append(mine)
-
-        def measure(name: str, steps: int) -> float:
-            for pipe in pipes[name]:
-                pipe.send(steps)
-            return max(pipe.recv() for pipe in pipes[name]) / max(steps, 1)
-
-        times: dict[str, list[float]] = {name: [] for name in teams}
-        for name in teams:
-            measure(name, 2)
-        for _ in range(args.rounds):
-            for name in teams:
-                times[name].append(measure(name, args.steps))
-        for team in pipes.values():
-            for pipe in team:
-                pipe.send(0)
-    for name, values in times.items():
-        print(f"{name:28} median {statistics.median(values):.3f} s a step, {min(values):.3f} to {max(values):.3f}")
-    one, two = (statistics.median(values) for values in times.values())
-    print(
-        json.dumps(
-            {
-                "name": "ddp" + ("_batch_norm" if args.batch_norm else ""),
-                "value": round(one / two, 3),
-                "unit": "patches/s of two workers of one thread / of one worker of two threads",
-                "target": 0.9,
-                "better": "higher",
-                "machine": machine(),
-            }
-        )
-    )
+        for team in teams.values():
+            team.start(options, f"{folder}/rendezvous")
+            team.time_steps(2)  # warm up
+        for _ in range(arguments.rounds):
+            for name, team in teams.items():
+                times[name].append(team.time_steps(arguments.steps))
+        for team in teams.values():
+            team.send(0)
+    print_times(times)
+    one, two = medians(times).values()
+    name = "ddp_batch_norm" if arguments.batch_norm else "ddp"
+    unit = "patches/s of two workers of one thread / of one worker of two threads"
+    print_results(Result(name, round(one / two, 3), unit, 0.9, "higher"))
 
 
 if __name__ == "__main__":

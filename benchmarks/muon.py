@@ -1,56 +1,45 @@
-"""Time of an optimizer step for SRResNet's hidden convolutions: the project's Muon, torch's, and Adam.
+"""Compare the time of an optimizer step on SRResNet's hidden convolutions: this project's Muon, torch's, and Adam.
 
-`torch.optim.Muon` takes matrices only, so it is given the same weights as (out, in*9). Optimizers take turns; medians
-are compared. `python benchmarks/muon.py [--rounds N]`
+`torch.optim.Muon` accepts only matrices, so it gets the same weights in the shape (out, in*9). The optimizers take
+turns, and medians are compared.
+
+    python -m benchmarks.muon [--rounds N]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import sys
-import time
-from pathlib import Path
-
-from pipeline.networks.weights import build_network
-from pipeline.settings import Model
-from sr_model.muon import Muon
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from train_step import machine
+
+from benchmarks.measuring import SCALE, Result, medians, parser_of, print_results, print_times, time_in_turns
+from sr_model.muon import Muon
+from sr_model.networks.srresnet import SRResNet
 
 
 def main() -> None:
-    """Time the three and print the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    args = parser.parse_args()
-    hidden = [weight.detach() for weight in build_network(4, Model(batch_norm=False), seed=0).hidden_weights()]
-    optimizers = {
-        "this project's Muon": Muon(with_gradients(hidden)),
-        "torch.optim.Muon": torch.optim.Muon(with_gradients([weight.flatten(1) for weight in hidden])),
-        "torch.optim.Adam, fused": torch.optim.Adam(with_gradients(hidden), fused=True),
-    }
-    times: dict[str, list[float]] = {name: [] for name in optimizers}
-    for _ in range(args.rounds + 1):
-        for name, optimizer in optimizers.items():
-            start = time.perf_counter()
-            optimizer.step()
-            times[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
-    for name, seconds in medians.items():
-        print(f"{name:24} {1000 * seconds:8.1f} ms")
-    ours, theirs, _ = medians.values()
-    figure = {"name": "muon", "value": round(theirs / ours, 1), "unit": "times as fast as torch.optim.Muon"}
-    print(json.dumps({**figure, "target": None, "better": "higher", "machine": machine()}))
+    """Measure and print."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each optimizer (%(default)s)")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    hidden = [weight.detach() for weight in SRResNet(SCALE, batch_norm=False).muon_weights()]
+    times = time_in_turns(
+        {
+            "this project's Muon": Muon(with_gradients(hidden)).step,
+            "torch.optim.Muon": torch.optim.Muon(with_gradients([weight.flatten(1) for weight in hidden])).step,
+            "torch.optim.Adam, fused": torch.optim.Adam(with_gradients(hidden), fused=True).step,
+        },
+        arguments.rounds,
+    )
+    print_times(times)
+    own, torchs, _ = medians(times).values()
+    print_results(Result("muon", round(torchs / own, 1), "time of torch.optim.Muon / of this Muon", None, "higher"))
 
 
-def with_gradients(weights: list[Tensor]) -> list[Tensor]:
-    """Copies of the weights, with gradients of the same size."""
+def with_gradients(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Copy weights, and give the copies random gradients."""
     generator = torch.Generator().manual_seed(0)
     copies = [weight.clone().requires_grad_() for weight in weights]
     for copy in copies:

@@ -1,108 +1,116 @@
-"""What bf16 costs in quality: held-out PSNR of trainings in bf16 and in fp32, several seeds each.
+"""Compare the held-out PSNR of trainings in bf16 and in fp32, with several seeds each.
 
-A network of 8 blocks and 32 channels on built-in photographs. Where the processor has no bf16 instructions, bf16 is
-computed by rounding: inputs, weights, biases and results of every convolution, and their gradients, are rounded to bf16
-and multiplied in fp32, which is what the instructions do, sums included.
-`python benchmarks/precision.py [--steps N] [--seeds N] [--crop N] [--batch N]`
+The network has 8 blocks and 32 channels and trains on the built-in photographs. A processor without bf16 instructions
+computes bf16 by rounding: the inputs, weights, biases and results of every convolution, and their gradients, are
+rounded to bf16 and multiplied in fp32. The instructions do the same, including sums in fp32.
+
+    python -m benchmarks.precision [--steps N] [--seeds N] [--crop N] [--batch N]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 import tempfile
-from pathlib import Path
-
-from pipeline.data import preparation
-from pipeline.data.patchset import PatchSet
-from pipeline.evaluation import scoring
-from pipeline.networks import upscaling
-from pipeline.settings import Config
-from pipeline.settings.command_line import parse
-from pipeline.training.learner import Learner
-from pipeline.training.planning import Plan, Rank
-from pipeline.training.precision import use_bf16
-from pipeline.training.worker import Worker
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from train_step import machine
+
+from benchmarks.measuring import Result, parser_of, print_results
+from pipeline.data import preparation
+from pipeline.data.patchset import PatchSet
+from pipeline.evaluation import scoring
+from pipeline.networks.upscaling import upscale_image
+from pipeline.settings import Config
+from pipeline.settings.command_line import parse
+from pipeline.training.learner import Learner
+from pipeline.training.precision import Precision, choose_precision
+from pipeline.training.ranks import Ranks
+from pipeline.training.worker import Worker
+from sr_model.networks import SuperResolver
 
 CPU = torch.device("cpu")
 
 
-def rounded(x: Tensor) -> Tensor:
-    """The nearest bf16 value as fp32; the gradient is rounded likewise."""
-    return x.bfloat16().float()
-
-
-def train(config: Config, patch_set: PatchSet, bf16: bool, emulated: bool) -> float:
-    """Held-out PSNR on Y of the moving average after training."""
-    steps = int(config.train.length.split()[0])
-    worker = Worker(config, patch_set, "unused", Rank(CPU))
-    learner = Learner(config, steps, CPU, bf16=bf16 and not emulated)
-    real = F.conv2d
-
-    def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: object, **kwargs: object) -> Tensor:
-        return rounded(real(rounded(x), rounded(weight), None if bias is None else rounded(bias), *args, **kwargs))
-
-    reader = worker._reader(Plan(steps, config.train.global_batch, bf16, False))
-    if bf16 and emulated:
-        F.conv2d = conv2d  # type: ignore[assignment]
-    try:
-        for step, batch in enumerate(reader.read(0, steps)):
-            learner.step(step, [batch])
-    finally:
-        F.conv2d = real
-    scores = []
-    for i in range(len(patch_set.holdout_names)):
-        image = patch_set.read_holdout(i)
-        scores.append(scoring.score_image(upscaling.upscale_image(learner.ema, image.lr), image.hr, 4).psnr_y)
-    return statistics.fmean(scores)
-
-
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--crop", type=int, default=48)
-    parser.add_argument("--batch", type=int, default=8)
-    args = parser.parse_args()
-    emulated = not use_bf16("auto", CPU)
-    print(f"bf16 is {'computed by rounding' if emulated else 'computed by the processor'}")
-    results: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    parser = parser_of(__doc__)
+    parser.add_argument("--steps", type=int, default=2000, help="length of each training (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings in each precision (%(default)s)")
+    parser.add_argument("--crop", type=int, default=48, help="side of an HR patch in pixels (%(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="patches per step (%(default)s)")
+    arguments = parser.parse_args()
+    emulated = choose_precision("auto", CPU) == "fp32"
+    print(f"bf16 is computed {'by rounding' if emulated else 'by the processor'}")
+    scores: dict[Precision, list[float]] = {"fp32": [], "bf16": []}
     with tempfile.TemporaryDirectory() as home:
-        for seed in range(args.seeds):
+        for seed in range(arguments.seeds):
             options = [
-                *("--config", "configs/demo.yaml", "--home", home, f"train.length={args.steps} steps"),
-                *(f"data.crop={args.crop}", f"train.global_batch={args.batch}", f"train.seed={seed}"),
-                *(f"train.micro_batch={args.batch}", "data.hold=stream"),
+                *("--config", "configs/demo.yaml", "--home", home, f"train.length={arguments.steps} steps"),
+                *(f"data.crop={arguments.crop}", f"train.global_batch={arguments.batch}", f"train.seed={seed}"),
+                *(f"train.micro_batch={arguments.batch}", "data.hold=stream"),
             ]
             config = parse(options, "train", "")
             patch_set, _ = preparation.prepare(config)
-            for name, values in results.items():
-                values.append(train(config, patch_set, name == "bf16", emulated))
-                print(f"seed {seed}, {name}: {values[-1]:.3f} dB", flush=True)
-    for name, values in results.items():
-        print(f"{name}: mean {statistics.fmean(values):.3f} dB, {min(values):.3f} to {max(values):.3f}")
-    print(
-        json.dumps(
-            {
-                "name": "precision",
-                "value": round(abs(statistics.fmean(results["fp32"]) - statistics.fmean(results["bf16"])), 4),
-                "unit": f"dB between the mean held-out PSNR of {args.seeds} seeds in fp32 and in bf16"
-                + (" (computed by rounding)" if emulated else ""),
-                "target": 0.05,
-                "better": "lower",
-                "machine": machine(),
-            }
-        )
+            for precision, values in scores.items():
+                net = train(config, patch_set, arguments.steps, precision, emulated)
+                values.append(held_out_psnr(net, patch_set))
+                print(f"seed {seed}, {precision}: {values[-1]:.3f} dB", flush=True)
+    for precision, values in scores.items():
+        print(f"{precision}: mean {statistics.fmean(values):.3f} dB, {min(values):.3f} to {max(values):.3f}")
+    difference = abs(statistics.fmean(scores["fp32"]) - statistics.fmean(scores["bf16"]))
+    unit = f"dB between the mean held-out PSNR of {arguments.seeds} seeds in fp32 and in bf16"
+    if emulated:
+        unit += " (computed by rounding)"
+    print_results(Result("precision", round(difference, 4), unit, 0.05, "lower"))
+
+
+def train(config: Config, patch_set: PatchSet, steps: int, precision: Precision, emulated: bool) -> SuperResolver:
+    """Train, and return the moving average.
+
+    Args:
+        config: the pipeline's configuration.
+        patch_set: the patch set for training.
+        steps: number of steps.
+        precision: precision of the forward and backward pass.
+        emulated: compute bf16 by rounding.
+    """
+    ranks = Ranks(CPU)
+    by_rounding = precision == "bf16" and emulated
+    learner = Learner(config, steps, ranks, "fp32" if by_rounding else precision)
+    reader = Worker(config, patch_set, "unused", ranks).make_reader(config.train.global_batch)
+    with rounded_convolutions() if by_rounding else nullcontext():
+        for step, batch in enumerate(reader.read(0, steps)):
+            learner.step(step, [batch])
+    return learner.ema
+
+
+@contextmanager
+def rounded_convolutions() -> Iterator[None]:
+    """Round what all convolutions read and return to bf16; autograd rounds the gradients likewise."""
+    exact = F.conv2d
+
+    def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *args: object, **kwargs: object) -> Tensor:
+        return _rounded(exact(_rounded(x), _rounded(weight), None if bias is None else _rounded(bias), *args, **kwargs))  # type: ignore[call-overload]
+
+    F.conv2d = conv2d  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.conv2d = exact
+
+
+def _rounded(x: Tensor) -> Tensor:
+    return x.bfloat16().float()
+
+
+def held_out_psnr(net: SuperResolver, patch_set: PatchSet) -> float:
+    """Return the mean PSNR on Y over the held-out images, in dB."""
+    images = map(patch_set.read_holdout, range(len(patch_set.holdout_names)))
+    return statistics.fmean(
+        scoring.score_image(upscale_image(net, image.lr), image.hr, patch_set.scale).psnr_y for image in images
     )
 
 

@@ -4,7 +4,7 @@ Images are 2040x1356 PNGs cut from enlarged photographs (built-in ones, or those
 one run, so that a noisy machine disturbs them alike; medians and spreads are printed.
 
 `python benchmarks/preprocess.py [--source FOLDER] [--images N] [--rounds N]`; with `--count N` instead, it times
-whole runs of N small images through Ray, for the constants of docs/scaling.md.
+whole runs of N small images through Ray, for the constants of docs/explanation/scaling.md.
 """
 
 from __future__ import annotations

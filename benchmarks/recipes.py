@@ -1,86 +1,110 @@
-"""Short trainings that differ in their recipe: PSNR on held-out images after equally many pixels.
+"""Compare recipes by the held-out PSNR of short trainings on equally many pixels.
 
-    python benchmarks/recipes.py --source PHOTOS --patches 3000 'b16: train.global_batch=16' 'b8: train.global_batch=8'
+Each recipe has a name and the settings in which it differs from `--config`. Settings without a name apply to all
+recipes. Each training sees as many pixels as `--patches` HR patches of 96x96 contain. All trainings run in one process
+on all cores, without Ray.
 
-Each recipe is a name and the settings in which it differs from `--config`; settings without a name are of all. Each
-sees as many pixels as `--patches` HR patches of 96x96 have. One process with all cores, no Ray. Benchmark sets take no
-part: recipes are chosen by held-out images; perceptual ones by distance, too, which `evaluate.squeezenet=WEIGHTS`
-among the settings measures.
+Benchmark sets take no part, because recipes are chosen by held-out images. To compare perceptual recipes by distance
+too, add `evaluate.squeezenet=WEIGHTS` to the settings.
+
+    python -m benchmarks.recipes --source PHOTOS --patches 3000 'b16: train.global_batch=16' 'b8: train.global_batch=8'
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 import tempfile
 import time
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from pipeline import cluster, storage
+import ray
+import torch
+
+from benchmarks.measuring import Result, parser_of, print_results
+from pipeline import storage
 from pipeline.data import preparation
 from pipeline.evaluation import scoring
-from pipeline.networks import features, upscaling
-from pipeline.networks.weights import read_weights
+from pipeline.networks import features
+from pipeline.networks.upscaling import upscale_image
+from pipeline.networks.weights import load_network
 from pipeline.settings.command_line import parse
-from pipeline.training.planning import Rank
+from pipeline.tracking import TrainingResult
+from pipeline.training.ranks import Ranks
 from pipeline.training.worker import Worker
-from sr_model.srresnet import from_weights
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch
-from train_step import machine
+@dataclass(frozen=True)
+class Outcome:
+    """Scores of a recipe on the held-out images."""
+
+    psnr_y: float
+    """dB"""
+    ssim_y: float
+    distance: float | None
+    """Distance between features of SqueezeNet, if its weights are configured."""
+    steps: int
+    seconds: float
+
+    def __str__(self) -> str:
+        distance = "" if self.distance is None else f", distance {self.distance:.4g}"
+        return f"{self.psnr_y:.3f} dB, SSIM {self.ssim_y:.4f}{distance}, {self.steps} steps in {self.seconds:.0f} s"
 
 
 def main() -> None:
-    """Train every recipe, one after another, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="configs/results.yaml")
-    parser.add_argument("--source", required=True)
-    parser.add_argument("--home", help="where the patch set is kept")
-    parser.add_argument("--patches", type=int, default=3000)
-    parser.add_argument("recipes", nargs="+", metavar="[NAME:] KEY=VALUE ...")
-    args = parser.parse_args()
-    shared = [recipe for recipe in args.recipes if "=" in recipe.partition(":")[0]]
-    if len(shared) == len(args.recipes):
+    """Train every recipe, one after another, and print the scores."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--config", default="configs/results.yaml", help="configuration of all recipes (%(default)s)")
+    parser.add_argument("--source", required=True, help="training images")
+    parser.add_argument("--home", help="folder for the patch set; a temporary one by default")
+    parser.add_argument("--patches", type=int, default=3000, help="HR patches of 96x96 per training (%(default)s)")
+    parser.add_argument("recipes", nargs="+", metavar="[NAME:] KEY=VALUE ...", help="settings, with or without a name")
+    arguments = parser.parse_args()
+    shared = [recipe for recipe in arguments.recipes if "=" in recipe.partition(":")[0]]
+    named = [recipe for recipe in arguments.recipes if recipe not in shared]
+    if not named:
         parser.error("no recipe has a name, expected at least one as 'NAME: KEY=VALUE'")
-    results = {}
+    outcomes: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory() as folder:
-        common = [f"--config={args.config}", f"--source={args.source}", f"--home={args.home or folder}", *shared]
-        for recipe in args.recipes:
-            if recipe in shared:
-                continue
+        home = arguments.home or folder
+        common = [f"--config={arguments.config}", f"--source={arguments.source}", f"--home={home}", *shared]
+        for recipe in named:
             name, _, settings = recipe.partition(":")
-            results[name] = train([*common, *settings.split()], args.patches, f"{folder}/{len(results)}")
-            print(f"{name:40} " + ", ".join(f"{key} {value:.4g}" for key, value in results[name].items()), flush=True)
-    best = max(results, key=lambda name: results[name]["psnr_y"])
-    figure = {"name": "recipes", "value": round(results[best]["psnr_y"], 3), "unit": f"dB held-out, of {best!r}"}
-    print(json.dumps({**figure, "target": None, "better": "higher", "machine": machine()}))
+            outcomes[name] = train([*common, *settings.split()], arguments.patches, f"{folder}/{len(outcomes)}")
+            print(f"{name:40} {outcomes[name]}", flush=True)
+    best = max(outcomes, key=lambda name: outcomes[name].psnr_y)
+    unit = f"dB on held-out images, recipe {best!r}"
+    print_results(Result("recipes", round(outcomes[best].psnr_y, 3), unit, None, "higher"))
 
 
-def train(options: list[str], patches: int, folder: str) -> dict[str, float]:
-    """Train one recipe; what came of it."""
-    config = parse(options, "benchmark", "")
+def train(options: Sequence[str], patches: int, folder: str) -> Outcome:
+    """Train one recipe.
+
+    Args:
+        options: its command line.
+        patches: number of HR patches of 96x96 with as many pixels as the training sees.
+        folder: folder of the training.
+    """
+    config = parse(options, "train", "")
     steps = round(patches * 96**2 / config.data.crop**2 / config.train.global_batch)
-    config = parse([*options, f"--train.length={steps} steps", f"--train.validate_every={steps}"], "benchmark", "")
-    config = features.prepare(config)
+    config = parse([*options, f"--train.length={steps} steps", f"--train.validate_every={steps}"], "train", "")
+    config = features.prepare_terms(config)
     patch_set, _ = preparation.prepare(config)
-    cluster.ray.shutdown()
-    worker = Worker(config, patch_set, folder, Rank(torch.device("cpu")))
+    ray.shutdown()  # preparation may have started it; the training gets all cores
+    worker = Worker(config, patch_set, folder, Ranks(torch.device("cpu")))
     start = time.monotonic()
     worker.run()
     seconds = time.monotonic() - start
-    result = storage.read_json(f"{folder}/result.json")
-    scores = {"psnr_y": result["val/psnr_y"], "ssim_y": result["val/ssim_y"]}
+    result = storage.read_document(f"{folder}/result.json", TrainingResult)
+    assert result is not None
+    distance = None
     if squeezenet := features.prepare_distance(config):
-        net = from_weights(read_weights(f"{folder}/model.safetensors"))
+        net = load_network(f"{folder}/model.safetensors")
         images = map(patch_set.read_holdout, range(len(patch_set.holdout_names)))
-        scores["distance"] = statistics.fmean(
-            scoring.feature_distance(squeezenet, upscaling.upscale_image(net, lr), hr) for _, hr, lr in images
+        distance = statistics.fmean(
+            scoring.feature_distance(squeezenet, upscale_image(net, image.lr), image.hr) for image in images
         )
-    return {**scores, "steps": steps, "s": seconds}
+    return Outcome(result.metrics["val/psnr_y"], result.metrics["val/ssim_y"], distance, steps, seconds)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Minutes from nothing to the best published cell: 30.685 dB on Set5 at x4, on Y.
+"""Measure the minutes from an empty folder to the best published cell: 30.685 dB on Set5 at x4, on Y.
 
-    python benchmarks/time_to_quality.py --source PHOTOS --set5 BENCHMARKS/Set5 [--seeds 3] [KEY=VALUE ...]
+Each seed is one `pipeline.train` command with an empty home. Everything counts: imports, preprocessing, the start of
+Ray, the training, and scoring the moving average on Set5 at a fixed cadence. The clock stops when a score passes. To
+try other recipes, change configs/speedrun.yaml or give settings.
 
-Each seed is a `pipeline.train` command in an empty home: imports, preprocessing, Ray's start, training, and scoring the
-moving average on Set5 at a fixed cadence all count. The clock stops when a score passes. To try to beat it: change
-configs/speedrun.yaml, or give settings.
+    python -m benchmarks.time_to_quality --source PHOTOS --set5 BENCHMARKS/Set5 [--seeds N] [KEY=VALUE ...]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -19,97 +20,99 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.measuring import Result, parser_of, print_results
 from pipeline import storage
+from pipeline.settings import Config
 from pipeline.settings.command_line import parse
-from pipeline.tracking import JournalReader, Record
+from pipeline.tracking import JournalReader, JournalRecord
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from train_step import machine
-
-ROOT = Path(__file__).resolve().parent.parent
+METRIC = "bench/Set5/psnr_y"
 
 
 def main() -> None:
-    """Run the seeds and print when each passed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="configs/speedrun.yaml")
-    parser.add_argument("--source", required=True)
-    parser.add_argument("--set5", required=True)
-    parser.add_argument("--target", type=float, default=30.685)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
-    args = parser.parse_args()
-    minutes: list[float] = []
-    for seed in range(args.seeds):
-        passed = attempt(args, seed)
-        minutes.append(passed if passed is not None else float("inf"))
+    """Train with every seed, and print when each passed."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--config", default="configs/speedrun.yaml", help="configuration to run (%(default)s)")
+    parser.add_argument("--source", required=True, help="training images")
+    parser.add_argument("--set5", required=True, help="folder of Set5")
+    parser.add_argument("--target", type=float, default=30.685, help="PSNR on Y to reach, in dB (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings (%(default)s)")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings that override the configuration")
+    arguments = parser.parse_args()
+    minutes = [time_training(arguments, seed) for seed in range(arguments.seeds)]
     median = statistics.median(minutes)
-    print(
-        json.dumps(
-            {
-                "name": "time_to_quality",
-                "value": round(median, 2) if median < float("inf") else None,
-                "unit": f"minutes to {args.target} dB on Set5, median of {args.seeds} seeds",
-                "target": 15,
-                "better": "lower",
-                "machine": machine(),
-            }
-        )
+    unit = f"minutes to {arguments.target} dB on Set5, median of {arguments.seeds} seeds"
+    print_results(Result("time_to_quality", round(median, 2) if median < math.inf else None, unit, 15, "lower"))
+
+
+def time_training(arguments: argparse.Namespace, seed: int) -> float:
+    """Return the minutes from the start of the command until a score passed; infinity if none did."""
+    # Ray's processes may outlive the command for a moment and still write to the folder.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        options = [
+            *(f"--config={arguments.config}", f"--source={arguments.source}", f"--home={home}"),
+            *(f"--train.seed={seed}", f"--data.scratch={home}/tiles", "--evaluate.while_training=true"),
+            f"--evaluate.benchmarks={json.dumps({'Set5': arguments.set5})}",
+            *(f"--{setting}" for setting in arguments.settings),
+        ]
+        config = parse(options, "train", "")
+        if not seed:
+            print(describe_recipe(config))
+        environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+        # Empty caches, so that nothing of earlier runs is reused.
+        environment |= {"SR_CACHE": f"{home}/cache", "TORCHINDUCTOR_CACHE_DIR": f"{home}/inductor"}
+        started = time.time()
+        with Path(home, "log").open("w+") as log:
+            command = [sys.executable, "-m", "pipeline.train", *options]
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            try:
+                best = await_target(process, f"{home}/trainings", arguments.target)
+            finally:
+                process.terminate()  # has the effect of Ctrl-C, which a background job ignores
+                process.wait()
+            if best is None:
+                log.seek(0)
+                raise SystemExit(log.read()[-3000:])
+    minutes = (best.time / 1000 - started) / 60
+    patches = best.step * config.train.global_batch
+    psnr = best.metrics[METRIC]
+    print(f"seed {seed}: {psnr:.3f} dB after {minutes:.2f} minutes, {best.step} steps, {patches} patches", flush=True)
+    return minutes if psnr >= arguments.target else math.inf
+
+
+def describe_recipe(config: Config) -> str:
+    """Return the settings that matter most, in one line."""
+    recipe = config.train
+    return (
+        f"recipe: {recipe.optimizer}, learning rate {recipe.lr:g}, {recipe.length}, batch {recipe.global_batch}, "
+        f"crop {config.data.crop}, EMA {recipe.ema_decay}, scored every {recipe.validate_every} steps"
     )
 
 
-def attempt(args: argparse.Namespace, seed: int) -> float | None:
-    """Minutes from the start of the command until a score passed; None if none did."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:  # Ray's workers end a little later
-        argv = [f"--config={args.config}", f"--source={args.source}", f"--home={home}", f"--train.seed={seed}"]
-        argv += [f"--data.scratch={home}/tiles"]
-        argv += [f"--evaluate.benchmarks={json.dumps({'Set5': args.set5})}", "--evaluate.while_training=true"]
-        argv += [f"--{setting}" for setting in args.settings]
-        env = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-        env |= {"SR_CACHE": f"{home}/cache", "TORCHINDUCTOR_CACHE_DIR": f"{home}/inductor"}  # nothing of earlier runs
-        config = parse(argv, "train", "")
-        recipe = config.train
-        started = time.time()
-        with Path(home, "log").open("w+") as log:
-            command = [sys.executable, "-m", "pipeline.train", *argv]
-            process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
-            try:
-                record = watch(process, home, args.target)
-            finally:
-                process.terminate()  # as Ctrl-C, which is ignored in a background job
-                process.wait()
-            if not record:
-                raise SystemExit(log.seek(0) or log.read()[-3000:])
-        psnr, step = record["metrics"]["bench/Set5/psnr_y"], record["step"]
-        minutes = (record["time"] / 1000 - started) / 60
-        passed = psnr >= args.target
-        if not seed:
-            print(
-                f"recipe: {recipe.optimizer}, learning rate {recipe.lr:g} over {recipe.length}, "
-                f"batch {recipe.global_batch}, crop {config.data.crop}, EMA {recipe.ema_decay}, "
-                f"scored every {recipe.validate_every} steps"
-            )
-        patches = step * recipe.global_batch
-        print(f"seed {seed}: {psnr:.3f} dB after {minutes:.2f} minutes, {step} steps, {patches} patches", flush=True)
-        return minutes if passed else None
+def await_target(process: subprocess.Popen[bytes], trainings: str, target: float) -> JournalRecord | None:
+    """Read the journal of a running training until a validation passes or the command ends.
 
+    Args:
+        process: the running command.
+        trainings: folder of its trainings.
+        target: PSNR on Set5 to reach, in dB.
 
-def watch(process: subprocess.Popen[bytes], home: str, target: float) -> Record:
-    """The first validation that passes, else the best one when the command ends; nothing where there was none."""
-    best: Record = {}
+    Returns:
+        The first validation that passed, else the best one; None if there was none.
+    """
+    best: JournalRecord | None = None
     readers: dict[str, JournalReader] = {}
     running = True
     while running:
         running = process.poll() is None
-        for name in storage.names(f"{home}/trainings"):
-            reader = readers.setdefault(name, JournalReader(f"{home}/trainings/{name}/journal"))
+        for name in storage.names(trainings):
+            reader = readers.setdefault(name, JournalReader(f"{trainings}/{name}/journal"))
             for record in reader.new():
-                psnr = record["metrics"].get("bench/Set5/psnr_y")
-                if psnr is None:
+                if METRIC not in record.metrics:
                     continue
-                print(f"  step {record['step']}: {psnr:.3f} dB", flush=True)
-                if not best or psnr > best["metrics"]["bench/Set5/psnr_y"]:
+                psnr = record.metrics[METRIC]
+                print(f"  step {record.step}: {psnr:.3f} dB", flush=True)
+                if best is None or psnr > best.metrics[METRIC]:
                     best = record
                 if psnr >= target:
                     return record

@@ -1,133 +1,160 @@
-"""Throughput of a whole training against the bare step on data in memory, both by the same workers in turns.
+"""Compare the throughput of a whole training with that of the bare step on data in memory.
 
-A real training (Ray Train, DDP, reading, augmentation, logging to MLflow, checkpoints) on built-in photographs. After
-each block of its steps, the same workers make a block of bare steps: a second learner, one batch that lies in memory,
-nothing else. Compared are the medians of blocks after the first; validation is timed by itself.
-`python benchmarks/train_overhead.py [--blocks N] [--block N] [--small]`
+The training is real: Ray Train, DDP, reading, augmentation, logging to MLflow and checkpoints, on the built-in
+photographs. After each block of its steps, the same workers make a block of bare steps with a second learner on one
+batch in memory. The medians of all blocks after the first are compared. Validations are timed separately and not
+counted.
+
+    python -m benchmarks.train_overhead [--blocks N] [--block N] [--small]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import functools
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
-
-from pipeline import cluster, train
-from pipeline.data import preparation
-from pipeline.data.reader import Batch
-from pipeline.settings.command_line import parse
-from pipeline.training import driver
-from pipeline.training.learner import Learner, StepResult
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from train_step import machine
 
-SMALL = ["model.channels=32", "model.blocks=8"]
+from benchmarks.measuring import Result, parser_of, print_results, print_times
+from pipeline import storage
+from pipeline.data import preparation
+from pipeline.data.reader import Batch
+from pipeline.settings.command_line import parse
+from pipeline.training import driver, worker
+from pipeline.training.learner import Learner, StepResult
+from pipeline.training.validation import Validation, Validator
+from sr_model.networks import SuperResolver
 
 
-def train_loop(job: dict[str, Any]) -> dict[str, Any]:
-    """The real one, whose steps are interrupted by blocks of bare steps."""
-    from pipeline.training import worker
+@dataclass
+class Times:
+    """Seconds of blocks, measured on rank 0."""
 
-    real_step, real_validate = Learner.step, worker.Worker._validate
-    block, times, state = job["config"]["train"].pop("block"), [], {"mark": 0.0, "validation": 0.0}
-    bare: list[Any] = []
+    training: list[float] = field(default_factory=list)
+    """Seconds of each block of the training, without validations."""
+    bare: list[float] = field(default_factory=list)
+    """Seconds of the block of bare steps after it."""
 
-    def step(self: Learner, number: int, batches: Iterable[Batch], count: int = 1) -> StepResult:
-        if bare and self is bare[0]:
-            return real_step(self, number, batches, count)
-        if number and number % block == 0:
-            pipeline_s = time.perf_counter() - state["mark"] - state["validation"]
-            dist.barrier()
-            start = time.perf_counter()
-            for i in range(block):
-                real_step(bare[0], i, bare[1], len(bare[1]))
-            dist.barrier()
-            times.append((pipeline_s, time.perf_counter() - start))
-            if dist.get_rank() == 0:
-                Path(job["folder"], "times.json").write_text(json.dumps([times, state["validation"]]))
-            state.update(mark=time.perf_counter(), validation=0.0)
-        taken = []
 
-        def tap() -> Iterable[Batch]:
-            for batch in batches:
-                taken.append(batch)
-                yield batch
+class Stopwatch:
+    """Replaces the step of a worker's learner and its validation, to insert and time blocks of bare steps.
 
-        if number == 0:
-            result = real_step(self, number, tap(), count)
-            bare[:] = [Learner(worker.Config(**job["config"]), 10**6, self.device, self.world), taken]
-            state["mark"] = time.perf_counter()
-            return result
-        return real_step(self, number, batches, count)
+    Args:
+        job: the worker's job.
+        block: steps of a block.
+    """
 
-    def validate(self: Any, *args: Any) -> Any:
-        start = time.perf_counter()
-        result = real_validate(self, *args)
-        state["validation"] += time.perf_counter() - start
+    def __init__(self, job: worker.TrainJob, block: int) -> None:
+        self._job, self._block = job, block
+        self._step, self._validate = Learner.step, Validator.validate
+        self._times = Times()
+        self._bare: Learner | None = None
+        self._batches: list[Batch] = []
+        self._block_start = self._validation_s = 0.0
+
+    def install(self) -> None:
+        """Replace the methods in this process."""
+        stopwatch = self
+
+        def step(self: Learner, number: int, batches: Iterable[Batch], count: int = 1) -> StepResult:
+            return stopwatch.step(self, number, batches, count)
+
+        def validate(self: Validator, net: SuperResolver, step: int | None = None) -> Validation:
+            return stopwatch.validate(self, net, step)
+
+        Learner.step, Validator.validate = step, validate  # type: ignore[method-assign]
+
+    def step(self, learner: Learner, number: int, batches: Iterable[Batch], count: int) -> StepResult:
+        """Make a step of the training; before the first step of each block, make a block of bare steps."""
+        if learner is self._bare or number % self._block:
+            return self._step(learner, number, batches, count)
+        if number:
+            self._time_bare_block()
+            result = self._step(learner, number, batches, count)
+        else:
+            result = self._step(learner, number, self._keep(batches), count)
+            config = self._job.config
+            plan = storage.read_document(f"{self._job.folder}/plan.json", worker.Plan)
+            assert plan is not None
+            self._bare = Learner(config, 10**6, learner.ranks, plan.precision)
+            self._block_start = time.perf_counter()
         return result
 
-    Learner.step, worker.Worker._validate = step, validate  # type: ignore[method-assign, assignment]
-    return worker.train_loop(job)
+    def validate(self, validator: Validator, net: SuperResolver, step: int | None) -> Validation:
+        """Validate, and add up the time that it takes."""
+        start = time.perf_counter()
+        validation = self._validate(validator, net, step)
+        self._validation_s += time.perf_counter() - start
+        return validation
+
+    def _keep(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self._batches.append(batch)
+            yield batch
+
+    def _time_bare_block(self) -> None:
+        assert self._bare is not None
+        self._times.training.append(time.perf_counter() - self._block_start - self._validation_s)
+        dist.barrier()
+        start = time.perf_counter()
+        for number in range(self._block):
+            self._step(self._bare, number, self._batches, len(self._batches))
+        dist.barrier()
+        self._times.bare.append(time.perf_counter() - start)
+        if dist.get_rank() == 0:
+            storage.write_document(f"{self._job.folder}/times.json", self._times)
+        self._block_start, self._validation_s = time.perf_counter(), 0.0
+
+
+def train_loop(arguments: dict[str, worker.TrainJob], block: int) -> worker.LoopResult:
+    """Run the real loop of a worker, interrupted by blocks of bare steps."""
+    Stopwatch(arguments["job"], block).install()
+    return worker.train_loop(arguments)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--blocks", type=int, default=16)
-    parser.add_argument("--block", type=int, default=25, help="steps a block")
-    parser.add_argument("--small", action="store_true", help="8 blocks of 32 channels, whose steps hide less")
-    args = parser.parse_args()
+    parser = parser_of(__doc__)
+    parser.add_argument("--blocks", type=int, default=16, help="timed blocks (%(default)s)")
+    parser.add_argument("--block", type=int, default=25, help="steps per block (%(default)s)")
+    parser.add_argument(
+        "--small", action="store_true", help="train 8 blocks of 32 channels, whose short steps hide less of the rest"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    block = arguments.block
+    channels, blocks = (32, 8) if arguments.small else (64, 16)
     with tempfile.TemporaryDirectory() as home:
-        steps = (args.blocks + 1) * args.block + 1
         options = [
-            *("--config", "configs/demo.yaml", "--home", home, "data.window=256", "train.micro_batch=8"),
-            *("model.channels=64", "model.blocks=16", f"train.length={steps} steps", "train.compile=off"),
-            *(f"train.validate_every={4 * args.block}", "train.checkpoint_every=100", "cluster.workers=2"),
-            *(SMALL if args.small else []),
+            *("--config", "configs/demo.yaml", "--home", home, "data.window=256", "cluster.workers=2"),
+            *(f"model.channels={channels}", f"model.blocks={blocks}", "train.micro_batch=8", "train.compile=off"),
+            *(f"train.length={(arguments.blocks + 1) * block + 1} steps", f"train.validate_every={4 * block}"),
+            "train.checkpoint_every=100",
         ]
         config = parse(options, "train", "")
         patch_set, _ = preparation.prepare(config)
-        cluster.connect(config)
-        train.train_loop = lambda job: train_loop(_with_block(job, args.block))
+        driver.train_loop = functools.partial(train_loop, block=block)
         trained = driver.train(config, patch_set)
-        times, _ = json.loads(Path(trained.folder, "times.json").read_text())
-        validations = [r["metrics"] for r in trained.history() if r["kind"] == "validation"]
-        waits = [r["metrics"]["train/data_wait_share"] for r in trained.history() if r["kind"] == "train"]
-    whole, bare = ([block[i] / args.block for block in times[1:]] for i in range(2))
-    for name, values in (("training", whole), ("bare step", bare)):
-        print(f"{name:10} median {statistics.median(values):.4f} s a step, {min(values):.4f} to {max(values):.4f}")
-    print(f"{len(whole) * args.block} steps of each; {len(validations)} validations, not counted")
+        times = storage.read_document(f"{trained.folder}/times.json", Times)
+        history = trained.history()
+    assert times is not None
+    training, bare = ([seconds / block for seconds in column[1:]] for column in (times.training, times.bare))
+    print_times({"training": training, "bare step": bare})
+    validations = sum(record.kind == "validation" for record in history)
+    print(f"{len(training) * block} steps of each; {validations} validations, not counted")
+    waits = [record.metrics["train/data_wait_share"] for record in history if record.kind == "train"]
     print(f"waiting for data: {100 * statistics.median(waits):.3f} % of the time (median of records)")
-    ratios = [b / w for w, b in zip(whole, bare, strict=True)]
+    ratios = [b / t for t, b in zip(training, bare, strict=True)]
     print(f"ratio block by block: {min(ratios):.3f} to {max(ratios):.3f}")
-    print(
-        json.dumps(
-            {
-                "name": "train_overhead" + ("_small" if args.small else ""),
-                "value": round(statistics.median(ratios), 3),
-                "unit": "patches/s of a whole training / of the bare step",
-                "target": 0.97,
-                "better": "higher",
-                "machine": machine(),
-            }
-        )
-    )
-
-
-def _with_block(job: dict[str, Any], block: int) -> dict[str, Any]:
-    return {**job, "config": {**job["config"], "train": {**job["config"]["train"], "block": block}}}
+    name = "train_overhead_small" if arguments.small else "train_overhead"
+    unit = "patches/s of a whole training / of the bare step"
+    print_results(Result(name, round(statistics.median(ratios), 3), unit, 0.97, "higher"))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main()

@@ -1,7 +1,8 @@
-"""Show recorded trainings: as docs/results.md with its figures, or in MLflow.
+"""Show the recorded trainings as the results page of the documentation, or in MLflow.
 
-`python -m pipeline.publish docs` writes the results page from the records; `python -m pipeline.publish mlflow` imports
-the records into a store of their own, as `make results-ui` does before it opens the UI.
+`python -m pipeline.publish docs` writes the results page and the model cards from the records.
+`python -m pipeline.publish mlflow` imports the records into a store of their own, as `make results-ui` does before it
+opens the UI.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.grid import importing
-from pipeline.reporting import records, results_page
+from pipeline.reporting import cards, records, results_page
 from pipeline.settings import UserError
 from pipeline.settings.command_line import command
 
@@ -23,27 +24,25 @@ def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.publish`."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.publish", description=(__doc__ or "").splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
-    docs = kinds.add_parser("docs", help="write results.md with curves and crops, and rewrite the records' model cards")
-    docs.add_argument("--out", type=Path, default=Path("docs"), help="folder to write to (%(default)s)")
-    docs.add_argument("--seeds", default=f"{_RECORDS}/seeds", help="records of short trainings with other seeds")
-    docs.add_argument(
-        "--benchmarks", type=Path, help="folder of Set5/ and Set14/; without it the crops stay as they are"
-    )
+    docs = kinds.add_parser("docs", help="write results.md, its figures, and the model cards")
+    docs.add_argument("--out", type=Path, default=Path("docs/explanation"), help="folder to write to (%(default)s)")
+    docs.add_argument("--seeds", default=f"{_RECORDS}/seeds", help="records of short trainings (%(default)s)")
+    docs.add_argument("--benchmarks", type=Path, help="folder of Set5/ and Set14/; without it, crops are not redrawn")
     imported = kinds.add_parser("mlflow", help="import the records into a store of their own")
     imported.add_argument("--home", default="runs/results", help="folder of that store (%(default)s)")
     for kind in (docs, imported):
         kind.add_argument("--records", default=_RECORDS, help="folder of the records (%(default)s)")
     options = parser.parse_args(argv)
-    found = records.load(options.records)
+    found = records.read_all(options.records)
     if not found:
-        raise UserError(f"{options.records} holds no record, expected folders that pipeline.tune's tune.records made")
+        raise UserError(f"{options.records} holds no record, expected a folder that was written with tune.records")
     if options.kind == "mlflow":
         importing.import_records(found, options.records, options.home)
-    else:
-        seeds = records.load(options.seeds)
-        results_page.write_page(found, seeds, options.records, options.out, options.benchmarks)
-        for recorded in found:
-            records.write_card(options.records, recorded)
+        return
+    seeds = records.read_all(options.seeds)
+    results_page.write_page(found, seeds, options.records, options.out, options.benchmarks)
+    cards.write_cards(options.records, found)
+    print(f"{options.out / 'results.md'} and {len(found)} model cards written")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__" and __package__ in (None, ""):
-    # Started as a script: Python put pipeline/ on the path instead of the folder that holds it.
+    # In a script, Python puts pipeline/ itself on the path, so replace it with the folder that contains it.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline import tracking
@@ -24,7 +24,7 @@ from pipeline.workflow import workflow
 def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.run`."""
     config, _ = parse_with({}, argv, "run", "Preprocess, train, evaluate and report.", tracking.fetch_config)
-    workflow.run(config)
+    workflow.run_workflow(config)
 
 
 if __name__ == "__main__":

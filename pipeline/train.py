@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pipeline.data import preparation
 from pipeline.settings.command_line import command, parse_with
 from pipeline.training import driver, dry_run
+from pipeline.training.methods import find_method
 
 
 @command
@@ -18,12 +19,13 @@ def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.train`."""
     flags = {"--dry-run": "plan and measure, print the plan, and train nothing"}
     config, given = parse_with(flags, argv, "train", "Train a network.")
+    find_method(config)
     patch_set, _ = preparation.prepare(config)
     if given:
         print(dry_run.describe_plan(config, patch_set))
         return
     trained = driver.train(config, patch_set)
-    print(f"weights {trained.weights} ({trained.result['steps']} steps{', found finished' if trained.found else ''})")
+    print(f"weights {trained.weights} ({trained.result.steps} steps{', found finished' if trained.found else ''})")
 
 
 if __name__ == "__main__":

@@ -17,22 +17,21 @@ def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.upscale`."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.upscale",
-        description="Upscale an image. Transparency and grey are kept, colours become sRGB.",
+        description="Upscale an image. Grey and transparency are kept; colours are converted to sRGB.",
     )
-    parser.add_argument("image", type=Path, help="PNG, JPEG, WebP, TIFF or BMP")
+    parser.add_argument("image", type=Path, help="the image: PNG, JPEG, WebP, TIFF or BMP")
     formats = ", ".join(files.TRANSPARENT + files.OPAQUE)
-    parser.add_argument("out", type=Path, help=f"the upscaled image, ending in {formats}")
+    parser.add_argument("out", type=Path, help=f"the file to write; its name ends in {formats}")
     parser.add_argument(
         "--model",
         default=bundled.DEFAULT,
-        help=f"a bundled model ({', '.join(bundled.names())}) or the .safetensors file of a training; %(default)s by "
-        "default",
+        help=f"a bundled model ({', '.join(bundled.names())}) or a .safetensors file (default: %(default)s)",
     )
     parser.add_argument(
         "--max-megapixels",
         type=_positive,
         default=400.0,
-        help="size of the upscaled image above which the command refuses it (%(default)g)",
+        help="refuse to write a larger image (default: %(default)g)",
     )
     options = parser.parse_args(argv)
     width, height = files.upscale_file(files.load(options.model), options.image, options.out, options.max_megapixels)
@@ -42,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
 def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return value
 
 

@@ -1,7 +1,7 @@
-"""I_LR = D(I_HR): MATLAB's antialiased bicubic resize, in the two forms that super-resolution data come in, and noise.
+"""Degradation of HR images to LR images: MATLAB's bicubic resize in its two published forms, blur and noise.
 
-Follows the published description of `imresize(…, 'bicubic')`: Keys' cubic kernel with a = -0.5 (IEEE TASSP 1981),
-stretched by the scale when shrinking, weights normalised to sum 1, vertical axis first.
+The resize follows the published description of `imresize(…, 'bicubic')`: Keys' cubic kernel with a = -0.5 (IEEE TASSP
+1981), stretched by the scale when shrinking, weights normalised to sum 1, vertical axis first.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Form = Literal["matlab", "legacy"]
 
 
 def downscale(hr: Tensor, scale: int, form: Form = "matlab") -> Tensor:
-    """Make the LR image of an HR one, in exact integer arithmetic, in the time that Pillow's bicubic takes.
+    """Reduce an image by an integer factor, in exact integer arithmetic, about as fast as Pillow's bicubic.
 
     Args:
-        hr: (..., H, W) uint8; H and W multiples of `scale`. Fastest as a (3, H, W) view of a contiguous (H, W, 3).
+        hr: (..., H, W) uint8; H and W are multiples of `scale`. A (3, H, W) view of a contiguous (H, W, 3) is fastest.
         scale: integer factor.
-        form: "matlab" is today's MATLAB (double precision, borders mirrored, rounded once at the end); "legacy" is
-            the 8-bit form that made the published LR files of Set5, Set14 and their like (borders clamped, rounded
-            after each axis). Halves are rounded up.
+        form: "matlab" is current MATLAB (double precision, mirrored borders, rounded once at the end); "legacy" is
+            the 8-bit form of the published LR files of Set5, Set14 and similar sets (clamped borders, rounded after
+            each axis). Halves are rounded up.
 
     Returns:
-        (..., H/scale, W/scale) uint8, laid out as the input.
+        (..., H/scale, W/scale) uint8, with the memory layout of the input.
 
     Raises:
         ValueError: if a side isn't a multiple of `scale`.
@@ -48,7 +48,8 @@ def downscale(hr: Tensor, scale: int, form: Form = "matlab") -> Tensor:
 def add_noise(image: Tensor, sigma: float, seed: bytes) -> Tensor:
     """Add Gaussian noise of standard deviation `sigma`, in grey levels, to an 8-bit image of any shape.
 
-    The noise is a function of `seed`: NumPy's frozen generator (NEP 19), the same on every machine and version.
+    The noise depends on `seed` alone. It comes from NumPy's frozen generator (NEP 19), which gives the same numbers on
+    every machine and version.
     """
     words = np.frombuffer(hashlib.sha256(seed).digest(), np.uint32)
     noise = np.random.RandomState(words).standard_normal(tuple(image.shape))
@@ -58,7 +59,8 @@ def add_noise(image: Tensor, sigma: float, seed: bytes) -> Tensor:
 def blur(hr: Tensor, sigma: float) -> Tensor:
     """Convolve (C, H, W) uint8 with a Gaussian of standard deviation `sigma` pixels, cut off at 4 sigma.
 
-    Borders are mirrored as in `downscale`; rounded once at the end. Memory beyond the result: a few hundred rows.
+    Borders are mirrored as in `downscale`, and values are rounded once at the end. Beside the result, memory holds a
+    few hundred rows.
     """
     image = hr.permute(1, 2, 0).numpy()
     blurred = np.empty_like(image, order="C")
@@ -74,15 +76,15 @@ def blur(hr: Tensor, sigma: float) -> Tensor:
 
 
 def upscale_bicubic(lr: Tensor, scale: int, form: Form = "matlab") -> Tensor:
-    """Enlarge (..., h, w) uint8 to (..., scale*h, scale*w) uint8 by MATLAB's bicubic: the usual baseline."""
+    """Enlarge (..., h, w) uint8 to (..., scale*h, scale*w) uint8 with MATLAB's bicubic, the usual baseline."""
     height, width = lr.shape[-2:]
     return _to_uint8(imresize(lr, (height * scale, width * scale), form))
 
 
 def imresize(x: Tensor, size: tuple[int, int], form: Form = "matlab") -> Tensor:
-    """Resize (..., H, W) of any real dtype to (..., *size), float64, in the range of `x`, neither clamped nor rounded.
+    """Resize (..., H, W) of any real dtype to (..., *size), float64, in the range of `x`, without clamping or rounding.
 
-    The exception is `form="legacy"`: it rounds to [0, 255] integers after each axis, as 8-bit arithmetic did.
+    Only `form="legacy"` rounds: to integers in [0, 255] after each axis, as 8-bit arithmetic did.
     """
     y = x.to(torch.float64)
     for axis, out_size in ((-2, size[0]), (-1, size[1])):
@@ -95,15 +97,15 @@ def imresize(x: Tensor, size: tuple[int, int], form: Form = "matlab") -> Tensor:
 _STRIP = 256
 """Rows that are blurred at a time."""
 _ROWS, _COLUMNS = 8, 4
-"""Output pixels of one product, along each axis: then a third of its matrix is not zero, and the inputs stay cached."""
+"""Output pixels of one product along each axis. A third of its matrix is not zero, and the inputs stay in the cache."""
 
 
 def _downscale_hwc(hr: Tensor, scale: int, form: Form) -> Tensor:
     """(H, W, C) to (H/scale, W/scale, C), a strip of output rows at a time: vertical axis, then horizontal.
 
-    For an integer scale every output pixel has the same taps, whose weights are fractions of one denominator. In these
-    units all sums are integers that a float represents exactly. A product with a band matrix does a few times the work
-    of the taps alone, but at the speed of the processor's matrix kernels.
+    With an integer scale, every output pixel has the same taps, and their weights are fractions with one denominator.
+    In these units all sums are integers that a float represents exactly. A product with a band matrix does a few times
+    the work of the taps alone, but at the speed of the processor's matrix kernels.
     """
     height, width, channels = hr.shape
     rows, columns = height // scale, width // scale
@@ -135,7 +137,7 @@ def _downscale_hwc(hr: Tensor, scale: int, form: Form) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _integer_taps(scale: int) -> tuple[int, ...]:
-    """Keys' kernel, stretched by `scale`, at the inputs around an output pixel, as integers without common divisor."""
+    """Keys' kernel, stretched by `scale`, at the inputs of an output pixel, as integers without a common divisor."""
     q = 2 * scale if scale % 2 == 0 else scale  # distances are m / q
     taps = []
     for m in range(1 - 2 * q, 2 * q, 2) if scale % 2 == 0 else range(1 - 2 * q, 2 * q):
@@ -154,7 +156,7 @@ def _exact_dtype(taps: tuple[int, ...], largest: int) -> torch.dtype:
 
 @lru_cache(maxsize=64)
 def _band(taps: tuple[int, ...], scale: int, block: int, channels: int, dtype: torch.dtype) -> Tensor:
-    """Matrix from the inputs of `block` output pixels to these, both with interleaved channels."""
+    """Matrix that maps the inputs of `block` output pixels to these pixels, both with interleaved channels."""
     band = torch.zeros(block, len(taps) + scale * (block - 1), dtype=dtype)
     for i in range(block):
         band[i, i * scale : i * scale + len(taps)] = torch.tensor(taps)
@@ -163,7 +165,7 @@ def _band(taps: tuple[int, ...], scale: int, block: int, channels: int, dtype: t
 
 @lru_cache(maxsize=64)
 def _sources(out_size: int, block: int, in_size: int, scale: int, taps: int, mirror: bool) -> Tensor:
-    """Indices of the inputs that an axis' windows read, one after the other, up to a whole number of blocks."""
+    """Indices of the inputs that the windows of an axis read in turn, up to a whole number of blocks."""
     last = scale * (-(-out_size // block) * block - 1) + taps
     return _inside(torch.arange(last) - (taps - scale) // 2, in_size, mirror)
 
@@ -177,7 +179,7 @@ def _inside(positions: Tensor, size: int, mirror: bool) -> Tensor:
 
 
 def _resize_axis(x: Tensor, axis: int, out_size: int, mirror: bool) -> Tensor:
-    # A sum over the few taps that are not zero, each one gather: the dense matrix product does 100x the work.
+    # It sums over the few taps that are not zero, with one gather each; a dense matrix product does 100x the work.
     weights, indices = _taps(x.shape[axis], out_size, mirror)
     shape = [1] * x.dim()
     shape[axis] = out_size

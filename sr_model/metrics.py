@@ -1,7 +1,7 @@
-"""PSNR and SSIM as the super-resolution papers measure them: on the luma Y of BT.601, the border left out.
+"""PSNR and SSIM as the super-resolution papers measure them: on the luma Y of BT.601, without the border.
 
-Both take 8-bit images. Y is what MATLAB's `rgb2ycbcr` returns for them: studio range, 16 to 235, rounded to integers.
-Unrounded, bicubic on Set5 reads 28.430 dB / 0.8111 instead of the published 28.42 / 0.810.
+Both take 8-bit images. Y has the values of MATLAB's `rgb2ycbcr`: studio range, 16 to 235, rounded to integers.
+Without rounding, bicubic on Set5 reads 28.430 dB / 0.8111 instead of the published 28.42 / 0.810.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ _LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
 _PEAK = 255.0
 
 SMALLEST = 11
-"""Pixels inside the border that an image must have along both axes: SSIM's window."""
+"""Pixels that an image needs inside the border along both axes, because SSIM's window has this side."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How near one image is to its ground truth."""
+    """Similarity of an image to its ground truth."""
 
     psnr_y: float
-    """dB, on BT.601 Y; infinite for equal images."""
+    """PSNR on BT.601 Y in dB; infinite for equal images."""
     ssim_y: float
-    """Wang et al. 2004 on BT.601 Y: Gaussian window 11x11, sigma 1.5, K1 0.01, K2 0.03, windows inside the image."""
+    """SSIM of Wang et al. 2004 on BT.601 Y: Gaussian window 11x11, sigma 1.5, K1 0.01, K2 0.03, windows inside the
+    image."""
     psnr_rgb: float
-    """dB, over all three channels."""
+    """PSNR over all three channels in dB."""
 
 
 def score(sr: Tensor, hr: Tensor, border: int) -> Score:
-    """Compare two images, (3, H, W) or (1, H, W) uint8 alike; a one-channel image is compared on its 0..255 values.
+    """Compare two images, both (3, H, W) or (1, H, W) uint8; one channel is compared on its values in 0..255.
 
     Args:
-        sr: what was made.
+        sr: the image to score.
         hr: the ground truth.
-        border: pixels left out at each side; papers use the scale.
+        border: pixels ignored at each side; papers use the scale.
 
     Raises:
         ValueError: if shapes or dtypes differ, or nothing is left inside the border.
@@ -57,7 +58,7 @@ def score(sr: Tensor, hr: Tensor, border: int) -> Score:
 
 
 def luma(rgb: Tensor) -> Tensor:
-    """BT.601 luma of (3, H, W) uint8: (H, W) integers 16..235 as float64; of (1, H, W): the values themselves."""
+    """BT.601 luma of (3, H, W) uint8 as (H, W) float64 integers in 16..235; one channel keeps its values."""
     x = rgb.double()
     if x.shape[0] == 1:
         return x[0]
@@ -65,7 +66,7 @@ def luma(rgb: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """10 log10(255^2 / MSE) in dB for values in 0..255; infinite if equal."""
+    """PSNR in dB, 10 log10(255^2 / MSE), of values in 0..255; infinite if all are equal."""
     mse = (a - b).square().mean().item()
     return 10 * math.log10(_PEAK**2 / mse) if mse > 0 else math.inf
 

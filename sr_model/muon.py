@@ -11,15 +11,15 @@ from torch import Tensor
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose matrix is orthogonalised: every direction of a layer is learnt at the same rate.
+    """Nesterov momentum with orthogonalised updates, so every direction of a layer is learnt at the same rate.
 
-    Jordan et al. 2024 (kellerjordan.github.io/posts/muon); updates are scaled to the size of Adam's, so that learning
-    rates carry over: Liu et al. 2025 (arXiv:2502.16982), equation 4. `torch.optim.Muon` takes matrices, one by one, in
-    bf16, which a CPU without it emulates (seconds a step for SRResNet); this one takes convolutions, those of one shape
-    together, in their own precision.
+    Source: Jordan et al. 2024 (kellerjordan.github.io/posts/muon). Updates are scaled to the size of Adam's, so
+    learning rates carry over (Liu et al. 2025, arXiv:2502.16982, equation 4). `torch.optim.Muon` takes matrices one by
+    one in bf16, which a CPU without bf16 emulates in seconds a step for SRResNet. This one takes convolutions, those of
+    one shape together, in their own precision.
 
     Args:
-        params: weights (out, in, k, k), seen as matrices (out, in*k*k).
+        params: weights (out, in, k, k), which are updated as matrices (out, in*k*k).
         lr: learning rate.
         momentum: decay of the gradient's moving average.
     """
@@ -29,7 +29,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Change the weights that have a gradient."""
+        """Update the weights that have a gradient."""
         assert closure is None
         for group in self.param_groups:
             alike: dict[torch.Size, list[Tensor]] = {}
@@ -54,10 +54,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Bring the singular values of (n, rows, columns) to about 1: five Newton-Schulz steps, Jordan's polynomial.
+    """Bring the singular values of (n, rows, columns) to about 1, by five Newton-Schulz steps with Jordan's polynomial.
 
-    The steps are made on the small Gram matrices X X^T, which commute with every step's factor aI + bG + cG^2, and the
-    product of the factors is applied once: the same up to rounding, in a third of the time for (64, 576).
+    The steps work on the small Gram matrices X X^T, which commute with the factor aI + bG + cG^2 of every step, and
+    apply the product of the factors once. The result is the same up to rounding, in a third of the time for (64, 576).
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]

@@ -12,9 +12,16 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def to_unit(images: Pixels, device: torch.device, orientation: npt.NDArray[np.uint8] | None = None) -> Tensor:
-    """(n, h, w, 3) uint8 to (n, 3, h, w) in [0, 1], channels_last, of torch's default dtype, float32.
+    """Convert images to a tensor for a network.
 
-    `orientation` (n,) mirrors and turns square images, as bits: 1 left and right, then 2 top and bottom, then 4 axes.
+    Args:
+        images: (n, h, w, 3) uint8.
+        device: the device of the result.
+        orientation: (n,) uint8, bits that mirror and turn square images: 1 swaps left and right, then 2 swaps top and
+            bottom, then 4 swaps the axes.
+
+    Returns:
+        (n, 3, h, w) in [0, 1] of torch's default dtype, in channels_last layout.
     """
     x = torch.from_numpy(images).to(device, non_blocking=True)
     if orientation is not None and orientation.any():
@@ -26,6 +33,6 @@ def to_unit(images: Pixels, device: torch.device, orientation: npt.NDArray[np.ui
 
 
 def to_eight_bit(image: Tensor) -> Pixels:
-    """(C, h, w), nominally in [0, 1], to (h, w, C) uint8, rounded and clamped."""
+    """Round and clamp an image (C, h, w), nominally in [0, 1], to (h, w, C) uint8."""
     eight_bit: Pixels = image.mul(255).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     return eight_bit

@@ -20,7 +20,7 @@ from hypothesis import settings
 from PIL import Image
 
 if TYPE_CHECKING:
-    from tests.grids import Grid
+    from tests.pipeline.grid.grids import Grid
     from tests.services import TwoNodes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def finished_grid(tmp_path_factory: pytest.TempPathFactory) -> "Grid":
     """A grid of which one cell failed: its options, its folder, what it printed."""
-    from tests import grids
+    from tests.pipeline.grid import grids
 
     return grids.finished_grid(tmp_path_factory.mktemp("grid"))
 

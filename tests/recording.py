@@ -8,14 +8,12 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-import torch.distributed as dist
 
 from pipeline import train
 from pipeline.data.reader import Batch
-from pipeline.training import worker
+from pipeline.training import driver, worker
 from pipeline.training.learner import Learner, StepResult
+from pipeline.training.worker import LoopResult, TrainJob
 
 
 def hashes(batch: Batch) -> list[str]:
@@ -23,9 +21,9 @@ def hashes(batch: Batch) -> list[str]:
     return [hashlib.sha256(b"".join(p.tobytes() for p in sample)).hexdigest() for sample in zip(*batch, strict=True)]
 
 
-def train_loop(job: dict[str, Any]) -> dict[str, Any]:
-    """The real one, with a tap on what it learns from."""
-    folder = Path(job["folder"], "samples")
+def train_loop(arguments: dict[str, TrainJob]) -> LoopResult:
+    """Run the real loop, and record what it learns from."""
+    folder = Path(arguments["job"].folder, "samples")
     folder.mkdir(parents=True, exist_ok=True)
     real = Learner.step
 
@@ -38,19 +36,19 @@ def train_loop(job: dict[str, Any]) -> dict[str, Any]:
                 yield batch
 
         result = real(self, number, tap(), count)
-        (folder / f"{number:06d}-{self.world}-{dist.get_rank() if self.world > 1 else 0}-{time.time_ns()}").write_text(
-            "\n".join(seen)
-        )
+        ranks = self.ranks
+        name = f"{number:06d}-{ranks.world_size}-{ranks.rank}-{time.time_ns()}"
+        (folder / name).write_text("\n".join(seen))
         if not (folder / "hurry").exists():
             time.sleep(0.05)
         return result
 
     Learner.step = step  # type: ignore[method-assign]
-    return worker.train_loop(job)
+    return worker.train_loop(arguments)
 
 
 if __name__ == "__main__":
     from tests import recording
 
-    train.train_loop = recording.train_loop
+    driver.train_loop = recording.train_loop
     train.main()

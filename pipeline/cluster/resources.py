@@ -1,4 +1,4 @@
-"""What a Ray cluster has, and how trainings share it."""
+"""Divide a Ray cluster's cores and GPUs between trainings and their workers."""
 
 from __future__ import annotations
 
@@ -8,51 +8,62 @@ from pipeline.settings import Config, UserError
 
 
 def training_resources(config: Config) -> tuple[int, dict[str, float]]:
-    """Number of training workers and what each of them reserves.
+    """Return the number of training workers and the resources that each of them reserves.
 
     Raises:
-        UserError: if the cluster cannot hold them.
+        UserError: if the workers do not fit on the cluster.
     """
-    room = _Room(config)
-    # Without GPUs, two workers of half the cores beat one worker of all.
-    workers = config.cluster.workers or (max(room.gpus, 1) if room.use_gpu else min(room.cpus, 2))
-    per_worker = config.cluster.cpus_per_worker or room.cores_each(workers)
-    if room.places(per_worker) < workers:
+    capacity = _Capacity(config)
+    # Without GPUs, two workers with half of the cores each are faster than one worker with all of them.
+    workers = config.cluster.workers or (max(capacity.gpus, 1) if capacity.use_gpu else min(capacity.cpus, 2))
+    per_worker = config.cluster.cpus_per_worker or capacity.cores_per_worker(workers)
+    if capacity.workers(per_worker) < workers:
         raise UserError(
-            f"cluster.workers is {workers}, with {per_worker} CPU{' and a GPU' if room.use_gpu else ''} each, but the "
-            f"cluster has room for {room.places(per_worker)} (CPU {room.cpus}, GPU {room.gpus}, nodes "
-            f"{len(room.nodes)}): expected fewer"
+            f"cluster.workers is {workers}, with {per_worker} CPU{' and a GPU' if capacity.use_gpu else ''} each, but "
+            f"the cluster has room for {capacity.workers(per_worker)} (CPU {capacity.cpus}, GPU {capacity.gpus}, nodes "
+            f"{len(capacity.nodes)}): expected fewer"
         )
-    return workers, {"CPU": per_worker, **({"GPU": 1} if room.use_gpu else {})}
+    return workers, {"CPU": per_worker, **({"GPU": 1} if capacity.use_gpu else {})}
 
 
 def trial_resources(config: Config, trials: int) -> tuple[int, int, dict[str, float]]:
-    """How many trainings run at once, the workers of each, and what a worker reserves: the cluster in equal parts.
+    """Divide the cluster equally between the trainings of a grid.
 
-    Without GPUs, a training gets two cores at least, if there are two.
+    Without GPUs, each training gets at least two cores if there are two.
+
+    Args:
+        config: holds the settings `cluster` and `tune.concurrent`.
+        trials: number of trainings in the grid.
+
+    Returns:
+        The number of trainings that run at the same time, the workers of each, and the resources of each worker.
 
     Raises:
-        UserError: if the cluster cannot hold one.
+        UserError: if not even one training fits on the cluster.
     """
-    room = _Room(config)
+    capacity = _Capacity(config)
     settings = config.cluster
-    workers = settings.workers or (max(room.gpus // trials, 1) if room.use_gpu else min(room.cpus, 2))
+    workers = settings.workers or (max(capacity.gpus // trials, 1) if capacity.use_gpu else min(capacity.cpus, 2))
     wanted = min(trials, config.tune.concurrent or trials)
-    least = settings.cpus_per_worker or (1 if room.use_gpu or workers > 1 else min(most_cores(), 2))
-    at_once = max(min(wanted, room.places(least) // workers), 1)
-    per_worker = settings.cpus_per_worker or room.cores_each(workers * at_once)
+    least = settings.cpus_per_worker or (1 if capacity.use_gpu or workers > 1 else min(most_cores(), 2))
+    at_once = max(min(wanted, capacity.workers(least) // workers), 1)
+    per_worker = settings.cpus_per_worker or capacity.cores_per_worker(workers * at_once)
     chosen = settings.model_copy(update={"workers": workers, "cpus_per_worker": per_worker})
     _, resources = training_resources(config.model_copy(update={"cluster": chosen}))
     return at_once, workers, resources
 
 
 def most_cores() -> int:
-    """Cores of the node that has the most."""
+    """Return the number of cores of the largest node."""
     return max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
 
 
-class _Room:
-    """What the cluster has."""
+class _Capacity:
+    """Cores and GPUs of the connected cluster.
+
+    Args:
+        config: the setting `cluster.gpu` decides if GPUs are used; if it is not set, they are used if there are any.
+    """
 
     def __init__(self, config: Config) -> None:
         self.nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -60,12 +71,12 @@ class _Room:
         self.use_gpu: bool = any(node.get("GPU") for node in self.nodes) if wanted is None else wanted
         self.cpus, self.gpus = (int(sum(node.get(kind, 0) for node in self.nodes)) for kind in ("CPU", "GPU"))
 
-    def places(self, per_worker: int) -> int:
-        """Workers that fit, each within one node."""
-        by_cpu = [int(node.get("CPU", 0) // per_worker) for node in self.nodes]
+    def workers(self, cores: int) -> int:
+        """Return how many workers with so many cores fit, each within one node."""
+        by_cpu = [int(node.get("CPU", 0) // cores) for node in self.nodes]
         by_gpu = [int(node.get("GPU", 0)) for node in self.nodes]
         return sum(map(min, by_cpu, by_gpu)) if self.use_gpu else sum(by_cpu)
 
-    def cores_each(self, workers: int) -> int:
-        """The most cores that so many workers can each have; 1 where they don't fit at all."""
-        return max((n for n in range(1, self.cpus + 1) if self.places(n) >= workers), default=1)
+    def cores_per_worker(self, workers: int) -> int:
+        """Return the most cores that each of so many workers can have, or 1 if they do not fit at all."""
+        return max((n for n in range(1, self.cpus + 1) if self.workers(n) >= workers), default=1)

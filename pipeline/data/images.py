@@ -1,4 +1,4 @@
-"""What each kind of image file becomes: an 8-bit RGB array, or a reason why not."""
+"""Decode image files to 8-bit arrays, or reject them with a reason."""
 
 from __future__ import annotations
 
@@ -11,71 +11,75 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from pipeline.data.rejection import RejectedImageError, RejectionKind
 from pipeline.storage import one_line
 from sr_model.pixels import Pixels
 
 Alpha = npt.NDArray[np.uint8]
-"""(H, W) opacity, 8 bits."""
+"""Opacity, (H, W), from 0 (transparent) to 255 (opaque)."""
 
 T = TypeVar("T")
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # and none of those that run programs, such as EPS
+"""Lower-case endings of the files that are taken for images."""
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # excludes formats that run programs, such as EPS
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 
-Image.MAX_IMAGE_PIXELS = None  # `decode` checks its own limit before anything is unpacked
-
-
-class RejectedImageError(Exception):
-    """A file that cannot be used; its text is the reason."""
+Image.MAX_IMAGE_PIXELS = None  # `decode` checks its own limit before it decompresses anything
 
 
 def decode(content: bytes, max_pixels: int, as_stored: bool = False) -> Pixels:
-    """Decode an image file.
+    """Decode an image file to 8-bit RGB.
 
-    EXIF orientation is applied; 16 bits become 8 (the high byte); an embedded colour profile other than sRGB is
-    converted to sRGB; grey, palette and CMYK become RGB; transparency is put on white; of an animation, the first
-    image is taken.
+    EXIF orientation is applied. 16-bit samples are reduced to their high byte. An embedded colour profile other than
+    sRGB is converted to sRGB. Grey, palette and CMYK images become RGB. Transparent images are put on white. Of an
+    animation, only the first frame is decoded.
 
     Args:
-        content: the file.
-        max_pixels: larger images are rejected before they are unpacked.
-        as_stored: as benchmark protocols ask, ignore a colour profile, and leave one channel as (H, W, 1).
+        content: the file's bytes.
+        max_pixels: larger images are rejected before they are decompressed.
+        as_stored: ignore the colour profile and return a grey image as (H, W, 1), as benchmark protocols require.
+
+    Returns:
+        (H, W, 3) uint8; (H, W, 1) for a grey image if `as_stored` is set.
 
     Raises:
-        RejectedImageError: if the file is no image, damaged, or too large.
+        RejectedImageError: if the file is no image, is damaged or is too large.
     """
     return _decode(content, max_pixels, lambda image: _to_rgb(image, as_stored))
 
 
 def decode_channels(content: bytes, max_pixels: int) -> tuple[Pixels, Alpha | None]:
-    """As `decode`, but grey stays (H, W, 1), and transparency is given by itself.
+    """Decode an image file as `decode` does, but keep grey images grey and return transparency separately.
+
+    Returns:
+        (H, W, 3) uint8 or, for a grey image, (H, W, 1) uint8; and the opacity, or None if all of it is opaque.
 
     Raises:
-        RejectedImageError: as `decode`.
+        RejectedImageError: if the file is no image, is damaged or is too large.
     """
-    return _decode(content, max_pixels, _split)
+    return _decode(content, max_pixels, _split_alpha)
 
 
 def _decode(content: bytes, max_pixels: int, convert: Callable[[Image.Image], T]) -> T:
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as file:
-            if file.width * file.height > max_pixels:
-                raise RejectedImageError(f"{file.width}x{file.height} is more than {max_pixels} pixels")
+            _check_size(file.width, file.height, max_pixels)
             file.load()
             ImageOps.exif_transpose(file, in_place=True)
             return convert(file)
     except RejectedImageError:
         raise
     except UnidentifiedImageError:
-        if content[:4] in (b"II*\0", b"MM\0*"):
+        if content[:4] in _TIFF_SIGNATURES:
             return convert(_decode_tiff(content, max_pixels))
-        raise RejectedImageError(_UNKNOWN) from None
+        raise _no_image() from None
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions on damaged files
-        raise RejectedImageError(f"cannot be decoded: {one_line(error)}") from None
+        raise _damaged(error) from None
 
 
-def header(content: bytes) -> tuple[int, int]:
-    """Width and height as the file's header states them, before its orientation is applied.
+def read_size(content: bytes) -> tuple[int, int]:
+    """Return width and height from the file's header, before the EXIF orientation is applied.
 
     Raises:
         RejectedImageError: if the file is no image.
@@ -83,17 +87,27 @@ def header(content: bytes) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as file:
             return file.size
-    except Exception:  # as in `decode`
-        if content[:4] in (b"II*\0", b"MM\0*"):
+    except Exception:  # Pillow's parsers raise many kinds of exceptions on damaged files
+        if content[:4] in _TIFF_SIGNATURES:
             height, width = _tiff_page(content).shape[:2]
             return width, height
-        raise RejectedImageError(_UNKNOWN) from None
+        raise _no_image() from None
 
 
-_UNKNOWN = "is no image of a known format (PNG, JPEG, WebP, TIFF, BMP)"
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise RejectedImageError(RejectionKind.TOO_LARGE, f"{width}x{height} is more than {max_pixels} pixels")
 
 
-def _split(image: Image.Image) -> tuple[Pixels, Alpha | None]:
+def _no_image() -> RejectedImageError:
+    return RejectedImageError(RejectionKind.NO_IMAGE, "is no image of a known format (PNG, JPEG, WebP, TIFF, BMP)")
+
+
+def _damaged(error: Exception) -> RejectedImageError:
+    return RejectedImageError(RejectionKind.DAMAGED, f"cannot be decoded: {one_line(error)}")
+
+
+def _split_alpha(image: Image.Image) -> tuple[Pixels, Alpha | None]:
     alpha = None
     grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
     if image.has_transparency_data:
@@ -111,7 +125,7 @@ def _to_rgb(image: Image.Image, as_stored: bool) -> Pixels:
         grey = (wide >> 8).astype(np.uint8) if wide.dtype == np.uint16 else (wide.clip(0, 65535) >> 8).astype(np.uint8)
         return grey[:, :, None] if as_stored else np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == "F":
-        raise RejectedImageError("has floating-point samples, expected 8 or 16 bits")
+        raise RejectedImageError(RejectionKind.UNSUPPORTED, "has floating-point samples, expected 8 or 16 bits")
     if as_stored and image.mode == "L":
         return np.asarray(image)[:, :, None]
     profile = None if as_stored else image.info.get("icc_profile")
@@ -125,7 +139,7 @@ def _to_rgb(image: Image.Image, as_stored: bool) -> Pixels:
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Apply a profile; one that is sRGB by its name, or cannot be read, is ignored."""
+    """Convert an image to sRGB; a profile that is named sRGB or cannot be read is ignored."""
     if not profile:
         return image
     try:
@@ -142,21 +156,23 @@ def _tiff_page(content: bytes) -> tifffile.TiffPage:
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             return file.pages.first
-    except Exception as error:  # as in `decode`
-        raise RejectedImageError(f"cannot be decoded: {one_line(error)}") from None
+    except Exception as error:  # tifffile raises many kinds of exceptions on damaged files
+        raise _damaged(error) from None
 
 
 def _decode_tiff(content: bytes, max_pixels: int) -> Image.Image:
-    """The kinds of TIFF that Pillow doesn't know, such as 16 bits of three channels."""
+    """Decode a kind of TIFF that Pillow cannot read, such as RGB with 16 bits a channel."""
     page = _tiff_page(content)
     height, width = page.shape[:2]
-    if height * width > max_pixels:
-        raise RejectedImageError(f"{width}x{height} is more than {max_pixels} pixels")
+    _check_size(width, height, max_pixels)
     try:
         pixels = tifffile.imread(io.BytesIO(content), key=0)
-    except Exception as error:  # as in `decode`
-        raise RejectedImageError(f"cannot be decoded: {one_line(error)}") from None
+    except Exception as error:  # tifffile raises many kinds of exceptions on damaged files
+        raise _damaged(error) from None
     if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or pixels.dtype not in (np.uint8, np.uint16):
-        raise RejectedImageError(f"has samples {pixels.dtype} of shape {pixels.shape}, expected RGB of 8 or 16 bits")
+        raise RejectedImageError(
+            RejectionKind.UNSUPPORTED,
+            f"has samples of type {pixels.dtype} and shape {pixels.shape}, expected RGB with 8 or 16 bits",
+        )
     eight_bit = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
     return Image.fromarray(eight_bit)

@@ -1,9 +1,9 @@
-"""The order of training samples, as pure functions of the position: nothing to save, nothing to restore.
+"""The order of training samples, as pure functions of the position, so a resumed run needs no saved state.
 
-A sample is `(tile, k)`, the k-th random crop of a stored tile. Row groups are dealt to a fixed number of lanes by
-(seed, epoch), and a lane's samples are shuffled within windows of a fixed number of tiles. Position i of an epoch comes
-from lane `i mod lanes`. Every rank owns whole lanes, so that it reads only the row groups dealt to these. Optimizer
-step g takes positions [g*B, (g+1)*B), however they are split over ranks and micro-batches.
+A sample is `(tile, k)`, the k-th random crop of a stored tile. Seed and epoch determine which row groups each of a
+fixed number of lanes gets, and a lane's samples are shuffled within windows of a fixed number of tiles. Position i of
+an epoch comes from lane `i mod lanes`. Every rank owns whole lanes and reads only the row groups of these lanes.
+Optimizer step g takes the positions [g*B, (g+1)*B), independent of their division into ranks and micro-batches.
 """
 
 from __future__ import annotations
@@ -22,24 +22,25 @@ _U64 = npt.NDArray[np.uint64]
 
 
 class Samples(NamedTuple):
-    """Some samples, one in each row of the arrays, (n,) each."""
+    """n samples; each array has the shape (n,)."""
 
     epoch: Ints
     tile: Ints
-    """Rows of all shards are counted in manifest order."""
+    """Index of the tile, counted over all shards in manifest order."""
     k: Ints
-    """The k-th crop of the tile in this epoch."""
+    """Number of the crop of this tile in this epoch."""
 
 
 class Window(NamedTuple):
-    """The `number`-th run of tiles that a lane shuffles together in an epoch."""
+    """A run of tiles that a lane shuffles together."""
 
     epoch: int
     lane: int
     number: int
+    """Counts the lane's windows within the epoch."""
 
 
-class _Content(NamedTuple):
+class _WindowContent(NamedTuple):
     samples: Samples
     groups: tuple[int, ...]
 
@@ -48,9 +49,9 @@ class _Content(NamedTuple):
 class SampleOrder:
     """The sequence of samples over all epochs.
 
-    Every epoch has the same length, so that a position is arithmetic: each lane gives `tiles // lanes` tiles an epoch.
-    A lane that was dealt more leaves its last ones out, one that was dealt less begins again with other crops; who
-    that is changes with the epoch.
+    Each lane provides `tiles // lanes` tiles in every epoch, so all epochs have the same length and positions can be
+    computed. A lane with more tiles skips its last ones; a lane with fewer starts again with other crops. The lanes
+    that have more or fewer tiles change with the epoch.
 
     Raises:
         ValueError: if there are fewer row groups than lanes.
@@ -59,10 +60,13 @@ class SampleOrder:
     row_groups: tuple[int, ...]
     """Tiles in each row group, over all shards in manifest order."""
     seed: int
+    """Training seed."""
     lanes: int
+    """Number of lanes."""
     window: int
-    """Tiles of a lane that are shuffled together."""
+    """Number of tiles that a lane shuffles together."""
     crops_per_tile: int
+    """Random crops of each tile in an epoch."""
 
     def __post_init__(self) -> None:
         if len(self.row_groups) < self.lanes:
@@ -70,42 +74,42 @@ class SampleOrder:
 
     @cached_property
     def tiles(self) -> int:
-        """Tiles of the patch set."""
+        """Number of tiles in the patch set."""
         return sum(self.row_groups)
 
     @cached_property
     def epoch_length(self) -> int:
-        """Samples of an epoch."""
+        """Number of samples in an epoch."""
         return self.tiles // self.lanes * self.crops_per_tile * self.lanes
 
     def lane(self, positions: Ints) -> Ints:
-        """The lanes that give the samples at positions of the whole training."""
+        """Return the lanes of the samples at these positions of the whole training, in the same shape."""
         return positions % self.epoch_length % self.lanes
 
-    def place(self, position: int) -> tuple[Window, int]:
-        """Where the sample at a position of the whole training is: its window, and its number there."""
+    def locate(self, position: int) -> tuple[Window, int]:
+        """Return the window of the sample at a position of the whole training, and its index in the window."""
         epoch, i = divmod(position, self.epoch_length)
         turn, lane = divmod(i, self.lanes)
         number, index = divmod(turn, self.window * self.crops_per_tile)
         return Window(epoch, lane, number), index
 
     def samples(self, window: Window) -> Samples:
-        """The samples of a window, in the order in which its lane gives them."""
+        """Return the samples of a window, in the order in which its lane provides them."""
         return self._content(window).samples
 
     def window_groups(self, window: Window) -> tuple[int, ...]:
-        """The row groups that a window's tiles lie in, ascending: what to hold together."""
+        """Return the sorted numbers of the row groups that contain a window's tiles."""
         return self._content(window).groups
 
     def next_window(self, window: Window) -> Window:
-        """The window that follows in the same lane."""
+        """Return the window that follows in the same lane."""
         last = (self.tiles // self.lanes - 1) // self.window
         if window.number < last:
             return window._replace(number=window.number + 1)
         return Window(window.epoch + 1, window.lane, 0)
 
     def groups(self, epoch: int, lane: int) -> Ints:
-        """Row groups dealt to a lane, in reading order."""
+        """Return the numbers of the row groups that a lane gets in an epoch, in reading order."""
         return self._deal(epoch)[lane]
 
     @cached_property
@@ -123,12 +127,12 @@ class SampleOrder:
         return deal
 
     @cached_property
-    def _content(self) -> Callable[[Window], _Content]:
+    def _content(self) -> Callable[[Window], _WindowContent]:
         sizes = np.array(self.row_groups, np.int64)
         first_tile = np.cumsum(sizes) - sizes
 
         @lru_cache(maxsize=4 * self.lanes)
-        def content(window: Window) -> _Content:
+        def content(window: Window) -> _WindowContent:
             epoch, lane, number = window
             dealt = self.groups(epoch, lane)
             ends = np.cumsum(sizes[dealt])
@@ -137,39 +141,49 @@ class SampleOrder:
             place = np.searchsorted(ends, row, side="right")
             tile = first_tile[dealt[place]] + row - (ends - sizes[dealt])[place]
             k = np.arange(self.crops_per_tile)
-            # A tile met again, in a lane that was dealt too few, is cropped elsewhere.
+            # A lane with too few tiles starts again; its tiles then get other crops.
             crops = (again * self.crops_per_tile)[:, None] + k
             order = permutation(crops.size, self.seed, *window)
             groups = tuple(np.unique(dealt[place]).tolist())
             tiles = tile.repeat(self.crops_per_tile)[order]
-            return _Content(Samples(np.full(len(tiles), epoch), tiles, crops.reshape(-1)[order]), groups)
+            return _WindowContent(Samples(np.full(len(tiles), epoch), tiles, crops.reshape(-1)[order]), groups)
 
         return content
 
     def share(self, step: int, batch: int, rank: int, world: int) -> Ints:
-        """Positions of optimizer step `step` that a rank owns: those of its lanes, `lane mod world == rank`."""
+        """Return the positions of an optimizer step that a rank owns, those with `lane mod world == rank`.
+
+        Args:
+            step: the optimizer step.
+            batch: global batch size.
+            rank: the worker's rank.
+            world: number of workers.
+
+        Returns:
+            Positions in the whole training, ascending.
+        """
         positions = np.arange(step * batch, (step + 1) * batch)
-        mine: Ints = positions[self.lane(positions) % world == rank]
-        return mine
+        owned: Ints = positions[self.lane(positions) % world == rank]
+        return owned
 
     def shares(self, step: int, batch: int, world: int) -> list[int]:
-        """How many samples of a step each rank owns."""
+        """Return the number of samples in a step that each rank owns; the arguments are those of `share`."""
         positions = np.arange(step * batch, (step + 1) * batch)
         counts: list[int] = np.bincount(self.lane(positions) % world, minlength=world).tolist()
         return counts
 
 
 def micro_batches(shares: list[int], micro_batch: int, rank: int) -> list[int]:
-    """Sizes of a rank's micro-batches: as even as possible, and the same number on all ranks.
+    """Divide a rank's samples into micro-batches of nearly equal size, the same number on all ranks.
 
     Args:
-        shares: samples of each rank in this step.
-        micro_batch: the most samples a rank holds at once.
-        rank: whose sizes to return.
+        shares: number of samples of each rank in this step.
+        micro_batch: the most samples in a micro-batch.
+        rank: the rank whose sizes are returned.
 
     Returns:
-        Sizes that sum to `shares[rank]`, largest last (the last one synchronises the ranks); 0 where a rank has fewer
-        samples than others have micro-batches.
+        Sizes that sum to `shares[rank]`, with the largest last, because the last micro-batch synchronises the ranks.
+        They can be 0 if the rank has fewer samples than the other ranks have micro-batches.
     """
     count = -(-max(shares) // micro_batch)
     small, larger = divmod(shares[rank], count)
@@ -177,33 +191,34 @@ def micro_batches(shares: list[int], micro_batch: int, rank: int) -> list[int]:
 
 
 class Augmentations(NamedTuple):
-    """Where to crop, and how to turn the crops; (n,) each."""
+    """Crop and orientation of n samples; each array has the shape (n,)."""
 
     y: Ints
-    """LR pixel origin of the crop within the tile."""
+    """Origin of the crop within the tile, in LR pixels."""
     x: Ints
     orientation: npt.NDArray[np.uint8]
-    """One of the eight of a square, as bits: 1 mirrors left and right, then 2 top and bottom, then 4 both axes."""
+    """One of the eight symmetries of a square, as bits that are applied in this order: 1 swaps left and right, 2 swaps
+    top and bottom, 4 swaps the axes."""
 
 
-def augmentations(samples: Samples, seed: int, room: int, turn: bool) -> Augmentations:
-    """The crop and orientation of each sample.
+def augmentations(samples: Samples, seed: int, slack: int, turn: bool) -> Augmentations:
+    """Choose the crop and orientation of each sample; both depend only on the arguments.
 
     Args:
-        samples: which crops of which tiles.
+        samples: n samples.
         seed: training seed.
-        room: LR pixels that a crop can move within its tile, 0 for none.
-        turn: whether to mirror and turn.
+        slack: LR pixels that a crop can move within its tile; 0 if it fills the tile.
+        turn: flip and turn the crops.
     """
     state = _fold(np.full(len(samples.tile), seed), *samples)
-    y, x, how = (_mix(state + np.uint64(i)) for i in range(3))
-    steps = np.uint64(room + 1)
-    orientation = (how & np.uint64(7 if turn else 0)).astype(np.uint8)
-    return Augmentations((y % steps).astype(np.int64), (x % steps).astype(np.int64), orientation)
+    y, x, bits = (_mix(state + np.uint64(i)) for i in range(3))
+    origins = np.uint64(slack + 1)
+    orientation = (bits & np.uint64(7 if turn else 0)).astype(np.uint8)
+    return Augmentations((y % origins).astype(np.int64), (x % origins).astype(np.int64), orientation)
 
 
 def permutation(count: int, *key: int) -> Ints:
-    """A random order of range(count), the same for the same key on every machine and version."""
+    """Return a random order of range(count), which is the same for the same key on every machine and version."""
     state = _fold(*(np.array([part]) for part in (count, *key)))
     bits = _mix(state + np.arange(count, dtype=np.uint64) * _GAMMA)
     return np.argsort(bits, kind="stable")
@@ -213,7 +228,7 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _fold(*parts: Ints) -> _U64:
-    """One 64-bit hash of several integers, elementwise."""
+    """Hash several arrays of integers to one of 64-bit numbers, elementwise."""
     state = np.zeros(parts[0].shape, dtype=np.uint64)
     for part in parts:
         state = _mix(state ^ part.astype(np.uint64))
@@ -221,7 +236,7 @@ def _fold(*parts: Ints) -> _U64:
 
 
 def _mix(z: _U64) -> _U64:
-    """A step of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    """Apply one step of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
     z = z + _GAMMA
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,17 +1,16 @@
-"""One shard from its images: decode, degrade, cut, write. Runs in Ray Data tasks, and knows nothing of Ray.
+"""Make one shard from its images: decode, degrade, cut into tiles, write. It runs in Ray Data tasks.
 
-Memory follows the largest image, about 10 bytes a pixel, whatever the number of images in the shard.
+Memory is proportional to the largest image, about 10 bytes a pixel, and independent of the number of images.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,131 +20,62 @@ import torch
 from PIL import Image
 
 from pipeline import storage
-from pipeline.data import patchset, sources
-from pipeline.data.images import RejectedImageError, decode
-from pipeline.data.patchset import ImageRecord, Shard
+from pipeline.data import parquet, sources
+from pipeline.data.images import decode
+from pipeline.data.inventory import InspectedImage
+from pipeline.data.manifest import ImageRecord, Shard
+from pipeline.data.rejection import RejectedImageError
+from pipeline.data.shard_plan import ShardSpec, reduced_size, tile_origins
 from pipeline.settings import Degradation, Preprocess
-from pipeline.storage import fingerprint
 from sr_model.degrade import add_noise, blur, downscale
 from sr_model.pixels import Pixels
 
-ALGORITHM = 2
-"""Version of what a shard holds for the same inputs; part of its name."""
 
-
-@dataclass(frozen=True)
-class InspectedImage:
-    """An image of the inventory: what its bytes are, and what its header says."""
-
-    name: str
-    url: str
-    sha256: str
-    width: int
-    """Pixels, before the orientation is applied."""
-    height: int
-    bytes: int
-    rejected: str | None
-
-    def record(self, *, held_out: bool = False, tiles: int = 0, rejected: str | None = None) -> ImageRecord:
-        """What the manifest says of the image."""
-        return ImageRecord(self.name, self.sha256, self.width, self.height, tiles, held_out, rejected or self.rejected)
-
-
-@dataclass(frozen=True)
-class ShardSpec:
-    """A shard to be written; its name follows from all that shapes its bytes."""
-
-    held_out: bool
-    scale: int
-    settings: Preprocess
-    images: list[InspectedImage]
-
-    @cached_property
-    def file(self) -> str:
-        """Name of the file."""
-        shaping = {"degradation", "max_side", *(() if self.held_out else ("tile", "stride", "row_group", "min_detail"))}
-        identity = {
-            "format": patchset.FORMAT,
-            "algorithm": ALGORITHM,
-            "held_out": self.held_out,
-            "scale": self.scale,
-            **self.settings.model_dump(include=shaping),
-            "images": [[p.name, p.sha256] for p in self.images],
-        }
-        return f"{'holdout' if self.held_out else 'train'}-{fingerprint(identity)}.parquet"
-
-
-def make(spec: ShardSpec, url: str, finished: str | None) -> Shard:
-    """Write a shard to `url`, or take over a finished one, if it is whole.
+def make_shard(spec: ShardSpec, url: str, finished: str | None) -> Shard:
+    """Write a shard, or reuse a finished one if it is undamaged.
 
     Args:
         spec: what to write.
-        url: where to.
-        finished: where a shard of that name was seen; `url` itself, or in another patch set.
+        url: path or URL of the new file.
+        finished: where a shard of this name already exists, either `url` itself or in another patch set.
 
     Raises:
-        OSError: if it cannot be stored, or an image cannot be read any more: a reject would stay one, since a shard's
-            name says nothing of it.
+        OSError: if the shard cannot be stored, or an image can no longer be read. Such an image is not rejected,
+            because the shard's name does not depend on rejections, so the rejection would become permanent.
     """
-    if finished:
-        try:
-            with storage.local_copy(finished) as file:
-                shard = patchset.read_shard(file, spec.file, check=True)
-                if shard and finished != url:
-                    storage.copy(file, url)
-            if shard:
-                return shard
-        except FileNotFoundError:  # removed meanwhile
-            pass
-    with storage.create(url, sync=False) as part:  # `save` of the manifest flushes what it names
+    if finished and (shard := _reuse(spec, url, finished)):
+        return shard
+    with storage.create(url, sync=False) as part:  # saving the manifest syncs the shards that it names
         _write(spec, part)
-        shard = patchset.read_shard(part, spec.file, check=False)
+        shard = parquet.read_shard(part, spec.file, check=False)
     assert shard is not None
     return shard
 
 
+def _reuse(spec: ShardSpec, url: str, finished: str) -> Shard | None:
+    with suppress(FileNotFoundError), storage.local_copy(finished) as file:  # it may have been removed by now
+        shard = parquet.read_shard(file, spec.file, check=True)
+        if shard and finished != url:
+            storage.copy(file, url)
+        return shard
+    return None
+
+
 def _write(spec: ShardSpec, file: Path) -> None:
-    settings = spec.settings
-    metadata = {
-        "format": str(patchset.FORMAT),
-        "scale": str(spec.scale),
-        "tile": str(settings.tile),
-        "degradation": settings.degradation.model_dump_json(),
-    }
+    schema = parquet.HOLDOUT_SCHEMA if spec.held_out else parquet.TILE_SCHEMA
+    group_size = 1 if spec.held_out else spec.settings.row_group
     records: list[ImageRecord] = []
-
-    def groups() -> Iterator[pa.Table]:
-        size = 1 if spec.held_out else settings.row_group
-        waiting: list[_Row] = []
-        for image in spec.images:
-            try:
-                hr = _load(image, settings, spec.scale)
-            except RejectedImageError as error:
-                records.append(image.record(held_out=spec.held_out, rejected=str(error)))
-                continue
-            lr = _degrade(hr, spec.scale, settings.degradation, image.sha256)
-            if spec.held_out:
-                rows, flat = [_Row(image.name, hr.shape[0], hr.shape[1], hr, lr)], 0
-            else:
-                rows, flat = _cut(image.name, hr, lr, settings, spec.scale)
-            records.append(
-                replace(
-                    image.record(held_out=spec.held_out, tiles=0 if spec.held_out else len(rows)),
-                    width=hr.shape[1],
-                    height=hr.shape[0],
-                    flat=flat,
-                )
-            )
+    waiting: list[_Row] = []
+    with parquet.create_shard(file, schema) as writer:
+        for record, rows in _images(spec):
+            records.append(record)
             waiting += rows
-            while len(waiting) >= size:
-                yield _table(waiting[:size], schema)
-                waiting = waiting[size:]
+            while len(waiting) >= group_size:
+                writer.write_table(_table(waiting[:group_size], schema))
+                waiting = waiting[group_size:]
         if waiting:
-            yield _table(waiting, schema)
-        metadata["images"] = json.dumps([asdict(record) for record in records])
-
-    schema = patchset.HOLDOUT_SCHEMA if spec.held_out else patchset.TILE_SCHEMA
-    patchset.write_shard(file, schema, groups(), metadata)
+            writer.write_table(_table(waiting, schema))
+        writer.add_key_value_metadata(parquet.shard_metadata(spec.scale, spec.settings, records))
 
 
 class _Row(NamedTuple):
@@ -158,14 +88,33 @@ class _Row(NamedTuple):
     lr: Pixels
 
 
+def _images(spec: ShardSpec) -> Iterator[tuple[ImageRecord, list[_Row]]]:
+    """Yield the record and the rows of each image; a rejected image has no rows."""
+    settings = spec.settings
+    for image in spec.images:
+        try:
+            hr = _load(image, settings, spec.scale)
+        except RejectedImageError as error:
+            yield image.record(held_out=spec.held_out, rejected=error.rejection), []
+            continue
+        lr = _degrade(hr, spec.scale, settings.degradation, image.sha256)
+        height, width = hr.shape[:2]
+        if spec.held_out:
+            rows, flat = [_Row(image.name, height, width, hr, lr)], 0
+        else:
+            rows, flat = _cut(image.name, hr, lr, settings, spec.scale)
+        record = image.record(held_out=spec.held_out, tiles=0 if spec.held_out else len(rows))
+        yield replace(record, width=width, height=height, flat=flat), rows
+
+
 def _table(rows: list[_Row], schema: pa.Schema) -> pa.Table:
     names, first, second, hr, lr = zip(*rows, strict=True)
     numbers = (pa.array(values, pa.int32()) for values in (first, second))
-    return pa.Table.from_arrays([pa.array(names), *numbers, patchset.pack(hr), patchset.pack(lr)], schema=schema)
+    return pa.Table.from_arrays([pa.array(names), *numbers, parquet.pack(hr), parquet.pack(lr)], schema=schema)
 
 
 def _load(image: InspectedImage, settings: Preprocess, scale: int) -> Pixels:
-    """Decode an image, reduce it to `max_side`, crop it to a multiple of the scale."""
+    """Decode an image, reduce it to `max_side`, and crop it to a multiple of the scale; (H, W, 3)."""
     content = sources.read_bytes(image.url)
     if hashlib.sha256(content).hexdigest() != image.sha256:
         raise OSError(f"{image.name} changed while the patch set was being made")
@@ -176,15 +125,15 @@ def _load(image: InspectedImage, settings: Preprocess, scale: int) -> Pixels:
     return rgb[: height // scale * scale, : width // scale * scale]
 
 
-def _degrade(hr: Pixels, scale: int, settings: Degradation, content: str) -> Pixels:
-    """The LR image: blur, bicubic reduction, noise, JPEG, each if it is asked for."""
+def _degrade(hr: Pixels, scale: int, settings: Degradation, content_hash: str) -> Pixels:
+    """Return the LR image (H/scale, W/scale, 3): blur, bicubic reduction, noise, JPEG, each if it is configured."""
     x = as_tensor(hr).permute(2, 0, 1)
     if settings.blur:
         x = blur(x, settings.blur)
     x = downscale(x, scale, settings.bicubic)
     lr = x.permute(1, 2, 0)
     if settings.noise:
-        lr = add_noise(lr, settings.noise, f"{settings.seed} {content}".encode())
+        lr = add_noise(lr, settings.noise, f"{settings.seed} {content_hash}".encode())
     if settings.jpeg:
         sink = io.BytesIO()
         Image.fromarray(lr.numpy()).save(sink, "JPEG", quality=settings.jpeg)
@@ -193,14 +142,14 @@ def _degrade(hr: Pixels, scale: int, settings: Degradation, content: str) -> Pix
 
 
 def as_tensor(image: Pixels) -> torch.Tensor:
-    """The same memory as a tensor, which is only read: decoded images are immutable, what torch warns of."""
+    """Return a tensor that shares an image's memory; do not write to it, because decoded images are read-only."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(image)
 
 
 def _cut(name: str, hr: Pixels, lr: Pixels, settings: Preprocess, scale: int) -> tuple[list[_Row], int]:
-    """The tiles of an image, as views, and the number of flat ones that were left out."""
+    """Return an image's tiles, as views, and the number of flat tiles that were dropped."""
     tile, lr_tile = settings.tile, settings.tile // scale
     rows, flat = [], 0
     for y in tile_origins(hr.shape[0], settings):
@@ -212,20 +161,3 @@ def _cut(name: str, hr: Pixels, lr: Pixels, settings: Preprocess, scale: int) ->
             ly, lx = y // scale, x // scale
             rows.append(_Row(name, y, x, square, lr[ly : ly + lr_tile, lx : lx + lr_tile]))
     return rows, flat
-
-
-def tile_origins(side: int, settings: Preprocess) -> list[int]:
-    """Origins of tiles along an axis of `side` HR pixels: every stride, and one more that covers the remainder."""
-    last = side - settings.tile
-    if last < 0:
-        return []
-    origins = list(range(0, last + 1, settings.stride or settings.tile))
-    return origins if origins[-1] == last else [*origins, last]
-
-
-def reduced_size(settings: Preprocess, width: int, height: int) -> tuple[int, int]:
-    """Size after the reduction to `max_side`."""
-    longer = max(width, height)
-    if settings.max_side is None or longer <= settings.max_side:
-        return width, height
-    return max(width * settings.max_side // longer, 1), max(height * settings.max_side // longer, 1)

@@ -1,42 +1,48 @@
-"""Measure a trained network: PSNR and SSIM on held-out images and benchmark sets, beside bicubic and untrained.
+"""Score a trained network with PSNR and SSIM, beside bicubic interpolation and the untrained network.
 
-`python -m pipeline.evaluate --config FILE` measures the training that the configuration describes.
+`evaluate` scores the held-out images of a patch set and the configured benchmark sets, one Ray Data task for each
+image, and writes scores.json. Running it again with the same weights, images and methods reads that file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 from PIL import Image
+from pydantic import ConfigDict
 
 from pipeline import cluster, storage
-from pipeline.data import patchset, sources
-from pipeline.data.images import RejectedImageError
+from pipeline.data import benchmark_sets, patchset
+from pipeline.data.benchmark_sets import BenchmarkImage
 from pipeline.data.patchset import PatchSet
+from pipeline.data.rejection import RejectedImageError
 from pipeline.evaluation.scoring import bicubic_image, feature_distance, load_pair, mean_scores, score_image
 from pipeline.networks import features
 from pipeline.networks.upscaling import upscale_image
 from pipeline.networks.weights import build_network, load_weights
-from pipeline.settings import Config, Model, UserError
-from pipeline.storage import fingerprint
+from pipeline.settings import Config, UserError
+from sr_model.networks import NetworkSettings, SuperResolver
 from sr_model.pixels import Pixels
-from sr_model.srresnet import SRResNet
 
-ALGORITHM = 1
-"""Version of the protocol; part of the name of what was measured."""
+PROTOCOL_VERSION = 2
+"""Version of how images are scored; part of the identity of scores."""
 
 PROTOCOL = (
-    "PSNR and SSIM on the luma Y of BT.601 (MATLAB's rgb2ycbcr, 8 bits), as many border pixels left out as the scale; "
-    "SSIM of Wang et al. 2004; PSNR(RGB) with the same border. Means over images."
+    "PSNR and SSIM on the luma Y of BT.601 (MATLAB's rgb2ycbcr, 8 bits), without a border as wide as the scale; "
+    "SSIM of Wang et al. 2004; PSNR (RGB) without the same border. Scores of a set are means over its images."
 )
+"""How images are scored, for people."""
 
-METHODS = {"bicubic": "bicubic", "untrained": "untrained network", "trained": "SRResNet"}
-"""What is scored, and how it is called."""
+HELD_OUT = "held-out"
+"""Name of the set of held-out images."""
+
+METHODS = {"bicubic": "bicubic", "untrained": "untrained network", "trained": "trained network"}
+"""Label of each method that enlarges images."""
 
 METRICS = {
     "psnr_y": "PSNR (Y), dB",
@@ -44,137 +50,253 @@ METRICS = {
     "psnr_rgb": "PSNR (RGB), dB",
     "distance": "SqueezeNet distance",
 }
-"""The fields of a score, and how they are called; the distance only where its network is configured."""
+"""Label of each metric. The distance is measured only where the weights of its network are configured."""
+
+Metrics = dict[str, float]
+"""Values by the name of their metric, a key of `METRICS`."""
+
+_JSON = ConfigDict(ser_json_inf_nan="constants")  # the PSNR of equal images is infinite
 
 
-Scores = dict[str, Any]
-"""{"protocol", "identity", "sets": {set: {"lr", "images": [{"name", "scores", "shown"}], "mean": {method:
-{metric: value}}}}}"""
+@dataclass(frozen=True)
+class ImageScores:
+    """The scores of one image."""
+
+    __pydantic_config__ = _JSON
+
+    name: str
+    scores: dict[str, Metrics]
+    """Metrics by method."""
+    shown: dict[str, str]
+    """Path or URL of each version of the image that a report shows, by method, and of the HR image as "hr"."""
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """The scores of a set of images."""
+
+    __pydantic_config__ = _JSON
+
+    lr: str
+    """Origin of the LR images, in words."""
+    images: list[ImageScores]
+    mean: dict[str, Metrics]
+    """Mean over the images of each metric, by method."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All scores of one trained network: the content of scores.json."""
+
+    identity: str
+    """Fingerprint of the weights' content, the images, the methods and the protocol; it names no place."""
+    protocol: str
+    sets: dict[str, SetScores]
+    """Scores by the name of the set."""
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """Where a held-out image is read from."""
+
+    patch_set: str
+    index: int
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image to score."""
+
+    set: str
+    index: int
+    """Position in its set."""
+    name: str
+    version: str
+    """Identifies the content: the patch set's name, or the version of a benchmark image."""
+    source: _HeldOut | BenchmarkImage
+    shown: bool
+    """Whether its enlarged versions are written for the report."""
+
+
+@dataclass(frozen=True)
+class _Networks:
+    """The networks that enlarge the images of an evaluation, as a key of a worker's cache."""
+
+    methods: tuple[str, ...]
+    scale: int
+    model: NetworkSettings
+    seed: int
+    weights: str
+    sha256: str
+    """Checksum of the weights, so that a worker notices other weights at the same place."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Everything that a worker needs to score an image."""
+
+    number: int
+    image: _Image
+    methods: tuple[str, ...]
+    networks: _Networks
+    squeezenet: str
+    folder: str
+    max_pixels: int
+
+
+@dataclass(frozen=True)
+class _Result:
+    """The outcome of a task: scores, or an error."""
+
+    number: int
+    lr: str = ""
+    scores: dict[str, Metrics] | None = None
+    shown: dict[str, str] | None = None
+    error: str = ""
 
 
 def evaluate(
     config: Config, patch_set: PatchSet, weights: str, folder: str, methods: Sequence[str] = tuple(METHODS)
 ) -> Scores:
-    """Score bicubic, the untrained and the trained network on held-out images and benchmarks.
+    """Score held-out images and benchmark sets, or read the scores if the same was measured before.
 
     Args:
         config: names the network and the benchmark sets.
         patch_set: holds the held-out images.
         weights: path or URL of the trained weights.
-        folder: where scores.json and the upscaled images go.
-        methods: those of `METHODS` that are scored.
+        folder: path or URL for scores.json and the enlarged images.
+        methods: the keys of `METHODS` to score.
 
     Raises:
         UserError: if a benchmark's folder or one of its images cannot be used.
+        DamagedFileError: if scores.json is damaged.
     """
-    tasks = _tasks(config, patch_set, weights, folder, methods)
+    known = read(config, patch_set, weights, folder, methods)
+    if known:
+        return known
+    images, sha256 = _images(config, patch_set), _sha256(weights)
+    networks = _Networks(tuple(methods), config.scale, config.model, config.train.seed, weights, sha256)
+    squeezenet = features.prepare_distance(config)
+    tasks = [
+        _Task(number, image, tuple(methods), networks, squeezenet, folder, config.preprocess.max_pixels)
+        for number, image in enumerate(images)
+    ]
     cluster.connect(config)
-    rows = sorted(cluster.map_rows(tasks, _evaluate_image), key=lambda row: int(row["number"]))
-    failed = next((row["error"] for row in rows if row["error"]), None)
+    results = sorted(cluster.map_tasks(_score, tasks), key=lambda result: result.number)
+    failed = next((result.error for result in results if result.error), None)
     if failed:
         raise UserError(failed)
-    sets: dict[str, Any] = {}
-    for row in rows:
-        entry = sets.setdefault(row["set"], {"lr": row["lr"], "images": []})
-        entry["images"].append({"name": row["name"], "scores": row["scores"], "shown": row["shown"]})
+    sets: dict[str, SetScores] = {}
+    for image, result in zip(images, results, strict=True):
+        entry = sets.setdefault(image.set, SetScores(result.lr, [], {}))
+        entry.images.append(ImageScores(image.name, result.scores or {}, result.shown or {}))
     for entry in sets.values():
-        entry["mean"] = {m: mean_scores([p["scores"][m] for p in entry["images"]]) for m in methods}
-    scores = {"identity": _identity(tasks), "protocol": PROTOCOL, "sets": sets}
-    storage.write_json(f"{folder}/scores.json", scores)
-    return scores
+        entry.mean.update({m: mean_scores([image.scores[m] for image in entry.images]) for m in methods})
+    scores = Scores(_identity(config, images, sha256, methods), PROTOCOL, sets)
+    storage.write_document(f"{folder}/scores.json", scores)
+    return _located(scores, folder)
 
 
-def find(
+def read(
     config: Config, patch_set: PatchSet, weights: str, folder: str, methods: Sequence[str] = tuple(METHODS)
 ) -> Scores | None:
-    """The scores, if the same was measured before."""
-    scores: Scores | None = storage.read_json(f"{folder}/scores.json")
-    if scores and scores["identity"] == _identity(_tasks(config, patch_set, weights, folder, methods)):
-        return scores
+    """Return the scores in `folder`, or None unless they are of these weights, images and methods.
+
+    Raises:
+        DamagedFileError: if scores.json is damaged.
+    """
+    scores = storage.read_document(f"{folder}/scores.json", Scores)
+    if scores and scores.identity == _identity(config, _images(config, patch_set), _sha256(weights), methods):
+        return _located(scores, folder)
     return None
 
 
-def _identity(tasks: list[dict[str, Any]]) -> str:
-    return fingerprint([ALGORITHM, tasks])
+def _identity(config: Config, images: Sequence[_Image], weights: str, methods: Sequence[str]) -> str:
+    """Fingerprint of everything that shapes scores; `weights` is the checksum of the trained weights."""
+    return storage.fingerprint(
+        {
+            "protocol": PROTOCOL_VERSION,
+            "scale": config.scale,
+            "weights": weights,
+            "untrained": [config.model.model_dump(mode="json"), config.train.seed] if "untrained" in methods else None,
+            "images": [[image.set, image.name, image.version, image.shown] for image in images],
+            "methods": list(methods),
+            "distance": features.distance_identity(config),
+        }
+    )
 
 
-def _tasks(
-    config: Config, patch_set: PatchSet, weights: str, folder: str, methods: Sequence[str]
-) -> list[dict[str, Any]]:
-    shared = {
-        "methods": list(methods),
-        "squeezenet": features.prepare_distance(config),
-        "weights": weights,
-        "folder": folder,
-        "scale": config.scale,
-        "model": config.model.model_dump_json(),
-        "seed": config.train.seed,
-        "max_pixels": config.preprocess.max_pixels,
-    }
-    entries: list[dict[str, Any]] = [
-        {"set": "held-out", "name": name, "hr": "", "lr": "", "patch_set": patch_set.url, "index": i, "version": ""}
+def _sha256(weights: str) -> str:
+    return hashlib.sha256(storage.read(weights) or b"").hexdigest()
+
+
+def _images(config: Config, patch_set: PatchSet) -> list[_Image]:
+    """List the images to score, set by set."""
+    shown = config.evaluate.images
+    images = [
+        _Image(HELD_OUT, i, name, patch_set.name, _HeldOut(patch_set.url, i), i < shown)
         for i, name in enumerate(patch_set.holdout_names)
     ]
     for name, source in config.evaluate.benchmarks.items():
-        for i, image in enumerate(sources.find_benchmark(name, source, config.scale, config.downloads)):
-            entries.append(
-                {
-                    "set": name,
-                    "name": image.name,
-                    "hr": image.hr,
-                    "lr": image.lr or "",
-                    "patch_set": "",
-                    "index": i,
-                    "version": image.version,
-                }
-            )
-    return [
-        {**shared, **entry, "number": n, "show": entry["index"] < config.evaluate.images}
-        for n, entry in enumerate(entries)
-    ]
+        found = benchmark_sets.list_images(name, source, config.scale, config.downloads)
+        images += [_Image(name, i, image.name, image.version, image, i < shown) for i, image in enumerate(found)]
+    return images
 
 
-def _evaluate_image(task: dict[str, Any]) -> dict[str, Any]:
-    """Ray Data task: score one image, and write what the report shows of it."""
-    scale = task["scale"]
-    result = {"number": task["number"], "set": task["set"], "name": task["name"], "error": "", "shown": {}}
+def _located(scores: Scores, folder: str) -> Scores:
+    """Turn the names of shown images, which are relative in the file, into paths or URLs."""
+
+    def located(image: ImageScores) -> ImageScores:
+        return replace(image, shown={kind: f"{folder}/{name}" for kind, name in image.shown.items()})
+
+    sets = {
+        name: replace(entry, images=[located(image) for image in entry.images]) for name, entry in scores.sets.items()
+    }
+    return replace(scores, sets=sets)
+
+
+def _score(task: _Task) -> _Result:
+    """Ray Data task: score one image, and write its enlarged versions if the report shows them."""
+    image, scale = task.image, task.networks.scale
     try:
         hr, lr, origin = _load_pair(task)
     except (RejectedImageError, OSError) as error:
-        return {**result, "lr": "", "scores": {}, "error": f"benchmark {task['set']}: {task['name']} {error}"}
-    nets = _networks(task["model"], task["seed"], scale, task["weights"])
-    images = {
+        return _Result(task.number, error=f"benchmark {image.set}: {image.name} {error}")
+    nets = _load_networks(task.networks)
+    enlarged = {
         method: upscale_image(nets[method], lr) if method in nets else bicubic_image(lr, scale)
-        for method in task["methods"]
+        for method in task.methods
     }
-    if task["show"]:
-        stem = f"{task['folder']}/images/{task['set']}/{task['index']}_{storage.plain_name(task['name'])}"
-        for kind, image in {**images, "hr": hr}.items():
-            storage.write(f"{stem}-{kind}.png", _png(image))
-            result["shown"][kind] = f"{stem}-{kind}.png"
-    scores = {method: asdict(score_image(image, hr, scale)) for method, image in images.items()}
-    if task["squeezenet"]:
-        for method, image in images.items():
-            scores[method]["distance"] = feature_distance(task["squeezenet"], image, hr)
-    return {**result, "lr": origin, "scores": scores}
+    shown = {}
+    if image.shown:
+        stem = f"images/{image.set}/{image.index}_{storage.plain_name(image.name)}"
+        for kind, pixels in {**enlarged, "hr": hr}.items():
+            storage.write(f"{task.folder}/{stem}-{kind}.png", _png(pixels))
+            shown[kind] = f"{stem}-{kind}.png"
+    scores: dict[str, Metrics] = {method: asdict(score_image(sr, hr, scale)) for method, sr in enlarged.items()}
+    if task.squeezenet:
+        for method, sr in enlarged.items():
+            scores[method]["distance"] = feature_distance(task.squeezenet, sr, hr)
+    return _Result(task.number, origin, scores, shown)
 
 
-def _load_pair(task: dict[str, Any]) -> tuple[Pixels, Pixels, str]:
-    if task["patch_set"]:
-        image = patchset.load(task["patch_set"]).read_holdout(task["index"])
-        return image.hr, image.lr, "made here"
-    return load_pair(task["hr"], task["lr"] or None, task["scale"], task["max_pixels"])
+def _load_pair(task: _Task) -> tuple[Pixels, Pixels, str]:
+    source = task.image.source
+    if isinstance(source, _HeldOut):
+        image = patchset.load(source.patch_set).read_holdout(source.index)
+        return image.hr, image.lr, "made by this pipeline"
+    return load_pair(source.hr, source.lr, task.networks.scale, task.max_pixels)
 
 
 @lru_cache(maxsize=2)
-def _networks(model: str, seed: int, scale: int, weights: str) -> dict[str, SRResNet]:
-    untrained = build_network(scale, Model.model_validate_json(model), seed)
-    trained = build_network(scale, Model.model_validate_json(model), seed)
-    load_weights(trained, weights)
-    return {
-        name: net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for name, net in (("untrained", untrained), ("trained", trained))
-    }
+def _load_networks(networks: _Networks) -> dict[str, SuperResolver]:
+    nets = {}
+    for method in {"untrained", "trained"} & set(networks.methods):
+        net = build_network(networks.scale, networks.model, networks.seed).eval()
+        if method == "trained":
+            load_weights(net, networks.weights)
+        nets[method] = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return nets
 
 
 def _png(image: Pixels) -> bytes:

@@ -1,41 +1,52 @@
-"""Scores as text."""
+"""Scores and other rows as tables of text, and numbers as they are printed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import io
+import shutil
+from collections.abc import Mapping, Sequence
 
-from pipeline.evaluation.scores import METHODS, METRICS, Scores
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.evaluation.scores import METHODS, METRICS, Scores, SetScores
 
 
-def table(scores: Scores) -> str:
-    """The mean scores as aligned text, one line for each set and method."""
-    metrics = measured([scores["sets"]])
+def scores_table(scores: Scores) -> str:
+    """Return the mean scores as a table of text with one row for each set and method."""
+    metrics = common_metrics([scores.sets])
     rows = [["set", "", *metrics.values()]]
-    for name, entry in scores["sets"].items():
-        for method, means in entry["mean"].items():
+    for name, entry in scores.sets.items():
+        for method, means in entry.mean.items():
             values = [format_value(key, means[key]) for key in metrics]
-            rows.append([f"{name} ({len(entry['images'])})", METHODS[method], *values])
+            rows.append([f"{name} ({len(entry.images)})", METHODS[method], *values])
     return aligned(rows)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as text, in columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    """Format rows, the first of which is the header, as a table of text that fits the terminal or 80 columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for title in rows[0]:
+        table.add_column(Text(title), overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*(Text(cell) for cell in row))
+    sink = io.StringIO()
+    Console(file=sink, width=shutil.get_terminal_size().columns, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in sink.getvalue().splitlines())
 
 
 def format_value(metric: str, value: float) -> str:
-    """A score as it is printed: hundredths of a dB, four digits of what lies around 1."""
+    """Format a score for people: two decimals for a PSNR in dB, four for anything else."""
     return f"{value:.2f}" if metric.startswith("psnr") else f"{value:.4f}"
 
 
-def measured(scored: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Those of `METRICS` that the "sets" of all `Scores` have."""
-    means = [mean for sets in scored for entry in sets.values() for mean in entry["mean"].values()]
+def common_metrics(scored: Sequence[Mapping[str, SetScores]]) -> dict[str, str]:
+    """Return the metrics, with their labels, that all of the given sets have."""
+    means = [mean for sets in scored for entry in sets.values() for mean in entry.mean.values()]
     return {key: label for key, label in METRICS.items() if all(key in mean for mean in means)}
 
 
 def duration(seconds: float) -> str:
-    """As it is printed."""
+    """Format a time for people, in minutes below two hours and in hours above."""
     return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -1,198 +1,186 @@
-"""The cells of a grid: which there are, what was trained of each, and their records."""
+"""The cells of a grid: the description of each, its outcome, its training and its record."""
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from enum import StrEnum
 
-import numpy as np
-import ray.tune  # after `train`, by which what Ray reads when it is imported is set
-
-from pipeline import tracking
+from pipeline import storage, tracking
 from pipeline.data.patchset import PatchSet
-from pipeline.evaluation import scores as scores_module
-from pipeline.grid import records as written
+from pipeline.evaluation.scores import Scores
+from pipeline.grid import records as record_files
 from pipeline.reporting import records
-from pipeline.reporting.records import Recorded
-from pipeline.settings import Config, UserError, with_values
-from pipeline.storage import fingerprint
+from pipeline.reporting.records import TrainingRecord
+from pipeline.settings import Config, UserError
 from pipeline.training import driver, runs
-from pipeline.training.planning import Plan
 
-_DRAWS = ("uniform", "loguniform", "randint", "lograndint", "choice")
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the grid."""
+
+    label: str
+    """Short name made of its values, such as "nobn·perceptual". Labels are distinct within a grid."""
+    config: Config
+    patch_set: PatchSet
+    record: TrainingRecord | None = None
+    """The record that the finished training was restored from; None if the training is made here."""
+
+    @property
+    def has_time_limit(self) -> bool:
+        """True if the length of the training is a time, so that its steps are only known after measuring."""
+        return self.config.train.length.endswith("minutes")
+
+
+class State(StrEnum):
+    """The state of a cell's training."""
+
+    WAITING = "waiting"
+    TRAINING = "training"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    """The scheduler ended the training early."""
+    FAILED = "failed"
+    LEFT_OUT = "left out"
+    """The training cannot start, because a file that it needs is missing."""
 
 
 @dataclass
-class Cell:
-    """One training of the grid, and how far it is."""
+class Outcome:
+    """The progress and the result of a cell. Only the main thread changes it."""
 
-    label: str
-    """Short and telling, such as "nobn·perceptual"."""
-    config: Config
-    patch_set: PatchSet | None = None
-    plan: Plan | None = None
-    """What a few measured steps told."""
-    state: str = "waiting"
-    """waiting, training, finished, stopped (by the scheduler), failed or left out."""
+    state: State = State.WAITING
     reason: str = ""
-    """Why it failed or was left out."""
-    recorded: Recorded | None = None
-    """The record of its training, where that was made elsewhere."""
-    kept: bool = False
-    """Whether its record was written here."""
+    """Why the cell failed or was left out."""
     step: int = 0
+    """Number of finished optimizer steps."""
     total: int = 0
+    """Number of optimizer steps of the whole training; 0 if unknown."""
     loss: float | None = None
     psnr: float | None = None
+    """PSNR (Y) of the last validation on held-out images, in dB."""
     steps_per_s: float | None = None
+    """Training speed, without validation."""
+
+    @property
+    def can_train(self) -> bool:
+        """False if the cell failed or was left out."""
+        return self.state not in (State.FAILED, State.LEFT_OUT)
+
+    def fail(self, reason: str, state: State = State.FAILED) -> None:
+        """Set the state and the reason of a cell without a result."""
+        self.state, self.reason = state, reason
 
 
-def plan_cells(config: Config) -> list[Cell]:
-    """Every combination of the grid's axes, with its draws.
+Outcomes = dict[str, Outcome]
+"""Outcomes by the label of the cell."""
+
+
+def name_grid(config: Config, cells: Sequence[Cell]) -> str:
+    """Return a name that depends on everything that shapes the weights of the cells.
 
     Raises:
-        UserError: for an axis that isn't a setting, or a value that it doesn't take.
+        UserError: if two cells describe the same training.
     """
-    settings = config.tune
-    axes = []
-    plain: dict[str, Any] = {"tune": {"grid": {}, "records": settings.records, "note": settings.note}}
-    for key, values in settings.grid.items():
-        named = values.items() if isinstance(values, dict) else [(_label(key, value), value) for value in values]
-        axes.append([(key, label, value) for label, value in named])
-        if not axes[-1]:
-            raise UserError(f"tune.grid.{key} is empty, expected at least one value")
-    cells = []
-    rng = np.random.RandomState(config.train.seed)
-    for point in itertools.product(*axes):
-        labels: set[str] = set()
-        for _ in range(settings.samples if settings.sample else 1):
-            drawn = [(key, _draw(key, domain, rng)) for key, domain in settings.sample.items()]
-            values = {**{key: value for key, _, value in point}, **dict(drawn), **plain}
-            label = "·".join([*(label for _, label, _ in point), *(_label(key, value) for key, value in drawn)])
-            if label not in labels:  # a value may be drawn twice
-                cells.append(Cell(label or config.name, with_values(config, values)))
-            labels.add(label)
-    cells += [Cell(label, with_values(config, {**values, **plain})) for label, values in settings.also.items()]
-    names = [records.folder_name(cell.label) for cell in cells]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(
-            f"several cells would be called {', '.join(twice)}: expected different values, or names for them such as "
-            'tune.grid={"train.loss": {"NAME": {"mse": 1.0}}}, that differ in letters or digits'
-        )
-    return cells
-
-
-def grid_name(config: Config, cells: Sequence[Cell]) -> str:
-    """Name of a grid by all that shapes its cells."""
-    shaping = [(cell.label, runs.shaping(cell.config, cell.patch_set.name)) for cell in cells if cell.patch_set]
-    repeated = [label for label, values in shaping if [values for _, values in shaping].count(values) > 1]
+    shaping = [(cell.label, runs.shaping_settings(cell.config, cell.patch_set.name)) for cell in cells]
+    settings = [values for _, values in shaping]
+    repeated = [label for label, values in shaping if settings.count(values) > 1]
     if repeated:
         raise UserError(f"the cells {', '.join(repeated)} are the same training: expected axes that shape its weights")
-    return f"{config.name}-{fingerprint(shaping)}"
+    return f"{config.name}-{storage.fingerprint(shaping)}"
 
 
-def folder_of(cell: Cell) -> str:
-    """Path or URL of the cell's training."""
-    assert cell.patch_set
-    name = cell.recorded["training"] if cell.recorded else runs.training_name(cell.config, cell.patch_set)
-    return f"{cell.config.outputs}/trainings/{name}"
+def training_folder(cell: Cell) -> str:
+    """Return the path or URL of the cell's training, finished or not.
+
+    Raises:
+        UserError: if a file that shapes the weights does not exist.
+    """
+    if cell.record:
+        return f"{cell.config.outputs}/trainings/{cell.record.training}"
+    return runs.training_folder(cell.config, cell.patch_set)
 
 
-def trained_of(cell: Cell) -> runs.Trained | None:
-    """The cell's training, if it is finished."""
-    if cell.patch_set is None or cell.state == "left out":
-        return None
-    return runs.find_at(folder_of(cell))
+def finished_training(cell: Cell) -> runs.Trained | None:
+    """Return the cell's finished training, or None if it is not finished.
+
+    Raises:
+        UserError: if a file that shapes the weights does not exist.
+    """
+    return runs.open_training(training_folder(cell))
 
 
-def is_untold(cell: Cell, parent: str) -> bool:
-    """Whether the cell was trained, but MLflow doesn't have it below this grid."""
-    trained = trained_of(cell)
+def lacks_mlflow_run(cell: Cell, parent: str) -> bool:
+    """Tell whether the cell's training is finished, but MLflow does not have all of it below this parent run."""
+    trained = finished_training(cell)
     return trained is not None and parent not in trained.tracked
 
 
-def take_record(cell: Cell, config: Config) -> None:
-    """Take a finished training from its record, if there is one.
+def restore_from_record(cell: Cell, config: Config) -> Cell:
+    """Restore the cell's training from its record in `tune.records`, if there is one.
+
+    Args:
+        cell: the cell.
+        config: settings of the grid.
+
+    Returns:
+        The cell with its record, or unchanged if there is no record of the same training.
 
     Raises:
-        UserError: if a record of another training stands where the cell's own would be put.
+        UserError: if the record of another training is in the place of the cell's own.
     """
     folder = config.tune.records
-    if not folder or cell.patch_set is None or cell.config.train.length.endswith("minutes"):
-        return
-    recorded = records.find(folder, cell.label)
-    if recorded is None:
-        return
-    if not runs.is_same(recorded["identity"], records.configuration(recorded), cell.config, cell.patch_set.name):
+    if not folder or cell.has_time_limit:
+        return cell
+    record = records.read(folder, cell.label)
+    if record is None:
+        return cell
+    same = runs.describes_same(record.identity, records.configuration(record), cell.config, cell.patch_set.name)
+    if not same:
         if folder == config.new_records:
-            raise written.conflict(folder, cell.label)
-        return
-    home = f"{config.outputs}/trainings/{recorded['training']}"
-    if not runs.find_at(home):
-        if not written.restore(folder, recorded, home):
-            return
+            raise record_files.conflict(folder, cell.label)
+        return cell
+    restored = replace(cell, record=record)
+    home = training_folder(restored)
+    if not runs.open_training(home):
+        if not record_files.restore(folder, record, home):
+            return cell
         print(f"cell {cell.label} taken from {folder}/{records.folder_name(cell.label)}", flush=True)
-    cell.recorded = recorded
-    cell.state = "finished"
-    cell.step = cell.total = recorded["result"]["steps"]
+    return restored
 
 
-def track_recorded(cells: Sequence[Cell], tracker: tracking.Tracker, parent: str) -> None:
-    """Tell MLflow of the cells whose training was made elsewhere."""
-    for cell in cells:
-        trained = trained_of(cell)
-        if cell.recorded and trained and cell.patch_set and parent not in trained.tracked:
-            tags = driver.tags(cell.config, cell.patch_set.name, cell.label) | records.provenance(cell.recorded)
-            driver.track(trained, cell.config, tags, tracker, parent, cell.label)
+def save_record(cell: Cell, folder: str | None, scores: Scores | None = None) -> None:
+    """Save the record of a finished cell, or add scores to it. A failure is reported but does not stop the grid.
 
-
-def keep(cell: Cell, folder: str | None, scores: scores_module.Scores | None = None) -> None:
-    """Record a finished cell, or complete its record."""
-    if not folder or cell.state != "finished" or (cell.kept and not scores):
+    Args:
+        cell: a finished cell.
+        folder: path or URL of all records; None to save nothing.
+        scores: scores of the cell, if they were measured.
+    """
+    if not folder:
         return
     try:
-        trained = trained_of(cell)
-        if trained and cell.patch_set:
-            facts = cell.recorded or _facts(trained, cell.config, cell.patch_set)
-            written.keep(folder, cell.label, cell.config, facts, trained.weights, scores)
-    except (UserError, OSError) as error:  # the others' trainings go on
+        trained = finished_training(cell)
+        if trained:
+            record = cell.record or record_files.new_record(cell.label, cell.config, cell.patch_set, trained)
+            record_files.save(folder, record, trained.weights, scores)
+    except (UserError, OSError) as error:
         print(f"cell {cell.label} cannot be recorded: {error}", file=sys.stderr, flush=True)
-    cell.kept = True
 
 
-def _facts(trained: runs.Trained, config: Config, patch_set: PatchSet) -> Recorded:
-    return {
-        "training": trained.name,
-        "identity": runs.identity(config, patch_set.name),
-        "patch_set": {
-            "images": sum(image.tiles > 0 for image in patch_set.images),
-            "held_out": len(patch_set.holdout_names),
-            "tiles": sum(patch_set.row_groups),
-        },
-        "result": trained.result,
-        "seconds": trained.seconds,
-        "history": trained.history(),
-    }
+def track_restored(cells: Sequence[Cell], tracker: tracking.Tracker, parent: str) -> None:
+    """Create MLflow runs for the trainings that were restored from records, unless MLflow has them.
 
-
-def _label(key: str, value: Any) -> str:
-    if key == "model.batch_norm":
-        return "bn" if value else "nobn"
-    if isinstance(value, dict):
-        return "+".join(value)
-    return f"{key.rpartition('.')[2]}={value:.6g}" if isinstance(value, float) else f"{key.rpartition('.')[2]}={value}"
-
-
-def _draw(key: str, domain: dict[str, list[Any]], rng: np.random.RandomState) -> Any:
-    """One value of a distribution of Ray Tune's."""
-    ((kind, arguments),) = domain.items() if len(domain) == 1 else [("", [])]
-    if kind not in _DRAWS:
-        raise UserError(f"tune.sample.{key} is {domain}, expected one of {', '.join(_DRAWS)} with its arguments")
-    try:
-        drawn = getattr(ray.tune, kind)(*([arguments] if kind == "choice" else arguments)).sample(random_state=rng)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"tune.sample.{key} is {domain}: {error}") from None
-    return drawn.item() if isinstance(drawn, np.generic) else drawn
+    Args:
+        cells: all cells of the grid.
+        tracker: the MLflow store.
+        parent: id of the grid's MLflow run.
+    """
+    for cell in cells:
+        if cell.record and lacks_mlflow_run(cell, parent):
+            trained = finished_training(cell)
+            assert trained
+            tags = driver.run_tags(cell.config, cell.patch_set.name, cell.label) | records.provenance(cell.record)
+            driver.track_finished(trained, cell.config, tags, tracker, parent, cell.label)

@@ -1,229 +1,328 @@
-"""A grid of trainings with Ray Tune: by default BatchNorm yes or no x MSE or perceptual loss.
+"""Train a grid and compare its cells.
 
-`python -m pipeline.tune --config configs/grid.yaml` prints its plan, trains every cell with the same steps, samples and
-schedule (but for what an axis changes), as many at once as the cluster holds, and compares them: a table, a report and
-MLflow. The same command goes on after an interruption, each cell from its newest checkpoint.
+`run` leads through the stages: variants of the configuration, patch sets, restored records, measured plans, trainings
+with Ray Tune, and the comparison. Each stage reuses what an earlier run finished, so the same command resumes an
+interrupted grid.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import ray
 import torch
 
 from pipeline import cluster, storage, tracking
-from pipeline.data import patchset, preparation, sources
+from pipeline.data import benchmark_sets, patchset, preparation
 from pipeline.data.patchset import PatchSet
-from pipeline.evaluation import scores as scores_module
-from pipeline.evaluation import tables
-from pipeline.grid import trials
-from pipeline.grid.cells import Cell, grid_name, keep, plan_cells, take_record, track_recorded, trained_of
+from pipeline.evaluation import scores, tables
+from pipeline.grid.cells import (
+    Cell,
+    Outcome,
+    Outcomes,
+    State,
+    finished_training,
+    name_grid,
+    restore_from_record,
+    save_record,
+    track_restored,
+)
+from pipeline.grid.trials import read_stopped, train_cells
+from pipeline.grid.variants import Variant, list_variants
 from pipeline.networks import features
 from pipeline.reporting import comparison
 from pipeline.settings import Config, UserError, with_values
-from pipeline.storage import fingerprint
-from pipeline.training.planning import Plan, Rank
+from pipeline.storage import one_line
+from pipeline.training.planning import Plan
+from pipeline.training.ranks import Ranks
 from pipeline.training.worker import Worker
 
 METHODS = ("bicubic", "trained")
+"""The methods of enlarging that a comparison scores, keys of `scores.METHODS`."""
+
+Plans = dict[str, Plan]
+"""Plans of trainings by the label of the cell."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the cluster that one training gets."""
+
+    at_once: int
+    """Number of trainings that run at the same time."""
+    workers: int
+    """Workers of each training."""
+    resources: Mapping[str, float]
+    """Resources of each worker, such as {"CPU": 4, "GPU": 1}."""
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """The settings that give a training its share, by dotted key."""
+        return {"cluster.workers": self.workers, "cluster.cpus_per_worker": int(self.resources["CPU"])}
+
+    def __str__(self) -> str:
+        resources = ", ".join(f"{amount:g} {kind}" for kind, amount in self.resources.items())
+        return f"{self.workers} worker{'s' if self.workers > 1 else ''} of {resources}"
 
 
 def run(config: Config, dry_run: bool = False) -> list[str]:
-    """Train what isn't finished yet of the grid that the configuration describes, and compare all cells.
+    """Train the cells that are not finished yet, and compare all cells.
+
+    Args:
+        config: resolved settings.
+        dry_run: if true, print the plan and train nothing.
 
     Returns:
-        Labels of cells that failed.
+        Labels of the cells that failed.
 
     Raises:
-        UserError: for what is wrong with the whole grid; a cell's own failure is reported beside the others' results.
+        UserError: if the whole grid cannot be trained. The failure of a single cell is reported beside the results of
+            the others.
     """
     start = time.monotonic()
-    for name, source in config.evaluate.benchmarks.items():  # a mistake shows before the work, not after it
-        sources.find_benchmark(name, source, config.scale, config.downloads)
-    cells = plan_cells(config)
+    for name, source in config.evaluate.benchmarks.items():  # report a wrong benchmark before hours of training
+        benchmark_sets.list_images(name, source, config.scale, config.downloads)
+    variants = list_variants(config)
     cluster.connect_ahead(config)
-    _preprocess(cells)
-    for cell in cells:
-        take_record(cell, config)
-    folder = f"{config.outputs}/grids/{grid_name(config, cells)}"
+    cells = [restore_from_record(cell, config) for cell in _prepare_patch_sets(variants)]
+    outcomes = {cell.label: Outcome() for cell in cells}
+    folder = f"{config.outputs}/grids/{name_grid(config, cells)}"
     features.prepare_distance(config)
-    able = _with_weights(cells)
+    leave_out_without_weights(cells, outcomes)
     cluster.connect(config)
-    at_once, workers, resources = cluster.trial_resources(config, len(cells))
-    settled = {"cluster.workers": workers, "cluster.cpus_per_worker": int(resources["CPU"])}
-    for cell in able:
-        cell.config = with_values(cell.config, settled)
-    able = _measure(able, folder, min(int(resources["CPU"]) * workers, cluster.most_cores()), "GPU" in resources)
-    _settle(able, config, folder)
-    print(describe(cells, at_once, workers, resources), flush=True)
+    share = Share(*cluster.trial_resources(config, len(cells)))
+    cells = [replace(cell, config=with_values(cell.config, share.settings)) for cell in cells]
+    plans = measure_plans(cells, outcomes, folder, share)
+    cells = settle_steps(cells, outcomes, plans, config, folder)
+    print(describe_plan(cells, outcomes, plans, share), flush=True)
     if dry_run:
         return []
     tracker = tracking.Tracker(config)
     with tracker.run(folder, config.name, {"stage": "grid", "scale": str(config.scale)}) as parent:
         parent.describe({"source": ",".join(config.source), "cells": len(cells)}, config)
-        track_recorded(cells, tracker, parent.id)
-        trials.run(config, able, folder, parent.id, at_once)
-        rows = [_result(cell, folder, config.new_records) for cell in cells]
-        patch_sets = sorted({cell.patch_set.name for cell in cells if cell.patch_set})
+        track_restored(cells, tracker, parent.id)
+        train_cells(config, _able(cells, outcomes), outcomes, folder, parent.id, share.at_once)
+        rows = [_score(cell, outcomes[cell.label], folder, config.new_records) for cell in cells]
         facts = {
             "time of this command": tables.duration(time.monotonic() - start),
-            "patch set": ", ".join(patch_sets),
+            "patch set": ", ".join(sorted({cell.patch_set.name for cell in cells})),
         }
         comparison.write(folder, config, rows, facts, parent, tracker)
-    failed = [cell for cell in cells if cell.state == "failed"]
-    for cell in failed:
-        print(f"cell {cell.label} failed: {cell.reason}", file=sys.stderr, flush=True)
+    failed = [row for row in rows if row.state == State.FAILED]
+    for row in failed:
+        print(f"cell {row.label} failed: {row.reason}", file=sys.stderr, flush=True)
     print(f"\n{comparison.text(rows, config.scale)}\n\nreport: {folder}/report.html")
     print(f"MLflow: {tracking.ui_command(config)}")
-    return [cell.label for cell in failed]
+    return [row.label for row in failed]
 
 
-def describe(cells: Sequence[Cell], at_once: int, workers: int, resources: dict[str, float]) -> str:
-    """The plan, as it is printed before anything is trained."""
+def describe_plan(cells: Sequence[Cell], outcomes: Outcomes, plans: Plans, share: Share) -> str:
+    """Return the plan as it is printed before the training: a table of the cells, and the expected time."""
     rows = [["cell", "steps", "state", "a step", "about"]]
-    times = []
+    times = [0.0]
     for cell in cells:
-        if cell.plan is None or cell.plan.step_s is None:
-            rows.append([cell.label, str(cell.total or ""), cell.state, "", ""])
+        outcome, plan = outcomes[cell.label], plans.get(cell.label)
+        if plan is None or plan.step_s is None:
+            rows.append([cell.label, str(outcome.total or ""), outcome.state, "", ""])
             continue
-        times.append((cell.total - cell.step) * cell.plan.step_s if cell.state == "waiting" else 0.0)
-        rows.append([cell.label, str(cell.total), cell.state, f"{cell.plan.step_s:.2f} s", tables.duration(times[-1])])
-    each = (
-        f"{workers} worker{'s' if workers > 1 else ''} of {', '.join(f'{n:g} {kind}' for kind, n in resources.items())}"
-    )
-    waiting = sum(cell.state == "waiting" for cell in cells)
-    whole = tables.duration(max(sum(times) / at_once, *times, 0))
+        waiting = outcome.state is State.WAITING
+        times.append((outcome.total - outcome.step) * plan.step_s if waiting else 0.0)
+        rows.append([cell.label, str(outcome.total), outcome.state, f"{plan.step_s:.2f} s", tables.duration(times[-1])])
+    count = sum(outcome.state is State.WAITING for outcome in outcomes.values())
+    whole = tables.duration(max(sum(times) / share.at_once, *times))
     return (
-        f"{tables.aligned(rows)}\n{waiting} of {len(cells)} trials to train, {at_once} at once, each with {each}; "
-        f"about {whole}, validation and start not included"
+        f"{tables.aligned(rows)}\n{count} of {len(cells)} trials to train, {share.at_once} at once, each with {share}; "
+        f"about {whole}, without validation and start"
     )
 
 
-def _preprocess(cells: Sequence[Cell]) -> None:
-    """Give each cell its patch set: the same, unless an axis is what it is made of."""
+def _able(cells: Sequence[Cell], outcomes: Outcomes) -> list[Cell]:
+    """Return the cells that are finished or can train."""
+    return [cell for cell in cells if outcomes[cell.label].can_train]
+
+
+def _prepare_patch_sets(variants: Sequence[Variant]) -> list[Cell]:
+    """Give each variant its patch set; variants with the same images and preprocessing share one.
+
+    Raises:
+        UserError: if the patch sets have different held-out images.
+    """
     made: dict[str, PatchSet] = {}
-    for cell in cells:
-        what = fingerprint(cell.config.model_dump(include={"source", "scale", "preprocess"}))
-        if what not in made:
-            made[what], found = preparation.prepare(cell.config)
-            about = f"{made[what].url}: {patchset.describe(made[what])}"
+    cells = []
+    for variant in variants:
+        key = storage.fingerprint(variant.config.model_dump(include={"source", "scale", "preprocess"}))
+        if key not in made:
+            made[key], found = preparation.prepare(variant.config)
+            about = f"{made[key].url}: {patchset.describe(made[key])}"
             print(f"patch set {'reused' if found else 'made'}: {about}", flush=True)
-        cell.patch_set = made[what]
+        cells.append(Cell(variant.label, variant.config, made[key]))
     held_out = {tuple(shard.file for shard in patch_set.holdout) for patch_set in made.values()}
     if len(held_out) > 1:
         raise UserError(
-            "the cells hold out different images, by which they could not be compared: expected axes other than "
+            "the cells hold out different images, so their scores could not be compared: expected axes other than "
             "scale and preprocess.degradation, and sources with the same images for preprocess.holdout"
         )
+    return cells
 
 
-def _with_weights(cells: Sequence[Cell]) -> list[Cell]:
-    """Those whose perceptual loss has its weights; the others are left out, by name and reason."""
+def leave_out_without_weights(cells: Sequence[Cell], outcomes: Outcomes) -> None:
+    """Prepare the pretrained weights that the cells' losses need, and leave out the cells whose weights are missing.
+
+    Raises:
+        UserError: if no cell is left.
+    """
     for cell in cells:
-        if cell.recorded:
+        if cell.record:
             continue
         try:
-            features.prepare(cell.config)
+            features.prepare_terms(cell.config)
         except UserError as error:
-            cell.state, cell.reason = "left out", str(error)
+            outcomes[cell.label].fail(str(error), State.LEFT_OUT)
             print(f"cell {cell.label} left out: {error}", file=sys.stderr, flush=True)
-    able = [cell for cell in cells if cell.state != "left out"]
-    if not able:
-        raise UserError(cells[0].reason)
-    return able
+    _require_able_cell(cells, outcomes)
 
 
-def _measure(cells: Sequence[Cell], folder: str, threads: int, gpu: bool) -> list[Cell]:
-    """Plan each cell by a few of its steps, on the cluster and once: plans are kept in the grid's folder.
+def measure_training(config: Config, patch_set: str, threads: int, gpu: bool) -> Plan:
+    """Plan a training and measure some of its steps; a Ray task.
 
-    Returns:
-        Those for which that succeeded, and those that are finished; the others have failed.
+    The task is one process that stands for all workers: with all of their cores, or with one of the GPUs.
+
+    Args:
+        config: settings of the training, with prepared weights.
+        patch_set: path or URL of its patch set.
+        threads: CPU threads.
+        gpu: true to measure on a GPU.
+    """
+    torch.set_num_threads(threads)
+    ranks = Ranks(torch.device("cuda" if gpu else "cpu"))
+    worker = Worker(config, patchset.load(patch_set), "memory://plan", ranks)
+    return worker.plan(measure=True, workers=config.cluster.workers if gpu else 1)
+
+
+def measure_plans(
+    cells: Sequence[Cell],
+    outcomes: Outcomes,
+    folder: str,
+    share: Share,
+    measure: Callable[[Config, str, int, bool], Plan] = measure_training,
+) -> Plans:
+    """Measure the plans of the cells that are not finished; plan.json in the grid's folder keeps them.
+
+    A cell that cannot be measured fails.
+
+    Args:
+        cells: all cells of the grid.
+        outcomes: their outcomes, in which failures are noted.
+        folder: path or URL of the grid.
+        share: the part of the cluster that a training gets.
+        measure: the Ray task that measures; see `measure_training`.
+
+    Raises:
+        UserError: if no cell is left that can train.
+        DamagedFileError: if plan.json is damaged.
     """
     url = f"{folder}/plan.json"
-    known: dict[str, Any] = storage.read_json(url) or {}
+    plans = storage.read_document(url, Plans) or {}
+    able = _able(cells, outcomes)
     missing = [
-        cell
-        for cell in cells
-        if cell.label not in known and (cell.config.train.length.endswith("minutes") or not trained_of(cell))
+        cell for cell in able if cell.label not in plans and (cell.has_time_limit or not finished_training(cell))
     ]
     if missing:
         print(f"measuring a step of {len(missing)} cells", flush=True)
+    gpu = "GPU" in share.resources
+    threads = min(int(share.resources["CPU"]) * share.workers, cluster.most_cores())
+    task = ray.remote(num_cpus=threads, num_gpus=int(gpu), max_retries=0)(measure)
     for cell in missing:
-        assert cell.patch_set
-        remote = ray.remote(num_cpus=threads, num_gpus=int(gpu), max_retries=0)(_measured)
-        dumped = features.prepare(cell.config).model_dump(mode="json")
+        config = features.prepare_terms(cell.config)
         try:
-            known[cell.label] = ray.get(remote.remote(dumped, cell.patch_set.url, threads, gpu))
-            storage.write_json(url, known)
+            plans[cell.label] = ray.get(task.remote(config, cell.patch_set.url, threads, gpu))
+            storage.write_document(url, plans)
         except ray.exceptions.RayError as error:
-            cell.state, cell.reason = "failed", f"cannot measure a step: {' '.join(str(error).split())[-300:]}"
-    able = [cell for cell in cells if cell.state != "failed"]
-    for cell in able:
-        cell.plan = Plan(**known[cell.label]) if cell.label in known else None
-    if not able:
-        raise UserError(cells[0].reason)
-    return able
+            reason = one_line(error, 10**6)[-300:]
+            outcomes[cell.label].fail(f"cannot measure a step: {reason}")
+    _require_able_cell(cells, outcomes)
+    return plans
 
 
-def _measured(dumped: dict[str, Any], patch_set: str, threads: int, gpu: bool) -> dict[str, Any]:
-    """Ray task: plan of a training; one process with all the cores, or one of the GPUs, stands for its workers."""
-    torch.set_num_threads(threads)
-    config = Config(**dumped)
-    worker = Worker(config, patchset.load(patch_set), "memory://plan", Rank(torch.device("cuda" if gpu else "cpu")))
-    return asdict(worker.plan(measure=True, workers=config.cluster.workers if gpu else 1))
+def _require_able_cell(cells: Sequence[Cell], outcomes: Outcomes) -> None:
+    if not _able(cells, outcomes):
+        raise UserError(outcomes[cells[0].label].reason)
 
 
-def _settle(cells: Sequence[Cell], config: Config, folder: str) -> None:
-    """Give all cells whose length is a time the steps that the slowest has time for, and find what was done before."""
-    stopped: dict[str, int] = storage.read_json(trials.stopped_url(config, folder)) or {}
-    steps: dict[str, int] = (
-        storage.read_json(f"{folder}/steps.json") or {}
-    )  # settled once, for cells measured later too
-    timed = [cell for cell in cells if cell.config.train.length.endswith("minutes")]
-    for length in {cell.config.train.length for cell in timed} - steps.keys():
-        steps[length] = min(cell.plan.steps for cell in timed if cell.plan and cell.config.train.length == length)
-        storage.write_json(f"{folder}/steps.json", steps)
+def settle_steps(cells: Sequence[Cell], outcomes: Outcomes, plans: Plans, config: Config, folder: str) -> list[Cell]:
+    """Settle the number of steps of each cell, and find the cells that are finished or were stopped.
+
+    Cells whose length is the same time get the same steps, as many as the slowest of them makes in this time.
+    steps.json in the grid's folder keeps them, also for cells that are measured later.
+
+    Args:
+        cells: all cells of the grid.
+        outcomes: their outcomes, which get the steps and states.
+        plans: the measured plans.
+        config: settings of the grid.
+        folder: path or URL of the grid.
+
+    Returns:
+        The cells, with steps instead of minutes, and with their records if these exist.
+
+    Raises:
+        UserError: if the scheduler's grace period is as long as a training.
+        DamagedFileError: if a file in the grid's folder is damaged.
+    """
+    steps = _steps_of_times(_able(cells, outcomes), plans, f"{folder}/steps.json")
+    stopped = read_stopped(config, folder)
+    settled = []
     for cell in cells:
-        cell.total = cell.plan.steps if cell.plan else 0
-        if cell in timed:
-            cell.total = steps[cell.config.train.length]
-            cell.config = with_values(cell.config, {"train.length": f"{cell.total} steps"})
-            take_record(cell, config)
-        if trained := trained_of(cell):
-            cell.state = "finished"
-            cell.step = cell.total = trained.result["steps"]
-        elif cell.label in stopped:
-            cell.state, cell.step = "stopped", stopped[cell.label]
-    shortest = min(cell.total for cell in cells)
+        outcome = outcomes[cell.label]
+        if outcome.can_train:
+            outcome.total = plans[cell.label].steps if cell.label in plans else 0
+            if cell.has_time_limit:
+                outcome.total = steps[cell.config.train.length]
+                length = {"train.length": f"{outcome.total} steps"}
+                cell = restore_from_record(replace(cell, config=with_values(cell.config, length)), config)
+            if trained := finished_training(cell):
+                outcome.state = State.FINISHED
+                outcome.step = outcome.total = trained.result.steps
+            elif cell.label in stopped:
+                outcome.state, outcome.step = State.STOPPED, stopped[cell.label]
+        settled.append(cell)
+    shortest = min(outcome.total for outcome in outcomes.values() if outcome.can_train)
     if config.tune.scheduler == "asha" and config.tune.grace >= shortest:
         raise UserError(f"tune.grace is {config.tune.grace}, expected less than the steps of a cell, {shortest}")
+    return settled
 
 
-def _result(cell: Cell, folder: str, records_folder: str | None) -> comparison.Row:
-    """Measure a cell if it is finished."""
-    trained = trained_of(cell)
-    if trained is None or cell.patch_set is None:
-        if cell.state in ("waiting", "training", "finished"):
-            cell.state, cell.reason = "failed", "it ended without a result"
-        return comparison.Row(cell.label, cell.state, cell.reason)
+def _steps_of_times(cells: Sequence[Cell], plans: Plans, url: str) -> dict[str, int]:
+    """Return the steps of each length that is a time; `url` is the file that keeps them."""
+    steps = storage.read_document(url, dict[str, int]) or {}
+    timed = [cell for cell in cells if cell.has_time_limit]
+    for length in {cell.config.train.length for cell in timed} - steps.keys():
+        steps[length] = min(plans[cell.label].steps for cell in timed if cell.config.train.length == length)
+        storage.write_document(url, steps)
+    return steps
+
+
+def _score(cell: Cell, outcome: Outcome, folder: str, records_folder: str | None) -> comparison.Row:
+    """Score a cell if it is finished, and return its row of the comparison."""
+    trained = None if outcome.state is State.LEFT_OUT else finished_training(cell)
+    if trained is None:
+        if outcome.state in (State.WAITING, State.TRAINING, State.FINISHED):
+            outcome.fail("it ended without a result")
+        return comparison.Row(cell.label, outcome.state, outcome.reason)
     own = f"{folder}/cells/{storage.plain_name(cell.label)}"
-    scores = scores_module.find(cell.config, cell.patch_set, trained.weights, own, METHODS) or scores_module.evaluate(
-        cell.config, cell.patch_set, trained.weights, own, METHODS
-    )
-    cell.state = "finished"
-    keep(cell, records_folder, scores)
+    measured = scores.evaluate(cell.config, cell.patch_set, trained.weights, own, METHODS)
+    outcome.state = State.FINISHED
+    save_record(cell, records_folder, measured)
     return comparison.Row(
         cell.label,
-        "finished",
+        State.FINISHED,
         config=cell.config,
         folder=trained.folder,
         result=trained.result,
         history=trained.history(),
         seconds=trained.seconds,
-        sets=scores["sets"],
+        sets=measured.sets,
     )

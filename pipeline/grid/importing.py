@@ -1,4 +1,4 @@
-"""Records into MLflow."""
+"""Import records into MLflow."""
 
 from __future__ import annotations
 
@@ -6,43 +6,51 @@ from collections.abc import Sequence
 
 from pipeline import tracking
 from pipeline.grid import records as written
-from pipeline.reporting import comparison, records
-from pipeline.reporting.records import Recorded
-from pipeline.reporting.results_page import _row
-from pipeline.settings import Config, UserError
+from pipeline.reporting import comparison, records, results_page
+from pipeline.reporting.records import TrainingRecord
+from pipeline.settings import Config, UserError, resolve
 from pipeline.training import driver, runs
 
 
-def import_records(found: Sequence[Recorded], folder: str, home: str) -> None:
-    """Make a grid in MLflow of recorded cells, as if they had been trained here; one that is there is left as it is.
+def import_records(found: Sequence[TrainingRecord], folder: str, home: str) -> None:
+    """Show recorded cells as a grid in MLflow, as if they had been trained here; known cells are not imported again.
 
     Args:
         found: the records.
-        folder: where their weights are.
-        home: folder of outputs, with the store.
+        folder: path or URL of the records, for their weights.
+        home: folder of the outputs, which also gets the MLflow store.
+
+    Raises:
+        UserError: if a record has no weights.
     """
-    home = Config(home=home).outputs
+    home = resolve(Config(home=home)).outputs
     store = {"uri": f"sqlite:///{home}/mlflow.db"}
-    configs = [records.configuration(recorded, home=home, tracking=store) for recorded in found]
+    configs = [resolve(records.configuration(record, home=home, tracking=store)) for record in found]
     config = configs[0]
     grid = f"{home}/grids/recorded"
     tracker = tracking.Tracker(config)
     with tracker.run(grid, config.name, {"stage": "grid", "scale": str(config.scale)}) as parent:
         parent.describe({"cells": len(found)}, config)
         rows = []
-        for recorded, cell in zip(found, configs, strict=True):
-            place = f"{home}/trainings/{recorded['training']}"
-            trained = runs.find_at(place)
-            if not trained and written.restore(folder, recorded, place):
-                trained = runs.find_at(place)
-            if not trained:
-                raise UserError(f"the record {recorded['label']} has no weights, expected its model.safetensors")
+        for record, cell in zip(found, configs, strict=True):
+            trained = _restored(record, folder, f"{home}/trainings/{record.training}")
             if parent.id not in trained.tracked:
-                tags = driver.tags(cell, recorded["identity"]["patch_set"], recorded["label"])
-                tags |= records.provenance(recorded)
-                driver.track(trained, cell, tags, tracker, parent.id, recorded["label"])
-            rows.append(_row(recorded, place))
-        facts = {"recorded": ", ".join(sorted({recorded["recorded"] for recorded in found}))}
+                tags = driver.run_tags(cell, str(record.identity["patch_set"]), record.label) | records.provenance(
+                    record
+                )
+                driver.track_finished(trained, cell, tags, tracker, parent.id, record.label)
+            rows.append(results_page.record_row(record, trained.folder))
+        facts = {"recorded": ", ".join(sorted({record.recorded for record in found}))}
         comparison.write(grid, config, rows, facts, parent, tracker)
     print(f"{len(rows)} recorded cells are in {config.tracking_uri}; report: {grid}/report.html")
     print(f"MLflow: {tracking.ui_command(config)}")
+
+
+def _restored(record: TrainingRecord, folder: str, home: str) -> runs.Trained:
+    """Return the training of a record, restored to its folder `home` if it is not there."""
+    trained = runs.open_training(home)
+    if not trained and written.restore(folder, record, home):
+        trained = runs.open_training(home)
+    if not trained:
+        raise UserError(f"the record {record.label} has no weights, expected its model.safetensors")
+    return trained

@@ -1,105 +1,123 @@
-"""Finished trainings as small folders that a repository can hold.
-
-A record is a folder named by its cell: `model.safetensors` (fp16), `record.json` (configuration, stepped metrics,
-scores, what it was made with) and `README.md`, a model card. `restore` makes the training of it again where it is
-missing.
-"""
+"""Write finished trainings as records, and restore trainings from records."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import platform
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import psutil
 import safetensors.torch
+from pydantic import JsonValue
 
 from pipeline import storage, tracking
+from pipeline.data.patchset import PatchSet
+from pipeline.evaluation.scores import Scores, SetScores
 from pipeline.networks.weights import read_weights
-from pipeline.reporting.records import Recorded, find, folder_name, write_card
+from pipeline.reporting import cards, records
+from pipeline.reporting.records import Machine, PatchSetCounts, TrainingRecord
 from pipeline.settings import Config, UserError
+from pipeline.training import runs
 
 _PRECISION = 6
-"""Significant digits of stepped metrics."""
+"""Significant digits of the metrics in a record's history."""
 
 
-def keep(
-    folder: str,
-    label: str,
-    config: Config,
-    facts: Recorded,
-    weights: str,
-    scores: dict[str, Any] | None,
-) -> None:
-    """Write the record of a finished training, or add what was measured since.
+def new_record(label: str, config: Config, patch_set: PatchSet, trained: runs.Trained) -> TrainingRecord:
+    """Describe a finished training as a record, without scores.
 
     Args:
-        folder: of all records.
-        label: the cell's.
-        config: the cell's.
-        facts: of a `Recorded` at least "training", "identity", "patch_set", "result", "seconds" and "history"; what
-            else it has is kept, too.
-        weights: path or URL of the training's weights.
-        scores: what `evaluate` returned, once it was measured.
-
-    Raises:
-        UserError: if the folder holds another training of this label.
+        label: label of the cell.
+        config: settings of the cell.
+        patch_set: the patch set that it trained on.
+        trained: the finished training.
     """
-    url = f"{folder}/{folder_name(label)}"
-    known = find(folder, label)
-    if known and known["identity"] != facts["identity"]:
-        raise conflict(folder, label)
-    if known is None:
-        storage.write(f"{url}/model.safetensors", _in_half(weights, config.scale))
-    recorded: Recorded = known or {
-        "label": label,
-        "config": _portable(config),
-        "scores": {},
-        "note": config.tune.note,
-        "recorded": datetime.now(UTC).date().isoformat(),
-        "commit": tracking.commit() or "unknown",
-        "machine": _machine(),
-        "versions": {
+    return TrainingRecord(
+        label=label,
+        training=trained.name,
+        identity=runs.identify(config, patch_set.name),
+        config=_portable(config),
+        patch_set=PatchSetCounts(
+            images=sum(image.tiles > 0 for image in patch_set.images),
+            held_out=len(patch_set.holdout_names),
+            tiles=sum(patch_set.row_groups),
+        ),
+        result=trained.result,
+        seconds=trained.seconds,
+        history=[_shortened(record) for record in trained.history()],
+        scores={},
+        note=config.tune.note,
+        recorded=datetime.now(UTC).date().isoformat(),
+        commit=tracking.commit() or "unknown",
+        machine=_this_machine(),
+        versions={
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in ("torch", "ray", "mlflow")},
         },
-        **facts,
-        "history": [_brief(record) for record in facts["history"]],
-    }
-    recorded = {**recorded, "scores": _merged(recorded["scores"], scores["sets"] if scores else {})}
-    if recorded != known:
-        content = json.dumps(recorded, indent=1, ensure_ascii=False)
-        storage.write(f"{url}/record.json", f"{content}\n".encode())
-        write_card(folder, recorded)
+    )
 
 
-def restore(folder: str, recorded: Recorded, home: str) -> bool:
-    """Make the folder of a training, `home`, from its record; whether that has its weights.
+def save(folder: str, record: TrainingRecord, weights: str, scores: Scores | None = None) -> None:
+    """Write a record, or add new scores to the one that is there.
+
+    Args:
+        folder: path or URL of all records.
+        record: the record to write.
+        weights: path or URL of the training's weights.
+        scores: scores of these weights, if they were measured.
 
     Raises:
-        UserError: if they cannot be read.
+        UserError: if the folder holds the record of another training under this label.
+        DamagedFileError: if the record in the folder is damaged.
     """
-    name = folder_name(recorded["label"])
-    if "model.safetensors" not in storage.names(f"{folder}/{name}"):
+    known = records.read(folder, record.label)
+    if known and known.identity != record.identity:
+        raise conflict(folder, record.label)
+    url = f"{folder}/{records.folder_name(record.label)}"
+    if known is None:
+        storage.write(f"{url}/model.safetensors", _in_half(weights, records.configuration(record).scale))
+    base = known or record
+    complete = replace(base, scores=_merged(base.scores, scores.sets if scores else {}))
+    if complete != known:
+        storage.write_document(f"{url}/record.json", complete)
+        cards.write_card(folder, complete)
+
+
+def restore(folder: str, record: TrainingRecord, home: str) -> bool:
+    """Recreate the folder of a training from its record.
+
+    Args:
+        folder: path or URL of all records.
+        record: the record of the training.
+        home: path or URL of the training's folder.
+
+    Returns:
+        False if the record has no weights, so nothing was written.
+
+    Raises:
+        UserError: if the weights cannot be read.
+    """
+    url = records.weights(folder, record.label)
+    if not storage.exists(url):
         return False
-    weights = read_weights(f"{folder}/{name}/model.safetensors")
-    whole = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
-    metadata = {"format": "pt", "scale": str(recorded["config"]["scale"])}
-    storage.write(f"{home}/model.safetensors", safetensors.torch.save(whole, metadata))
-    journal = "".join(json.dumps(record) + "\n" for record in recorded["history"])
+    weights = {name: value.float() if value.is_floating_point() else value for name, value in read_weights(url).items()}
+    metadata = {"format": "pt", "scale": str(records.configuration(record).scale)}
+    storage.write(f"{home}/model.safetensors", safetensors.torch.save(weights, metadata))
+    journal = "".join(json.dumps(asdict(line)) + "\n" for line in record.history)
     storage.write(f"{home}/journal/000000000-0.jsonl", journal.encode())
-    storage.write_json(f"{home}/result.json", recorded["result"])
+    storage.write_document(f"{home}/result.json", record.result)
     return True
 
 
 def conflict(folder: str, label: str) -> UserError:
-    """What to say where a record of another training stands."""
+    """Return the error for a folder that holds the record of another training under a label."""
     return UserError(
-        f"{folder}/{folder_name(label)} holds the record of another training than this cell: expected tune.records to "
-        "name another folder, or this record to be deleted"
+        f"{folder}/{records.folder_name(label)} holds the record of another training than this cell: expected "
+        "tune.records to name another folder, or this record to be deleted"
     )
 
 
@@ -109,55 +127,59 @@ def _in_half(url: str, scale: int) -> bytes:
     return content
 
 
-def _merged(known: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
-    """Scores by set; a set that was measured before is taken anew only with further metrics."""
+def _merged(known: Mapping[str, SetScores], measured: Mapping[str, SetScores]) -> dict[str, SetScores]:
+    """Add the scores of new sets; the scores of a known set are replaced only by ones with further metrics."""
 
-    def metrics(entry: dict[str, Any]) -> set[str]:
-        return set(entry["mean"]["trained"])
+    def metrics(entry: SetScores) -> set[str]:
+        return set(entry.mean["trained"])
 
-    new = {name: _plain(entry) for name, entry in measured.items()}
-    return known | {
-        name: entry for name, entry in new.items() if name not in known or metrics(entry) > metrics(known[name])
+    new = {
+        name: _portable_scores(entry)
+        for name, entry in measured.items()
+        if name not in known or metrics(entry) > metrics(known[name])
     }
+    return {**known, **new}
 
 
-def _plain(entry: dict[str, Any]) -> dict[str, Any]:
-    """Scores of a set, without the upscaled images and without the places of their files."""
-    images = [{**image, "name": _last(image["name"]), "shown": {}} for image in entry["images"]]
-    return {**entry, "images": images}
+def _portable_scores(entry: SetScores) -> SetScores:
+    """Leave out the enlarged images and the places of files."""
+    return replace(entry, images=[replace(image, name=_file_name(image.name), shown={}) for image in entry.images])
 
 
-def _portable(config: Config) -> dict[str, Any]:
-    """The settings, without those of this machine; files by their names alone."""
-    settings: dict[str, Any] = config.model_dump(mode="json", exclude={"home", "cache", "tracking", "tune", "cluster"})
-    settings["source"] = [_last(source) for source in settings["source"]]
-    settings["data"].pop("scratch")
-    evaluate, train = settings["evaluate"], settings["train"]
-    evaluate["benchmarks"] = {name: _last(source) for name, source in evaluate["benchmarks"].items()}
-    for section, key in ((evaluate, "squeezenet"), (train, "init_from"), (train["perceptual"], "weights")):
-        section[key] = section[key] and _last(section[key])
-    return settings
+def _portable(config: Config) -> dict[str, JsonValue]:
+    """Return the settings without those of this machine, and files by their names alone."""
+    settings = config.model_dump(mode="json", exclude={"home", "cache", "tracking", "tune", "cluster"})
+    del settings["data"]["scratch"]
+    return {key: _without_folders(value) for key, value in settings.items()}
 
 
-def _last(place: str) -> str:
-    """The last part of an absolute path or of a URL; anything else as it is."""
-    return PurePosixPath(place.split("?")[0]).name if "://" in place or place.startswith("/") else place
+def _without_folders(value: JsonValue) -> JsonValue:
+    if isinstance(value, dict):
+        return {key: _without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(entry) for entry in value]
+    return _file_name(value) if isinstance(value, str) else value
 
 
-def _brief(record: tracking.JournalRecord) -> tracking.JournalRecord:
-    """A journal's record without images, and without what single workers did."""
+def _file_name(text: str) -> str:
+    """Return the last part of an absolute path or of a URL, and any other text unchanged."""
+    return PurePosixPath(text.split("?")[0]).name if "://" in text or text.startswith("/") else text
+
+
+def _shortened(record: tracking.JournalRecord) -> tracking.JournalRecord:
+    """Leave out images and the metrics of single workers, and round the others."""
     metrics = {
         key: float(f"{value:.{_PRECISION}g}") for key, value in record.metrics.items() if not key.startswith("worker_")
     }
-    return {**record, "metrics": metrics, "images": {}}
+    return replace(record, metrics=metrics, images={})
 
 
-def _machine() -> dict[str, Any]:
+def _this_machine() -> Machine:
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     kinds = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": kinds[0] if kinds else platform.processor() or platform.machine(),
-        "cores": psutil.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-    }
+    return Machine(
+        processor=kinds[0] if kinds else platform.processor() or platform.machine(),
+        cores=psutil.cpu_count() or 1,
+        memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
+    )

@@ -1,12 +1,15 @@
-"""Running a grid's cells as trials of Ray Tune, and showing how far they are."""
+"""Train a grid's cells as trials of Ray Tune, and follow their progress.
+
+Each trial is an actor that runs one training. Ray Tune calls `_EventQueue` from a thread of its own; the main thread
+takes the events from the queue and is the only one that changes outcomes.
+"""
 
 from __future__ import annotations
 
-import os
-import sys
+import queue
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
@@ -14,194 +17,347 @@ import pyarrow.fs
 import ray.tune
 import ray.tune.schedulers
 
-from pipeline import storage, tracking
+from pipeline import cluster, storage, tracking
 from pipeline.data import patchset
-from pipeline.evaluation import tables
-from pipeline.grid.cells import Cell, folder_of, is_untold, keep
+from pipeline.grid.cells import Cell, Outcome, Outcomes, State, lacks_mlflow_run, save_record, training_folder
+from pipeline.grid.live_table import LiveTable
 from pipeline.settings import Config, UserError
-from pipeline.storage import fingerprint
+from pipeline.storage import one_line
 from pipeline.tracking import JournalRecord
 from pipeline.training import driver, runs
+from pipeline.training.stopping import StopTraining
 
 _SERVER_PATIENCE_S = 600
-"""How long a trial waits for MLflow before it starts; once it has, it needs no server."""
+"""Seconds that a trial waits for MLflow before it starts. A running trial needs no server."""
+
+_TRIAL_RESOURCES = {"cpu": 0, "node:__internal_head__": 0.001}
+"""A trial runs on the head node and reserves no core, because its training workers reserve theirs."""
 
 
-def run(config: Config, cells: Sequence[Cell], folder: str, parent: str, at_once: int) -> None:
-    """Run the trials, and meanwhile print the live table."""
-    settings = config.tune
-    asha = settings.scheduler == "asha"
+@dataclass(frozen=True)
+class TrialJob:
+    """Everything that a trial needs to train its cell."""
+
+    label: str
+    config: Config
+    patch_set: str
+    """Path or URL of the patch set."""
+    parent: str
+    """Id of the grid's MLflow run."""
+    stop_file: str = ""
+    """Path or URL of a file that the scheduler creates to stop the trial; "" if no scheduler does."""
+    replay: str = ""
+    """Path or URL of a training whose records the trial reports without training; "" to train."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """Ray Tune has started a trial."""
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """A trial has reported a record of its journal."""
+
+    step: int
+    loss: float | None
+    psnr: float | None
+    steps_per_s: float | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A trial has failed."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial has ended without an error, at its last step or because the scheduler stopped it."""
+
+
+Event = Started | Progressed | Failed | Ended
+
+
+def train_cells(
+    config: Config, cells: Sequence[Cell], outcomes: Outcomes, folder: str, parent: str, at_once: int
+) -> None:
+    """Train the cells that are not finished, and show a live table meanwhile.
+
+    Args:
+        config: settings of the grid.
+        cells: the cells that can train or are finished.
+        outcomes: outcomes of the cells, which this function updates.
+        folder: path or URL of the grid.
+        parent: id of the grid's MLflow run.
+        at_once: number of trainings that run at the same time.
+    """
     todo = [
-        i for i, cell in enumerate(cells) if cell.state == "waiting" or (is_untold(cell, parent) and not cell.recorded)
+        number
+        for number, cell in enumerate(cells)
+        if outcomes[cell.label].state is State.WAITING or (not cell.record and lacks_mlflow_run(cell, parent))
     ]
     if not todo:
         return
+    asha = config.tune.scheduler == "asha"
     jobs = [
-        {
-            "config": cell.config.model_dump(mode="json"),
-            "patch_set": cell.patch_set.url if cell.patch_set else "",
-            "parent": parent,
-            "label": cell.label,
-            "pass_on": folder_of(cell) if cell.state == "stopped" or cell.recorded else "",
-        }
-        for cell in cells
+        _make_job(cell, outcomes[cell.label], f"{folder}/stop/{number}" if asha else "", parent)
+        for number, cell in enumerate(cells)
     ]
-    environment = {
-        "SR_HOME": config.outputs,
-        "SR_CACHE": config.downloads,
-        "MLFLOW_TRACKING_URI": config.tracking_uri,
-    }
+    storage.remove(f"{folder}/stop")
+    events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+    tuner = _make_tuner(config, jobs, todo, max(outcomes[cell.label].total for cell in cells), folder, at_once, events)
+    recorded: set[str] = set()
+    stopped: dict[str, int] = {}
+
+    def follow() -> None:
+        nonlocal stopped
+        while not events.empty():
+            number, event = events.get()
+            apply_event(outcomes[cells[number].label], event)
+        for cell in cells:
+            if outcomes[cell.label].state is State.FINISHED and cell.label not in recorded:
+                save_record(cell, config.new_records)
+                recorded.add(cell.label)
+        now = {cell.label: outcomes[cell.label].step for cell in cells if outcomes[cell.label].state is State.STOPPED}
+        if now != stopped:
+            storage.write_document(_stopped_url(config, folder), now)
+            stopped = now
+        table.update()
+
+    with LiveTable(cells, outcomes) as table:
+        cluster.run_in_thread(tuner.fit, "ray-tune", follow)
+
+
+def read_stopped(config: Config, folder: str) -> dict[str, int]:
+    """Return the cells that this grid's scheduler stopped in an earlier session, with their last steps, by label.
+
+    Raises:
+        DamagedFileError: if the file of stopped cells is damaged.
+    """
+    return storage.read_document(_stopped_url(config, folder), dict[str, int]) or {}
+
+
+def apply_event(outcome: Outcome, event: Event) -> None:
+    """Update the outcome of a cell by what its trial did."""
+    if isinstance(event, Started):
+        if outcome.state is State.WAITING:
+            outcome.state = State.TRAINING
+    elif isinstance(event, Progressed):
+        outcome.step = max(outcome.step, event.step)
+        outcome.loss = outcome.loss if event.loss is None else event.loss
+        outcome.psnr = outcome.psnr if event.psnr is None else event.psnr
+        outcome.steps_per_s = outcome.steps_per_s if event.steps_per_s is None else event.steps_per_s
+    elif isinstance(event, Failed):
+        outcome.fail(event.reason)
+    elif outcome.state is State.TRAINING:
+        outcome.state = State.FINISHED if outcome.step >= outcome.total else State.STOPPED
+
+
+def _stopped_url(config: Config, folder: str) -> str:
+    """Return the place of the stopped cells; another scheduler or other settings of it have a file of their own."""
+    settings = config.tune
+    name = storage.fingerprint([settings.scheduler, settings.metric, settings.grace])
+    return f"{folder}/stopped-{name}.json"
+
+
+def _make_job(cell: Cell, outcome: Outcome, stop_file: str, parent: str) -> TrialJob:
+    replayed = cell.record is not None or outcome.state is State.STOPPED
+    return TrialJob(
+        cell.label,
+        cell.config,
+        cell.patch_set.url,
+        parent,
+        stop_file,
+        replay=training_folder(cell) if replayed else "",
+    )
+
+
+def _make_tuner(
+    config: Config,
+    jobs: Sequence[TrialJob],
+    todo: Sequence[int],
+    steps: int,
+    folder: str,
+    at_once: int,
+    events: queue.SimpleQueue[tuple[int, Event]],
+) -> ray.tune.Tuner:
+    """Make the tuner; `steps` is the number of steps of the longest cell."""
+    settings = config.tune
     scheduler = None
-    if asha:
-        scheduler = ray.tune.schedulers.ASHAScheduler(
+    if settings.scheduler == "asha":
+        scheduler = _Scheduler(
+            stop_files=[job.stop_file for job in jobs],
             time_attr="step",
             metric=settings.metric,
             mode="max",
-            max_t=max(cell.total for cell in cells) + 1,
+            max_t=steps + 1,
             grace_period=settings.grace,
         )
     fs, root = fsspec.url_to_fs(f"{folder}/tune")
-    tuner = ray.tune.Tuner(
-        ray.tune.with_resources(
-            ray.tune.with_parameters(trial, jobs=jobs, environment=environment),
-            {"cpu": 0, "node:__internal_head__": 0.001},  # a core held here would be one that its workers wait for
-        ),
-        # Finished cells pass again where a scheduler compares the others with them.
-        param_space={"cell": ray.tune.grid_search(list(range(len(cells))) if asha else todo)},
-        tune_config=ray.tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=at_once, reuse_actors=not asha),
+    # A scheduler compares the cells that train with the others, so those report their records once more.
+    numbers = todo if scheduler is None else list(range(len(jobs)))
+    return ray.tune.Tuner(
+        ray.tune.with_resources(ray.tune.with_parameters(_Trial, jobs=jobs), _TRIAL_RESOURCES),
+        param_space={"cell": ray.tune.grid_search(list(numbers))},
+        tune_config=ray.tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=at_once, reuse_actors=True),
         run_config=ray.tune.RunConfig(
             name="trials",
             storage_path=root,
             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
-            callbacks=[_Watcher(cells)],
+            callbacks=[_EventQueue(events)],
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=0),
+            checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
-    troubles: list[Exception] = []
-
-    def fit() -> None:
-        try:
-            tuner.fit()
-        except Exception as error:  # raised in the main thread
-            troubles.append(error)
-
-    # Not in the main thread: Ray Tune would take over its interrupt handler there.
-    thread = threading.Thread(target=fit, name="ray-tune", daemon=True)
-    thread.start()
-    table = _LiveTable(cells)
-    known: dict[str, int] = {}
-    while thread.is_alive():
-        thread.join(1.0)
-        table.show()
-        for cell in cells:
-            keep(cell, config.new_records)
-        stopped = {cell.label: cell.step for cell in cells if cell.state == "stopped"}
-        if stopped != known:
-            storage.write_json(stopped_url(config, folder), stopped)
-            known = stopped
-    table.show(final=True)
-    if troubles:
-        raise troubles[0]
 
 
-def trial(params: dict[str, Any], jobs: list[dict[str, Any]], environment: dict[str, str]) -> None:
-    """One cell; runs in an actor of Ray Tune, which holds no core: its workers do."""
-    os.environ.update(environment)
-    job = jobs[params["cell"]]
-    config = Config(**job["config"])
+class _Scheduler(ray.tune.schedulers.ASHAScheduler):  # type: ignore[misc]
+    """ASHA that asks a trial to stop by creating its stop file.
 
-    def report(record: JournalRecord) -> None:
-        if record.kind in ("train", "validation"):
-            ray.tune.report({"step": record.step, "kind": record.kind, **record.metrics})
+    Ray Tune itself stops a trial by killing its actor. That leaves the training's cores reserved, see
+    `pipeline.training.stopping`.
 
-    if job["pass_on"]:  # the scheduler compares the others with it
-        for record in runs.history(job["pass_on"]):
-            report(record)
-        return
-    try:
-        tracking.wait_for_server(config, _SERVER_PATIENCE_S)
-        trained = driver.train(config, patchset.load(job["patch_set"]), job["parent"], job["label"], report)
-    except (UserError, OSError) as error:
-        ray.tune.report({"mistake": str(error)})
-        return
-    if trained.found:
-        for record in trained.history():
-            report(record)
+    Args:
+        stop_files: path or URL of each cell's stop file, in the order of the cells.
+        settings: arguments of Ray Tune's scheduler.
+    """
 
+    def __init__(self, stop_files: Sequence[str], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._stop_files = stop_files
 
-def stopped_url(config: Config, folder: str) -> str:
-    """Where the cells that this scheduler stopped are noted."""
-    settings = config.tune
-    return f"{folder}/stopped-{fingerprint([settings.scheduler, settings.metric, settings.grace])}.json"
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        if decision != ray.tune.schedulers.TrialScheduler.STOP:
+            return decision
+        storage.write(self._stop_files[trial.config["cell"]], b"")
+        proceed: str = ray.tune.schedulers.TrialScheduler.CONTINUE
+        return proceed
 
 
-class _Watcher(ray.tune.Callback):  # type: ignore[misc]
-    """Keeps the cells up to date; called by Ray Tune in this process."""
+class _EventQueue(ray.tune.Callback):  # type: ignore[misc]
+    """Puts the number of a trial's cell and an event into a queue; Ray Tune calls it in its own thread."""
 
-    def __init__(self, cells: Sequence[Cell]) -> None:
-        self._cells = cells
+    def __init__(self, events: queue.SimpleQueue[tuple[int, Event]]) -> None:
+        self._events = events
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the queue when Ray Tune saves the experiment, which is never restored from there."""
+        return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        cell = self._of(trial)
-        if cell.state == "waiting":
-            cell.state = "training"
+        self._put(trial, Started())
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **i: Any) -> None:
-        cell = self._of(trial)
-        if "mistake" in result:
-            cell.state, cell.reason = "failed", result["mistake"]
-            return
-        cell.step = max(cell.step, result.get("step", 0))
-        cell.loss = result.get("train/objective", cell.loss)
-        cell.psnr = result.get("val/psnr_y", cell.psnr)
-        cell.steps_per_s = result.get("train/steps_per_s", cell.steps_per_s)
+        if "error" in result:
+            self._put(trial, Failed(result["error"]))
+        elif "step" in result:
+            loss, psnr = result.get("train/objective"), result.get("val/psnr_y")
+            self._put(trial, Progressed(result["step"], loss, psnr, result.get("train/steps_per_s")))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        cell = self._of(trial)
-        if cell.state == "training":
-            cell.state = "finished" if cell.step >= cell.total else "stopped"
+        self._put(trial, Ended())
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        cell = self._of(trial)
         error = trial.get_pickled_error() or trial.get_error()
-        cell.state, cell.reason = "failed", " ".join(str(error).split())[-400:]
+        self._put(trial, Failed(one_line(error, 10**6)[-400:]))
 
-    def _of(self, trial: Any) -> Cell:
-        number: int = trial.config["cell"]
-        return self._cells[number]
+    def _put(self, trial: Any, event: Event) -> None:
+        self._events.put((trial.config["cell"], event))
 
 
-class _LiveTable:
-    """Prints how far the cells are: in place on a terminal, else whenever a cell changes its state, and each minute."""
+class _Trial(ray.tune.Trainable):  # type: ignore[misc]
+    """Trains one cell; Ray Tune runs it in an actor and calls `step` for each report."""
 
-    def __init__(self, cells: Sequence[Cell]) -> None:
-        self._cells = cells
-        self._shown = ""
-        self._states: list[str] = []
-        self._next = 0.0
+    def setup(self, config: Mapping[str, Any], jobs: Sequence[TrialJob]) -> None:
+        self._jobs = jobs
+        self._begin(config)
 
-    def show(self, final: bool = False) -> None:
-        states = [cell.state for cell in self._cells]
-        if not final and states == self._states and time.monotonic() < self._next:
+    def step(self) -> dict[str, Any]:
+        """Return the next report of the training, or, in the last call, {"done": True} and a possible error."""
+        if self._job.stop_file and storage.exists(self._job.stop_file):
+            self._training.stop()
+            return {"done": True}
+        try:
+            record = self._training.next_report()
+        except (UserError, OSError) as error:
+            return {"done": True, "error": str(error)}
+        if record is None:
+            return {"done": True}
+        return {"step": record.step, "kind": record.kind, **record.metrics}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._training.stop()
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        self._training.stop()
+
+    def _begin(self, config: Mapping[str, Any]) -> None:
+        self._job = self._jobs[config["cell"]]
+        self._training = _BackgroundTraining(self._job)
+
+
+@dataclass
+class _BackgroundTraining:
+    """The training of a trial, in a thread of its own."""
+
+    job: TrialJob
+    _output: queue.SimpleQueue[JournalRecord | Exception | None] = field(default_factory=queue.SimpleQueue)
+    """Records, and at the end an error or None."""
+    _stopping: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
+        self._thread.start()
+
+    def next_report(self) -> JournalRecord | None:
+        """Wait for the next record of a validation or of training steps; return None after the last one.
+
+        Raises:
+            Exception: the exception that ended the training.
+        """
+        while True:
+            output = self._output.get()
+            if isinstance(output, Exception):
+                raise output
+            if output is None or output.kind in ("train", "validation"):
+                return output
+
+    def stop(self) -> None:
+        """End the training, if it still runs, and return when its cores are free."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        end = None
+        try:
+            for record in self._train():
+                self._output.put(record)
+        except StopTraining:
+            pass
+        except Exception as error:
+            end = error
+        self._output.put(end)
+
+    def _train(self) -> Iterator[JournalRecord]:
+        """Train, and yield the records that a training which was finished before has left."""
+        job = self.job
+        if job.replay:
+            yield from runs.read_history(job.replay)
             return
-        live = sys.stdout.isatty()
-        self._next = time.monotonic() + (2 if live else 60)
-        self._states = states
-        text = self._text()
-        if text == self._shown:
-            return
-        if live and self._shown:  # over the one before
-            print(f"\x1b[{self._shown.count(chr(10)) + 1}A\x1b[J", end="")
-        print(text, flush=True)
-        self._shown = text
-
-    def _text(self) -> str:
-        rows = [["trial", "cell", "state", "step", "loss", "held-out PSNR (Y)", "left"]]
-        for number, cell in enumerate(self._cells, start=1):
-            runs = cell.state == "training" and cell.steps_per_s
-            left = tables.duration((cell.total - cell.step) / cell.steps_per_s) if runs and cell.steps_per_s else ""
-            loss = "" if cell.loss is None else f"{cell.loss:.5f}"
-            psnr = "" if cell.psnr is None else f"{cell.psnr:.2f} dB"
-            rows.append([str(number), cell.label, cell.state, f"{cell.step} of {cell.total}", loss, psnr, left])
-        return tables.aligned(rows)
+        tracking.wait_for_server(job.config, _SERVER_PATIENCE_S)
+        trained = driver.train(
+            job.config,
+            patchset.load(job.patch_set),
+            job.parent,
+            job.label,
+            watch=self._output.put,
+            should_stop=self._stopping.is_set,
+        )
+        if trained.found:
+            yield from trained.history()

@@ -1,11 +1,10 @@
-"""Weights of the networks that compare images: found or downloaded by the driver, loaded by workers."""
+"""Weights of pretrained networks that compare images: the driver finds or downloads them, workers load them."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import pickle
-from collections.abc import Callable
 from functools import lru_cache
 
 import safetensors
@@ -14,154 +13,154 @@ import torch
 from torch import Tensor
 
 from pipeline import storage
-from pipeline.settings import Config, Perceptual, UserError
+from pipeline.settings import Config, Train, UserError
 from pipeline.storage import download, fingerprint, one_line
-from sr_model.perceptual import PerceptualLoss, SqueezeNetDistance, trunk
-
-Weights = dict[str, Tensor]
+from sr_model import squeezenet
+from sr_model.pretrained import Pretrained
+from sr_model.squeezenet import SqueezeNetDistance
+from sr_model.terms import TERMS, Term
 
 PUBLISHED = {
     "vgg16": ("https://download.pytorch.org/models/vgg16-397923af.pth", "397923af"),
     "vgg19": ("https://download.pytorch.org/models/vgg19-dcbb9e9d.pth", "dcbb9e9d"),
     "squeezenet1_1": ("https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth", "b8a52dc0"),
 }
-"""torchvision's files, and the first digits of their SHA-256, which its file names hold."""
-
-_TRAINED, _JUDGE = "train.perceptual.weights", "evaluate.squeezenet"
+"""torchvision's files, and the first digits of their SHA-256, which are part of the file names."""
 
 
-def prepare(config: Config) -> Config:
-    """Put what the configured layers need of the weights into the home of outputs, and name it in the configuration.
+def prepare_terms(config: Config) -> Config:
+    """Store the pretrained weights of the objective's terms in the outputs' home, and name them in the configuration.
 
-    Called once by the driver; workers download nothing.
+    The driver calls this once; workers never download.
 
     Raises:
-        UserError: if the weights cannot be had, or don't hold the layers.
+        UserError: if weights cannot be found or downloaded, or lack what a term needs.
     """
-    settings = config.train.perceptual
-    if "perceptual" not in config.train.loss:
+    needed = config.train.pretrained()
+    if not needed:
         return config
-    name = f"{settings.network}-{fingerprint([identity(settings), settings.network, sorted(settings.layers)])}"
-
-    def needed(whole: Weights) -> Weights:
-        part = trunk(whole, settings.network, settings.layers)
-        _build(settings, part)
-        return part
-
-    url = _kept(config, _TRAINED, settings.weights, settings.network, name, needed)
-    chosen = settings.model_copy(update={"weights": url})
-    return config.model_copy(update={"train": config.train.model_copy(update={"perceptual": chosen})})
+    stored = {name: _store(config, weights) for name, weights in needed.items()}
+    return config.model_copy(update={"train": config.train.with_pretrained(stored)})
 
 
-def identity(settings: Perceptual) -> str:
-    """What the weights of the perceptual loss are, by their content.
+def load_terms(settings: Train, device: torch.device) -> list[Term]:
+    """Make the terms of the objective, with their pretrained weights on a device.
 
     Raises:
-        UserError: if a file of one's own isn't there.
+        UserError: if weights cannot be read or lack what a term needs.
     """
-    return _identity(_TRAINED, settings.weights, settings.network)
+    terms = []
+    for name, weight in settings.loss.items():
+        kind, own = TERMS[name], settings.term_settings(name)
+        needed = kind.pretrained(own)
+        weights = _load_cached(needed.setting, needed.source) if needed else {}
+        try:
+            distance = kind.create(own, weights)
+        except (ValueError, RuntimeError) as error:
+            raise _lacking(needed, error) if needed else error from None
+        if isinstance(distance, torch.nn.Module):
+            distance = distance.to(device, torch.get_default_dtype()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        terms.append(Term(name, weight, kind.start(own), distance))
+    return terms
 
 
-def load(settings: Perceptual, device: torch.device) -> PerceptualLoss:
-    """The loss with its weights, on a device.
+def identify(needed: Pretrained) -> str:
+    """Identify the file of pretrained weights by its content; it reads a local file and downloads nothing.
 
     Raises:
-        UserError: if the weights cannot be read or don't hold the layers.
+        UserError: if the file does not exist.
     """
-    loss = _build(settings, _cached(_TRAINED, settings.weights)).to(device, torch.get_default_dtype())
-    return loss.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return _identify(needed.setting, needed.source, needed.network)
 
 
 def prepare_distance(config: Config) -> str:
-    """Put the weights of the judging network into the home of outputs; their URL there, or "" if none is configured.
+    """Store SqueezeNet's weights in the outputs' home, for `load_distance`.
+
+    Returns:
+        Path or URL of the stored weights, or "" if no distance is configured.
 
     Raises:
-        UserError: if the weights cannot be had, or are of another network.
+        UserError: if the weights cannot be found or downloaded, or belong to another network.
     """
     source = config.evaluate.squeezenet
-    if source is None:
-        return ""
+    return "" if source is None else _store(config, squeezenet.pretrained(source))
 
-    def needed(whole: Weights) -> Weights:
-        try:
-            SqueezeNetDistance(whole)
-        except (ValueError, RuntimeError) as error:
-            raise _unfit(_JUDGE, source, error) from None
-        return {name: value for name, value in whole.items() if name.startswith("features.")}
 
-    name = f"squeezenet1_1-{fingerprint(_identity(_JUDGE, source, 'squeezenet1_1'))}"
-    return _kept(config, _JUDGE, source, "squeezenet1_1", name, needed)
+def distance_identity(config: Config) -> str:
+    """Identify the weights of the SqueezeNet distance by their content; "" if no distance is configured."""
+    source = config.evaluate.squeezenet
+    return "" if source is None else identify(squeezenet.pretrained(source))
 
 
 @lru_cache(maxsize=1)
 def load_distance(url: str) -> SqueezeNetDistance:
-    """The judging network, from what `prepare_distance` returned."""
-    return SqueezeNetDistance(_cached(_JUDGE, url))
+    """Load the SqueezeNet distance from what `prepare_distance` returned."""
+    return SqueezeNetDistance(_load_cached("evaluate.squeezenet", url))
 
 
-def _kept(config: Config, key: str, source: str, network: str, name: str, needed: Callable[[Weights], Weights]) -> str:
-    """URL of what is needed of a network's weights, in the home of outputs."""
-    url = f"{config.outputs}/features/{name}.safetensors"
+def _store(config: Config, needed: Pretrained) -> str:
+    """Store the needed part of the weights in the outputs' home, unless it is there, and return its location."""
+    part = fingerprint([identify(needed), needed.network, *needed.part])
+    url = f"{config.outputs}/features/{needed.network}-{part}.safetensors"
     if not storage.exists(url):
-        whole = _load(key, _published(config, key, network) if source == "torchvision" else source)
-        part = {name: value.float().contiguous() for name, value in needed(whole).items()}
-        storage.write(url, safetensors.torch.save(part))
+        downloaded = needed.source == "torchvision"
+        whole = _load(needed.setting, _download(config, needed) if downloaded else needed.source)
+        try:
+            selected = needed.select(whole)
+        except (ValueError, RuntimeError) as error:
+            raise _lacking(needed, error) from None
+        storage.write(
+            url, safetensors.torch.save({name: value.float().contiguous() for name, value in selected.items()})
+        )
     return url
 
 
-def _build(settings: Perceptual, weights: Weights) -> PerceptualLoss:
-    try:
-        return PerceptualLoss(settings.layers, weights, settings.network, settings.distance, settings.scale)
-    except (ValueError, RuntimeError) as error:
-        raise _unfit(_TRAINED, settings.weights, error) from None
-
-
-def _unfit(key: str, source: str, error: Exception) -> UserError:
-    return UserError(f"{key} is {source}: {one_line(error, 200)}")
+def _lacking(needed: Pretrained, error: Exception) -> UserError:
+    return UserError(f"{needed.setting} is {needed.source}: {one_line(error, 200)}")
 
 
 @lru_cache(maxsize=8)
-def _identity(key: str, source: str, network: str) -> str:
-    return PUBLISHED[network][1] if source == "torchvision" else hashlib.sha256(_read(key, source)).hexdigest()
+def _identify(setting: str, source: str, network: str) -> str:
+    return PUBLISHED[network][1] if source == "torchvision" else hashlib.sha256(_read(setting, source)).hexdigest()
 
 
-def _published(config: Config, key: str, network: str) -> str:
-    url, digits = PUBLISHED[network]
+def _download(config: Config, needed: Pretrained) -> str:
+    url, digits = PUBLISHED[needed.network]
     try:
         file = download.fetch(url, config.downloads)
-    except OSError as error:
+    except download.DownloadError as error:
         raise UserError(
-            f"{error}; the weights of {network} are needed: expected {key} to name a .safetensors or .pth file with "
-            "torchvision's names, or a network to download them from"
+            f"{error}; the weights of {needed.network} are required: expected {needed.setting} to name a .safetensors "
+            "or .pth file with torchvision's names, or a network connection to download them"
         ) from None
     found = storage.read_json(f"{file}.json")["sha256"]
     if not found.startswith(digits):
-        storage.remove(file)  # so that the next run tries again
+        storage.remove(file)  # so that the next run downloads it again
         raise UserError(f"{url} has the SHA-256 {found}, expected one that begins with {digits}")
     return file
 
 
 @lru_cache(maxsize=2)
-def _cached(key: str, url: str) -> Weights:
-    return _load(key, url)
+def _load_cached(setting: str, url: str) -> dict[str, Tensor]:
+    return _load(setting, url)
 
 
-def _load(key: str, url: str) -> Weights:
-    content = _read(key, url)
+def _load(setting: str, url: str) -> dict[str, Tensor]:
+    content = _read(setting, url)
     try:
         if url.endswith(".safetensors"):
-            weights: Weights = safetensors.torch.load(content)
+            weights: dict[str, Tensor] = safetensors.torch.load(content)
             return weights
         weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return {name: value for name, value in weights.items() if isinstance(value, Tensor)}
     except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, AttributeError):
         raise UserError(
-            f"{key} is {url}, expected a .safetensors file, or a .pth file that holds tensors alone"
+            f"{setting} is {url}, expected a .safetensors file, or a .pth file that holds nothing but tensors"
         ) from None
 
 
-def _read(key: str, url: str) -> bytes:
+def _read(setting: str, url: str) -> bytes:
     content = storage.read(url)
     if content is None:
-        raise UserError(f"{key} is {url}, expected an existing .safetensors or .pth file")
+        raise UserError(f"{setting} is {url}, expected an existing .safetensors or .pth file")
     return content

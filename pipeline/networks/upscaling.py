@@ -1,4 +1,4 @@
-"""Enlarge images with a network."""
+"""Upscale 8-bit images with a network, in tiles."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from sr_model.networks import SuperResolver
 from sr_model.pixels import Pixels, to_eight_bit, to_unit
-from sr_model.srresnet import SRResNet
 from sr_model.tiling import tiles
 
 
-def upscale_image(net: SRResNet, lr: Pixels, tile: int = 256, progress: bool = False) -> Pixels:
-    """Upscale an 8-bit image in tiles; beside the result, memory depends on these alone: about a GB for 256.
+def upscale_image(net: SuperResolver, lr: Pixels, tile: int = 256, progress: bool = False) -> Pixels:
+    """Upscale an 8-bit image in tiles. Beside the result, memory depends on the tile alone: about 1 GB for 256.
 
     Args:
-        net: in eval mode, on any device.
-        lr: (h, w, 3) uint8; or (h, w, 1), which is fed as three equal channels and averaged back to one.
+        net: network in eval mode, on any device.
+        lr: (h, w, 3) uint8 RGB; or (h, w, 1) uint8 grey, which enters as three equal channels and is averaged back.
         tile: LR pixels, side of a tile.
-        progress: whether to show it on a terminal.
+        progress: whether to show a progress bar on a terminal.
 
     Returns:
-        (s*h, s*w, C) uint8.
+        (s*h, s*w, C) uint8 with the channels of `lr`.
     """
     height, width, channels = lr.shape
     device = next(net.parameters()).device

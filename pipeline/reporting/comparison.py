@@ -1,4 +1,7 @@
-"""The cells of a grid beside each other and beside what was published: as text, Markdown, CSV, a page and in MLflow."""
+"""Compare the cells of a grid with each other and with published results.
+
+`text` is for a terminal; `write` makes Markdown, CSV, a page and a figure, and sends them to MLflow.
+"""
 
 from __future__ import annotations
 
@@ -6,69 +9,74 @@ import csv
 import functools
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from pipeline import storage
 from pipeline.evaluation import tables
-from pipeline.evaluation.scores import METHODS, METRICS, PROTOCOL
-from pipeline.evaluation.tables import aligned, format_value, measured
-from pipeline.networks.weights import build_network
+from pipeline.evaluation.scores import HELD_OUT, METHODS, METRICS, PROTOCOL, Metrics, SetScores
+from pipeline.evaluation.tables import aligned, common_metrics, format_value
+from pipeline.networks.weights import count_parameters
 from pipeline.reporting import pages, report
 from pipeline.settings import Config
-from pipeline.tracking import JournalRecord, TrackedRun, Tracker
+from pipeline.tracking import JournalRecord, TrackedRun, Tracker, TrainingResult
 
 BICUBIC = METHODS["bicubic"]
 
-PUBLISHED: dict[str, dict[str, dict[str, float]]] = {
+PUBLISHED: dict[str, dict[str, Metrics]] = {
     "Set5": {"published bn·mse": {"psnr_y": 30.608}, "published nobn·mse": {"psnr_y": 30.685}},
     "Set14": {"published bn·mse": {"psnr_y": 24.702}, "published nobn·mse": {"psnr_y": 25.981}},
-    "held-out": {"published bn·perceptual": {"psnr_y": -0.2512}, "published nobn·perceptual": {"psnr_y": 9.213}},
+    HELD_OUT: {"published bn·perceptual": {"psnr_y": -0.2512}, "published nobn·perceptual": {"psnr_y": 9.213}},
 }
-"""What the grid's first publishers reached at x4 on DIV2K with 15 GB of GPU memory; their held-out images are
-others."""
+"""Scores that the first publishers of this grid reached at x4, by set and label."""
 
 NOTE = (
-    "Published: 50 epochs with MSE, 20 with perceptual loss, of DIV2K on a 15 GB GPU; protocol not stated, their "
-    "held-out images are others."
+    "The published rows were trained on DIV2K with a 15 GB GPU, for 50 epochs with MSE and 20 epochs with the "
+    "perceptual loss. Their protocol is not stated, and they hold out other images."
 )
+"""What differs between the published rows and the cells."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A cell and what came of it; the rest is empty where it has no training."""
+    """A cell of a grid with its outcome. Without a finished training, only the first three fields are set."""
 
     label: str
     state: str
     reason: str = ""
+    """Why the cell failed or was skipped."""
     config: Config | None = None
     folder: str = ""
     """Path or URL of the training."""
-    result: dict[str, Any] = field(default_factory=dict)
-    """What the training left at its end, its "steps" among it."""
+    result: TrainingResult | None = None
     history: list[JournalRecord] = field(default_factory=list)
-    """Its records in order of steps."""
+    """Journal of the training, in order of steps."""
     seconds: float = 0.0
-    """What it took."""
-    sets: dict[str, Any] = field(default_factory=dict)
-    """Its scores: "sets" of `scores_module.Scores`."""
+    """Seconds of training, all sessions together."""
+    sets: dict[str, SetScores] = field(default_factory=dict)
+    """Scores by the name of the set; empty if the cell was not scored."""
 
     @functools.cached_property
-    def effort(self) -> dict[str, float]:
+    def effort(self) -> Metrics:
         """Number of parameters, median throughput and seconds of a trained cell."""
         assert self.config
         rates = [r.metrics["train/patches_per_s"] for r in self.history if r.kind == "train"]
-        network = build_network(self.config.scale, self.config.model, 0)
         return {
-            "parameters": float(sum(p.numel() for p in network.parameters())),
+            "parameters": float(count_parameters(self.config.scale, self.config.model)),
             "patches_per_s": statistics.median(rates),
             "train_seconds": self.seconds,
         }
 
+    @property
+    def flat_scores(self) -> Metrics:
+        """Mean scores of the trained network by keys such as "Set5/psnr_y"."""
+        return {
+            f"{name}/{key}": value for name, entry in self.sets.items() for key, value in entry.mean["trained"].items()
+        }
+
 
 def text(rows: Sequence[Row], scale: int) -> str:
-    """Both tables and the best cells, for a terminal."""
+    """Return both tables and the best cells for a terminal."""
     return f"{aligned(score_table(rows, scale))}\n\n{aligned(cell_table(rows))}\n\n{best(rows)}"
 
 
@@ -77,19 +85,22 @@ def write(
 ) -> None:
     """Write results.md, results.csv, comparison.png and report.html to the grid's folder and to MLflow.
 
+    The best cells also get an alias of the registered model in MLflow.
+
     Args:
-        folder: path or URL.
-        config: the grid's.
-        rows: its cells.
-        facts: what else to state, by name.
-        parent: the grid's run.
-        tracker: where the cells' runs are.
+        folder: path or URL of the grid.
+        config: settings of the grid.
+        rows: the cells.
+        facts: further values to state, by name.
+        parent: MLflow run of the grid.
+        tracker: gives access to the runs of the cells.
     """
     scores, cells = score_table(rows, config.scale), cell_table(rows)
-    done = [row for row in rows if row.sets]
-    shown = _shown(done)
-    held_out = _means(done, "held-out")
-    labels = [BICUBIC, *(row.label for row in done), report.TRUTH]
+    scored = [row for row in rows if row.sets]
+    shown = _shown_images(scored)
+    held_out = _means(scored, HELD_OUT)
+    labels = [BICUBIC, *(row.label for row in scored), report.TRUTH]
+    note = NOTE if config.scale == 4 else ""
     page = pages.render(
         "grid.html.j2",
         title=config.name,
@@ -97,10 +108,10 @@ def write(
         cells=cells,
         best=best(rows),
         protocol=PROTOCOL,
-        published=NOTE if config.scale == 4 else "",
+        published=note,
         images=shown,
         before=BICUBIC,
-        after=done[-1].label if done else "",
+        after=scored[-1].label if scored else "",
         curves=report.curves(
             {row.label: row.history for row in rows if row.result},
             held_out[BICUBIC]["psnr_y"] if BICUBIC in held_out else None,
@@ -108,9 +119,8 @@ def write(
         facts=facts,
         settings=config.to_yaml(),
     ).encode()
-    tables = f"{markdown(scores)}\n{NOTE if config.scale == 4 else ''}\n\n{markdown(cells)}\n{best(rows)}\n"
     files = {
-        "results.md": tables.encode(),
+        "results.md": f"{markdown(scores)}\n{note}\n\n{markdown(cells)}\n{best(rows)}\n".encode(),
         "results.csv": _csv(rows),
         "report.html": page,
     }
@@ -121,32 +131,32 @@ def write(
         parent.log_file(content, name)
     columns = {title: [row[i] for row in scores[1:]] for i, title in enumerate(scores[0])}
     parent.log_table(columns, "results.json")
-    for row in done:
-        run = tracker.known(row.folder, parent.id)
+    for row in scored:
+        run = tracker.find_run(row.folder, parent.id)
         if run:
-            run.log_metrics({f"{name}/{key}": value for name, key, value in _scores_of(row)} | row.effort)
-    _register(config, done, tracker, parent)
+            run.log_metrics(row.flat_scores | row.effort)
+    _register_best(config, scored, tracker, parent)
 
 
 def score_table(rows: Sequence[Row], scale: int) -> list[list[str]]:
-    """Header and a line for each set and method: bicubic, the cells, and what was published."""
-    done = [row for row in rows if row.sets]
-    metrics = measured([row.sets for row in done]) if done else dict(list(METRICS.items())[:3])
+    """Return a header and a row for each set and method: bicubic, the cells, and published results at x4."""
+    scored = [row for row in rows if row.sets]
+    metrics = common_metrics([row.sets for row in scored]) if scored else dict(list(METRICS.items())[:3])
     table = [["set", "cell", *metrics.values()]]
     published = PUBLISHED if scale == 4 else {}
-    evaluated = {name: len(entry["images"]) for row in done for name, entry in row.sets.items()}
-    for name in [*evaluated, *(name for name in published if name not in evaluated)]:
-        for label, values in (_means(done, name) | published.get(name, {})).items():
+    sizes = {name: len(entry.images) for row in scored for name, entry in row.sets.items()}
+    for name in [*sizes, *(name for name in published if name not in sizes)]:
+        for label, values in (_means(scored, name) | published.get(name, {})).items():
             cells = [format_value(key, values[key]) if key in values else "" for key in metrics]
-            table.append([name if label.startswith("published") else f"{name} ({evaluated[name]})", label, *cells])
+            table.append([name if label.startswith("published") else f"{name} ({sizes[name]})", label, *cells])
     return table
 
 
 def cell_table(rows: Sequence[Row]) -> list[list[str]]:
-    """Header and a line for each cell: what became of it and what it took."""
+    """Return a header and a row for each cell with its state, size, throughput and time."""
     table = [["cell", "state", "parameters", "steps", "patches/s", "time"]]
     for row in rows:
-        if not row.result:
+        if row.result is None:
             table.append([row.label, row.state, "", "", "", ""])
             continue
         table.append(
@@ -154,7 +164,7 @@ def cell_table(rows: Sequence[Row]) -> list[list[str]]:
                 row.label,
                 row.state,
                 f"{row.effort['parameters']:,.0f}",
-                f"{row.result['steps']:,}",
+                f"{row.result.steps:,}",
                 f"{row.effort['patches_per_s']:.1f}",
                 tables.duration(row.seconds),
             ]
@@ -163,80 +173,81 @@ def cell_table(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def best(rows: Sequence[Row]) -> str:
-    """Which cells are best on the held-out images: by PSNR, and by perceptual distance where it was measured."""
-    names = {key: best_row(rows, key) for key in ("psnr_y", "distance")}
-    said = {"psnr_y": "highest PSNR", "distance": "lowest SqueezeNet feature distance"}
-    found = [f"{said[key]}: {row.label}" for key, row in names.items() if row]
-    return f"On held-out images, {'; '.join(found)}." if found else "No cell was measured on held-out images."
+    """Return a sentence that names the best cells on the held-out images, by PSNR and by feature distance."""
+    titles = {"psnr_y": "highest PSNR", "distance": "lowest SqueezeNet feature distance"}
+    cells = {metric: best_row(rows, metric) for metric in titles}
+    named = [f"{titles[metric]}: {row.label}" for metric, row in cells.items() if row]
+    return f"On held-out images, {'; '.join(named)}." if named else "No cell was scored on held-out images."
 
 
 def best_row(rows: Sequence[Row], metric: str) -> Row | None:
-    """The cell that is best on the held-out images by "psnr_y" or "distance", if that was measured."""
-    scored = {row.label: row for row in rows if row.sets}
-    means = {label: values for label, values in _means(list(scored.values()), "held-out").items() if label in scored}
+    """Return the best cell on the held-out images, or None if the metric was not measured.
+
+    Args:
+        rows: the cells.
+        metric: "psnr_y" (higher is better) or "distance" (lower is better).
+    """
+    scored = {row.label: row for row in rows if HELD_OUT in row.sets}
+    means = {label: row.sets[HELD_OUT].mean["trained"] for label, row in scored.items()}
     values = {label: mean[metric] for label, mean in means.items() if metric in mean}
     if not values:
         return None
     return scored[max(values, key=lambda label: values[label] if metric == "psnr_y" else -values[label])]
 
 
-def _means(done: Sequence[Row], name: str) -> dict[str, dict[str, float]]:
-    """Mean scores on a set, by label."""
-    means: dict[str, dict[str, float]] = {}
-    for row in done:
-        entry = row.sets.get(name)
-        if entry:
-            means.setdefault(BICUBIC, entry["mean"]["bicubic"])
-            means[row.label] = entry["mean"]["trained"]
-    return means
-
-
-def _scores_of(row: Row) -> list[tuple[str, str, float]]:
-    return [(name, key, value) for name, entry in row.sets.items() for key, value in entry["mean"]["trained"].items()]
-
-
-def _shown(done: Sequence[Row]) -> list[report.Shown]:
-    """Images that every cell shows."""
-    if not done:
-        return []
-    shown = []
-    for name in [name for name in done[0].sets if all(name in row.sets for row in done)]:
-        for i, image in enumerate(done[0].sets[name]["images"]):
-            versions = [(row, row.sets[name]["images"][i]) for row in done]
-            if not all(version["shown"] for _, version in versions):
-                continue
-            urls = {BICUBIC: image["shown"]["bicubic"]}
-            urls |= {row.label: version["shown"]["trained"] for row, version in versions}
-            scores = {BICUBIC: image["scores"]["bicubic"]}
-            scores |= {row.label: version["scores"]["trained"] for row, version in versions}
-            shown.append(report.Shown(name, image["name"], urls | {report.TRUTH: image["shown"]["hr"]}, scores))
-    return shown
-
-
-def _register(config: Config, done: Sequence[Row], tracker: Tracker, parent: TrackedRun) -> None:
-    """Give the best cells an alias of the registered model."""
-    for alias, metric in (("best-psnr", "psnr_y"), ("best-perceptual", "distance")):
-        row = best_row(done, metric)
-        run = tracker.known(row.folder, parent.id) if row else None
-        if row and run:
-            description = f"{row.label} of the grid {config.name}, chosen by held-out images; safetensors"
-            tracker.register(f"srresnet-x{config.scale}", alias, run, "model", description)
-
-
-def markdown(table: list[list[str]]) -> str:
-    """A table, of which the first line is the header, as Markdown."""
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """Format a table, the first row of which is the header, as Markdown."""
     lines = [f"| {' | '.join(row)} |" for row in table]
     return "\n".join([lines[0], f"|{'---|' * len(table[0])}", *lines[1:]]) + "\n"
 
 
+def _means(scored: Sequence[Row], name: str) -> dict[str, Metrics]:
+    """Return the mean scores on a set by label, bicubic among them."""
+    means: dict[str, Metrics] = {}
+    for row in scored:
+        entry = row.sets.get(name)
+        if entry:
+            means.setdefault(BICUBIC, entry.mean["bicubic"])
+            means[row.label] = entry.mean["trained"]
+    return means
+
+
+def _shown_images(scored: Sequence[Row]) -> list[report.ShownImage]:
+    """Load the images that every cell shows."""
+    if not scored:
+        return []
+    shown = []
+    for name in [name for name in scored[0].sets if all(name in row.sets for row in scored)]:
+        for i, image in enumerate(scored[0].sets[name].images):
+            versions = {row.label: row.sets[name].images[i] for row in scored}
+            if not all(version.shown for version in versions.values()):
+                continue
+            urls = {BICUBIC: image.shown["bicubic"]}
+            urls |= {label: version.shown["trained"] for label, version in versions.items()}
+            scores = {BICUBIC: image.scores["bicubic"]}
+            scores |= {label: version.scores["trained"] for label, version in versions.items()}
+            shown.append(report.load_shown(name, image.name, {**urls, report.TRUTH: image.shown["hr"]}, scores))
+    return shown
+
+
+def _register_best(config: Config, scored: Sequence[Row], tracker: Tracker, parent: TrackedRun) -> None:
+    model = f"{config.model.name}-x{config.scale}"
+    for alias, metric in (("best-psnr", "psnr_y"), ("best-perceptual", "distance")):
+        row = best_row(scored, metric)
+        run = tracker.find_run(row.folder, parent.id) if row else None
+        if row and run:
+            description = f"{row.label} of the grid {config.name}, chosen on held-out images; safetensors"
+            tracker.register_model(model, alias, run, "model", description)
+
+
 def _csv(rows: Sequence[Row]) -> bytes:
-    """A line for each cell, all numbers in full."""
-    lines: list[dict[str, Any]] = []
+    """Return a line for each cell with all numbers in full precision."""
+    lines: list[Mapping[str, object]] = []
     for row in rows:
-        line: dict[str, Any] = {"cell": row.label, "state": row.state, "reason": row.reason}
+        line: dict[str, object] = {"cell": row.label, "state": row.state, "reason": row.reason}
         if row.result:
-            line |= {"training": row.folder.rpartition("/")[2], "steps": row.result["steps"], **row.effort}
-            line |= {f"{name}/{key}": value for name, key, value in _scores_of(row)}
+            line |= {"training": row.folder.rpartition("/")[2], "steps": row.result.steps, **row.effort}
+            line |= row.flat_scores
         lines.append(line)
     sink = io.StringIO()
     writer = csv.DictWriter(sink, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")

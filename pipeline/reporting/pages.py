@@ -1,4 +1,4 @@
-"""Text made of this package's templates."""
+"""Text made from this package's templates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jinja2
 
 
 def render(template: str, **values: Any) -> str:
-    """A page of pipeline/reporting/templates; what a .html.j2 shows is escaped."""
+    """Fill in a template of pipeline/reporting/templates; values are escaped in `.html.j2` templates."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.reporting"),
         autoescape=jinja2.select_autoescape(["html.j2"]),

@@ -1,114 +1,160 @@
-"""Records of trainings, read."""
+"""Records of finished trainings: small folders that a repository can hold.
+
+The folder of a record is named after its label and holds `model.safetensors` (fp16), `record.json` (a
+`TrainingRecord`) and `README.md`, the model card. `pipeline.grid.records` writes records.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, JsonValue, ValidationError
 
 from pipeline import storage
-from pipeline.reporting import pages
-from pipeline.settings import Config, UserError, sentence
+from pipeline.evaluation.scores import SetScores
+from pipeline.settings import Config, UserError, explain
+from pipeline.tracking import JournalRecord, TrainingResult
 
-Recorded = dict[str, Any]
-"""record.json: "label", "training" (name), "identity" (what shaped the weights), "config", "patch_set", "result",
-"seconds", "history", "scores"; "note" (what the images are, and on what terms); and of the process that recorded it
-"recorded" (date), "commit", "machine", "versions".
-"""
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+"""A name that is safe as the last part of a path."""
 
 
-def find(folder: str, label: str) -> Recorded | None:
-    """The record of a cell, if there is one.
+@dataclass(frozen=True)
+class PatchSetCounts:
+    """The size of the patch set that a training used."""
+
+    images: int
+    """Images with at least one training tile."""
+    held_out: int
+    """Held-out images."""
+    tiles: int
+    """Training tiles."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine that recorded a training."""
+
+    processor: str
+    cores: int
+    """Logical CPU cores."""
+    memory_gb: float
+    """Memory in GiB."""
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """A finished training: how it was run, and what came of it. This is the content of record.json."""
+
+    __pydantic_config__ = ConfigDict(ser_json_inf_nan="constants")
+
+    label: str
+    """Label of the grid's cell, such as "nobn·mse"."""
+    training: Name
+    """Name of the training."""
+    identity: dict[str, JsonValue]
+    """Everything that shapes the weights, files by their content."""
+    config: dict[str, JsonValue]
+    """The settings without those of the machine, files by their names alone."""
+    patch_set: PatchSetCounts
+    result: TrainingResult
+    seconds: float
+    """Seconds of training, all sessions together."""
+    history: list[JournalRecord]
+    """The journal without images and without the metrics of single workers."""
+    scores: dict[str, SetScores]
+    """Scores by the name of the set; empty until the weights are scored."""
+    note: str
+    """Origin and terms of the training images, for the model card."""
+    recorded: str
+    """Date of the record, ISO 8601."""
+    commit: str
+    """Commit of the code that trained."""
+    machine: Machine
+    versions: dict[str, str]
+    """Versions of Python and of the packages that matter, by name."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of the training, all workers together."""
+        return self.result.threads * self.result.workers
+
+
+def read(folder: str, label: str) -> TrainingRecord | None:
+    """Return the record of a label, or None if the folder has none.
 
     Raises:
-        UserError: if it is damaged.
+        DamagedFileError: if it is damaged.
     """
-    return _read(f"{folder}/{folder_name(label)}/record.json")
+    return storage.read_document(f"{folder}/{folder_name(label)}/record.json", TrainingRecord)
 
 
-def load(folder: str) -> list[Recorded]:
-    """All records of a folder.
+def read_all(folder: str) -> list[TrainingRecord]:
+    """Return all records of a folder, sorted by the names of their folders.
 
     Raises:
-        UserError: if one is damaged.
+        DamagedFileError: if one is damaged.
     """
-    found = (_read(f"{folder}/{name}/record.json") for name in names(folder))
-    return [recorded for recorded in found if recorded]
+    found = (storage.read_document(f"{folder}/{name}/record.json", TrainingRecord) for name in names(folder))
+    return [record for record in found if record]
 
 
 def names(folder: str) -> list[str]:
-    """Names of the records' folders."""
-    return [name for name in storage.names(folder) if "." not in name]
+    """Return the names of the records' folders, sorted."""
+    return [name for name in storage.names(folder) if storage.exists(f"{folder}/{name}/record.json")]
 
 
 def weights(folder: str, label: str) -> str:
-    """Path or URL of a record's weights."""
+    """Return the path or URL of a record's weights."""
     return f"{folder}/{folder_name(label)}/model.safetensors"
 
 
 def folder_name(label: str) -> str:
-    """Of a cell's record: "nobn·mse" becomes "nobn-mse"."""
+    """Turn a cell's label into the name of its record's folder: "nobn·mse" becomes "nobn-mse"."""
     return storage.plain_name(label.replace("·", "-")).replace(".", "_")
 
 
-def origin(folder: str, recorded: Recorded) -> Recorded | None:
-    """The record whose weights a recorded training started from; None if it started from none, or from others."""
-    start = recorded["identity"]["train"]["init_from"]
-    for name in names(folder) if start else ():
-        if hashlib.sha256(storage.read(f"{folder}/{name}/model.safetensors") or b"").hexdigest() == start:
-            return _read(f"{folder}/{name}/record.json")
+def with_weights(folder: str, sha256: str) -> TrainingRecord | None:
+    """Return the record whose weights file has this checksum, if there is one."""
+    for name in names(folder):
+        content = storage.read(f"{folder}/{name}/model.safetensors")
+        if content is not None and hashlib.sha256(content).hexdigest() == sha256:
+            return storage.read_document(f"{folder}/{name}/record.json", TrainingRecord)
     return None
 
 
-def write_card(folder: str, recorded: Recorded) -> None:
-    """Write a record's model card beside it."""
-    storage.write(f"{folder}/{folder_name(recorded['label'])}/README.md", card(folder, recorded).encode())
+def initial_record(folder: str, record: TrainingRecord) -> TrainingRecord | None:
+    """Return the record whose weights a training started from, if the folder has it."""
+    train = record.identity["train"]
+    start = train.get("init_from") if isinstance(train, dict) else None
+    return with_weights(folder, start) if isinstance(start, str) else None
 
 
-def card(folder: str, recorded: Recorded) -> str:
-    """The model card, Markdown."""
-    name = folder_name(recorded["label"])
-    model = f"{name}/model.safetensors"
-    return pages.render("card.md.j2", r=recorded, model=model, cores=cores, origin=origin(folder, recorded))
+def configuration(record: TrainingRecord, **more: Any) -> Config:
+    """Return the settings of a record.
 
-
-def cores(recorded: Recorded) -> int:
-    """CPU threads that a training had, all workers together; all of the machine's where an older record is silent."""
-    result = recorded["result"]
-    threads: int = result["threads"] * result["workers"] if "threads" in result else recorded["machine"]["cores"]
-    return threads
-
-
-def _read(url: str) -> Recorded | None:
-    try:
-        recorded: Recorded | None = storage.read_json(url)
-        if recorded and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", recorded["training"]):
-            raise ValueError(f"the training's name is {recorded['training']!r}")
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{url} is damaged: {error}, expected the JSON that pipeline.tune wrote") from None
-    return recorded
-
-
-def configuration(recorded: Recorded, **more: Any) -> Config:
-    """The settings of a record, and more sections or values beside them.
+    Args:
+        record: the record.
+        more: further sections or values by name, such as `home`.
 
     Raises:
-        UserError: if this version of the pipeline doesn't know them.
+        UserError: if this version of the pipeline does not know the settings.
     """
     try:
-        return Config(**recorded["config"], **more)
+        return Config(**{**record.config, **more})
     except ValidationError as error:
-        raise UserError(f"the record {recorded['label']} is of another version: {sentence(error)}") from None
+        raise UserError(f"the record {record.label} is of another version: {explain(error)}") from None
 
 
-def provenance(recorded: Recorded) -> dict[str, str]:
-    """Tags of an MLflow run that say where a recorded training was made."""
+def provenance(record: TrainingRecord) -> dict[str, str]:
+    """Return tags for an MLflow run that say where and when a training was recorded."""
     return {
-        "mlflow.source.git.commit": recorded["commit"],
-        "sr.recorded": recorded["recorded"],
-        "sr.machine": json.dumps(recorded["machine"]),
-        "sr.versions": json.dumps(recorded["versions"]),
+        "mlflow.source.git.commit": record.commit,
+        "sr.recorded": record.recorded,
+        "sr.machine": json.dumps(dataclasses.asdict(record.machine)),
+        "sr.versions": json.dumps(record.versions),
     }

@@ -1,29 +1,32 @@
-"""What a person looks at: report.html, self-contained, and comparison.png."""
+"""The report of a training: report.html, which needs no other file, and comparison.png."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from PIL import Image
 
 from pipeline import storage
-from pipeline.evaluation.scores import METHODS, Scores
+from pipeline.evaluation.scores import HELD_OUT, METHODS, Metrics, Scores
 from pipeline.evaluation.scoring import busiest_crop
-from pipeline.evaluation.tables import format_value, measured
+from pipeline.evaluation.tables import common_metrics, format_value
 from pipeline.reporting import pages
-from pipeline.settings import Config
+from pipeline.settings import Config, architecture
 from pipeline.tracking import JournalRecord
 
-matplotlib.use("Agg")  # no display
-matplotlib.rcParams["svg.hashsalt"] = "report"  # the same drawing is the same file
+matplotlib.use("Agg")  # works without a display
+matplotlib.rcParams["svg.hashsalt"] = "report"  # the same drawing gives the same file
 
 TRUTH = "ground truth (HR)"
+"""Label of the HR image."""
 
 _CROP = 128
 _LONGEST_WEBP = 16383
@@ -35,40 +38,42 @@ def write_report(
     """Write comparison.png and report.html to a folder.
 
     Args:
-        folder: path or URL, with the images that `evaluate` left.
-        config: shown as it was resolved.
-        scores: what `evaluate` returned.
-        history: the training's records.
-        facts: what else to state, by name.
+        folder: path or URL.
+        config: the settings, which the report lists.
+        scores: scores of the trained network, with the places of the enlarged images.
+        history: journal of the training.
+        facts: further values to state, by name.
 
     Returns:
-        comparison.png and report.html.
+        The content of comparison.png and of report.html.
     """
     shown = [
-        Shown(
+        load_shown(
             name,
-            image["name"],
-            {METHODS.get(kind, TRUTH): url for kind, url in image["shown"].items()},
-            {METHODS[kind]: score for kind, score in image["scores"].items()},
+            image.name,
+            {METHODS.get(kind, TRUTH): url for kind, url in image.shown.items()},
+            {METHODS[method]: metrics for method, metrics in image.scores.items()},
         )
-        for name, entry in scores["sets"].items()
-        for image in entry["images"]
-        if image["shown"]
+        for name, entry in scores.sets.items()
+        for image in entry.images
+        if image.shown
     ]
     comparison = crops_figure(shown[:3], [METHODS["bicubic"], METHODS["trained"], TRUTH])
-    bicubic = scores["sets"]["held-out"]["mean"]["bicubic"]["psnr_y"] if "held-out" in scores["sets"] else None
+    held_out = scores.sets.get(HELD_OUT)
+    title = architecture(config.model).title
     page = pages.render(
         "report.html.j2",
         title=config.name,
-        protocol=scores["protocol"],
-        columns=measured([scores["sets"]]),
+        network=title,
+        protocol=scores.protocol,
+        columns=common_metrics([scores.sets]),
         labels=METHODS,
-        sets=scores["sets"],
+        sets=scores.sets,
         formatted=format_value,
         images=shown,
         before=METHODS["bicubic"],
         after=METHODS["trained"],
-        curves=curves({"SRResNet": history}, bicubic),
+        curves=curves({title: history}, held_out.mean["bicubic"]["psnr_y"] if held_out else None),
         facts=facts,
         settings=config.to_yaml(),
     ).encode()
@@ -77,36 +82,58 @@ def write_report(
     return comparison, page
 
 
-class Shown:
-    """An image of a report: crops of its busiest place, and the whole for the slider.
+@dataclass(frozen=True)
+class ShownImage:
+    """An image of a report in several versions: its most detailed crop, and the whole for the slider."""
 
-    Args:
-        group: set that it belongs to.
-        name: file name.
-        urls: path or URL of each version, by label; `TRUTH` among them.
-        scores: of each version but the truth, by label.
-    """
-
-    def __init__(self, group: str, name: str, urls: dict[str, str], scores: dict[str, dict[str, float]]) -> None:
-        self.group, self.name, self.scores = group, PurePosixPath(name).stem, scores
-        whole = {label: Image.open(io.BytesIO(storage.read(url) or b"")).convert("RGB") for label, url in urls.items()}
-        self.width, self.height = whole[TRUTH].size
-        y, x = busiest_crop(np.asarray(whole[TRUTH]), _CROP)
-        self.crops = {label: image.crop((x, y, x + _CROP, y + _CROP)) for label, image in whole.items()}
-        self.crop_urls = {label: _data_url(image, "PNG") for label, image in self.crops.items()}
-        kind = "WEBP" if max(whole[TRUTH].size) <= _LONGEST_WEBP else "JPEG"
-        self.whole_urls = {label: _data_url(image, kind) for label, image in whole.items()}
+    group: str
+    """Set that the image belongs to."""
+    name: str
+    width: int
+    height: int
+    scores: dict[str, Metrics]
+    """Scores by the label of the version; the ground truth has none."""
+    crops: dict[str, Image.Image]
+    """The same crop of each version, by label."""
+    crop_urls: dict[str, str]
+    """The crops as data URLs."""
+    whole_urls: dict[str, str]
+    """The whole versions as data URLs."""
 
     def caption(self, label: str) -> str:
-        """The label and its scores."""
-        if label not in self.scores:
-            return label
-        score = self.scores[label]
-        return f"{label}: {score['psnr_y']:.2f} dB / {score['ssim_y']:.4f}"
+        """Return the label of a version with its PSNR and SSIM."""
+        metrics = self.scores.get(label)
+        return f"{label}: {metrics['psnr_y']:.2f} dB / {metrics['ssim_y']:.4f}" if metrics else label
 
 
-def crops_figure(images: list[Shown], labels: list[str]) -> bytes:
-    """The same crops side by side, a row for each image, a column for each label, as PNG."""
+def load_shown(group: str, name: str, urls: Mapping[str, str], scores: Mapping[str, Metrics]) -> ShownImage:
+    """Read the versions of an image for a report.
+
+    Args:
+        group: set that the image belongs to.
+        name: file name.
+        urls: path or URL of each version by its label, `TRUTH` among them.
+        scores: scores by the label of the version.
+    """
+    whole = {label: Image.open(io.BytesIO(storage.read(url) or b"")).convert("RGB") for label, url in urls.items()}
+    truth = whole[TRUTH]
+    y, x = busiest_crop(np.asarray(truth), _CROP)
+    crops = {label: image.crop((x, y, x + _CROP, y + _CROP)) for label, image in whole.items()}
+    kind = "WEBP" if max(truth.size) <= _LONGEST_WEBP else "JPEG"
+    return ShownImage(
+        group=group,
+        name=PurePosixPath(name).stem,
+        width=truth.width,
+        height=truth.height,
+        scores=dict(scores),
+        crops=crops,
+        crop_urls={label: _data_url(image, "PNG") for label, image in crops.items()},
+        whole_urls={label: _data_url(image, kind) for label, image in whole.items()},
+    )
+
+
+def crops_figure(images: Sequence[ShownImage], labels: Sequence[str]) -> bytes:
+    """Draw crops as PNG, with a row for each image and a column for each label."""
     rows = max(len(images), 1)
     size = (3.2 * len(labels), 3.45 * rows)
     figure, axes = plt.subplots(rows, len(labels), figsize=size, squeeze=False, layout="constrained")
@@ -119,8 +146,13 @@ def crops_figure(images: list[Shown], labels: list[str]) -> bytes:
     return _rendered(figure, "png")
 
 
-def curves(histories: dict[str, list[JournalRecord]], bicubic: float | None) -> str:
-    """Objective and held-out PSNR over the steps, a line for each training, as SVG."""
+def curves(histories: Mapping[str, Sequence[JournalRecord]], bicubic: float | None) -> str:
+    """Draw objective and held-out PSNR over the steps as SVG, with a line for each training.
+
+    Args:
+        histories: journals by label.
+        bicubic: held-out PSNR of bicubic interpolation in dB, drawn as a dashed line.
+    """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
     for label, history in histories.items():
         train = [r for r in history if r.kind == "train" and "train/objective" in r.metrics]
@@ -139,7 +171,7 @@ def curves(histories: dict[str, list[JournalRecord]], bicubic: float | None) -> 
     return svg[svg.index("<svg") :]
 
 
-def _rendered(figure: Any, kind: str) -> bytes:
+def _rendered(figure: Figure, kind: str) -> bytes:
     sink = io.BytesIO()
     figure.savefig(sink, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
     plt.close(figure)

@@ -1,186 +1,242 @@
-"""Show what was recorded: as docs/results.md with its images, or in MLflow.
-
-`python -m pipeline.publish docs` writes the page from `pipeline.records`; `python -m pipeline.publish mlflow` imports
-the records into a store of their own, as `make results-ui` does before it opens the UI.
-"""
+"""The results page of the documentation, written from the records of finished trainings."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
+from pydantic import JsonValue
 
-from pipeline.data import sources
+from pipeline.data import benchmark_sets
 from pipeline.evaluation import scoring
+from pipeline.evaluation.scores import HELD_OUT, Metrics
 from pipeline.networks import upscaling
-from pipeline.networks.weights import read_weights
-from pipeline.reporting import comparison, pages, records, report
+from pipeline.networks.weights import load_network
+from pipeline.reporting import cards, comparison, pages, records, report
 from pipeline.reporting.comparison import Row
-from pipeline.reporting.records import Recorded
+from pipeline.reporting.records import TrainingRecord
 from pipeline.settings import UserError
-from sr_model.srresnet import from_weights
 
 LITERATURE = {
     "SRResNet": {"Set5": 32.05, "Set14": 28.49},
     "SRResNet with VGG22": {"Set5": 30.51, "Set14": 27.19},
 }
-"""PSNR on Y, of Ledig et al. 2017 (arXiv:1609.04802), table 1."""
+"""PSNR (Y) in dB from table 1 of Ledig et al. 2017 (arXiv:1609.04802), by network and set."""
 
 CROPS = (("Set5", "butterfly"), ("Set14", "comic"), ("Set14", "zebra"))
-"""Sets and images of which crops are shown."""
+"""Sets and images whose crops are shown."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Scores of trainings that differ only in their seed, on one set."""
+
+    network: str
+    """Label of the network's variant, such as "nobn"."""
+    set: str
+    values: list[float]
+    """PSNR (Y) in dB of each seed."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def width(self) -> float:
+        """Difference between the highest and the lowest value."""
+        return max(self.values) - min(self.values)
 
 
 def write_page(
-    found: Sequence[Recorded], seeds: Sequence[Recorded], folder: str, out: Path, benchmarks: Path | None
+    found: Sequence[TrainingRecord], seeds: Sequence[TrainingRecord], folder: str, out: Path, benchmarks: Path | None
 ) -> None:
-    """Write results.md and results-curves.svg; with benchmark images also results-crops.png and result.png.
+    """Write results.md and results-curves.svg, and with benchmark images also results-crops.png and result.png.
 
-    result.png shows the best row alone, by PSNR on held-out images.
+    result.png shows only the record with the highest PSNR on held-out images.
 
     Args:
         found: the records.
-        seeds: records of short trainings with other seeds; may be none.
-        folder: where the records' weights are.
+        seeds: records of short trainings with other seeds; may be empty.
+        folder: path or URL of the records, for their weights.
         out: folder to write to.
-        benchmarks: folder of Set5 and Set14, or None.
+        benchmarks: folder of Set5/ and Set14/, or None to leave the crops as they are.
+
+    Raises:
+        UserError: if a benchmark image is missing.
     """
-    rows = [_row(recorded) for recorded in found]
+    rows = [record_row(record) for record in found]
+    configs = {record.label: records.configuration(record) for record in found}
+    first = configs[found[0].label]
+    short = records.configuration(seeds[0]) if seeds else None
+    spreads = _spreads(seeds)
     page = pages.render(
         "results.md.j2",
         records=found,
+        configs=configs,
+        scale=first.scale,
+        network=cards.describe_network(*configs.values()),
         folder=folder,
         headline=comparison.markdown(_headline(found)),
         distances=_distances(found),
-        scores=comparison.markdown(comparison.score_table(rows, found[0]["config"]["scale"])),
+        scores=comparison.markdown(comparison.score_table(rows, first.scale)),
         efforts=comparison.markdown(comparison.cell_table(rows)),
         note=comparison.NOTE,
-        seeds=_spread(seeds),
-        short=seeds[0] if seeds else None,
+        perceptual=_perceptual(found),
+        spreads=spreads,
+        pairs=[(a, b) for a, b in itertools.combinations(spreads, 2) if a.set == b.set],
+        short=short,
+        short_steps=seeds[0].result.steps if seeds else 0,
         best=comparison.best(rows),
-        cores=records.cores,
-        origins={recorded["label"]: records.origin(folder, recorded) for recorded in found},
+        initial={record.label: records.initial_record(folder, record) for record in found},
     )
     (out / "results.md").write_text(page)
-    curves = report.curves({recorded["label"]: recorded["history"] for recorded in found}, None)
+    curves = report.curves({record.label: record.history for record in found}, None)
     (out / "results-curves.svg").write_text(curves)
     if benchmarks:
         best = comparison.best_row(rows, "psnr_y")
-        one = [recorded for recorded in found if best and recorded["label"] == best.label]
+        one = [record for record in found if best and record.label == best.label]
         for name, shown in (("results-crops.png", found), ("result.png", one)):
             (out / name).write_bytes(_crops(shown, folder, benchmarks))
-    print(f"{out / 'results.md'} written from {len(found)} records")
 
 
-def _row(recorded: Recorded, folder: str = "") -> Row:
+def record_row(record: TrainingRecord, folder: str = "") -> Row:
+    """Return a record as a row of a comparison.
+
+    Args:
+        record: the record.
+        folder: path or URL of the training, if it was restored.
+    """
     return Row(
-        recorded["label"],
+        record.label,
         "finished",
-        config=records.configuration(recorded),
+        config=records.configuration(record),
         folder=folder,
-        result=recorded["result"],
-        history=recorded["history"],
-        seconds=recorded["seconds"],
-        sets=recorded["scores"],
+        result=record.result,
+        history=record.history,
+        seconds=record.seconds,
+        sets=record.scores,
     )
 
 
-def _psnr(found: Sequence[Recorded]) -> dict[str, dict[str, float]]:
-    """PSNR on Y by label and set, of the rows that were measured."""
+def _psnr(found: Sequence[TrainingRecord]) -> dict[str, Metrics]:
+    """Return the PSNR (Y) of each record by label and set."""
     return {
-        recorded["label"]: {name: entry["mean"]["trained"]["psnr_y"] for name, entry in recorded["scores"].items()}
-        for recorded in found
+        record.label: {name: entry.mean["trained"]["psnr_y"] for name, entry in record.scores.items()}
+        for record in found
     }
 
 
-def _scores_by_set(found: Sequence[Recorded]) -> dict[str, list[dict[str, Any]]]:
-    """Means of every set, of the rows that have it; benchmarks with published values first, held-out images last."""
-    names = dict.fromkeys(name for recorded in found for name in recorded["scores"])
-    ordered = sorted(names, key=lambda name: (name not in LITERATURE["SRResNet"], name == "held-out"))
-    return {name: [r["scores"][name]["mean"] for r in found if name in r["scores"]] for name in ordered}
+def _set_names(found: Sequence[TrainingRecord]) -> list[str]:
+    """Return the sets that were scored: those with published values first, held-out images last."""
+    names = dict.fromkeys(name for record in found for name in record.scores)
+    return sorted(names, key=lambda name: (name not in LITERATURE["SRResNet"], name == HELD_OUT))
 
 
-def _headline(found: Sequence[Recorded]) -> list[list[str]]:
-    """Header and a line for each row, beside bicubic and what was published."""
-    sets = _scores_by_set(found)
-    known = found[0]["config"]["scale"] == 4
-    published: dict[str, dict[str, float]] = {}
+def _scale(found: Sequence[TrainingRecord]) -> int:
+    return records.configuration(found[0]).scale
+
+
+def _headline(found: Sequence[TrainingRecord]) -> list[list[str]]:
+    """Return a header and a row for bicubic, for each record, and for each published result."""
+    sets = _set_names(found)
+    known = _scale(found) == 4
+    published: dict[str, Metrics] = {}
     for name, entries in comparison.PUBLISHED.items() if known else ():
         for label, values in entries.items():
             published.setdefault(label, {})[name] = values["psnr_y"]
-    lines = {
-        comparison.BICUBIC: {name: means[0]["bicubic"]["psnr_y"] for name, means in sets.items()},
+    bicubic = {
+        name: next(record.scores[name].mean["bicubic"]["psnr_y"] for record in found if name in record.scores)
+        for name in sets
+    }
+    rows = {
+        comparison.BICUBIC: bicubic,
         **{f"**{label}**": values for label, values in _psnr(found).items()},
         **published,
         **{f"literature: {label}": values for label, values in LITERATURE.items() if known},
     }
     table = [["", *sets]]
-    for label, values in lines.items():
+    for label, values in rows.items():
         table.append([label, *(f"{values[name]:.2f}" if name in values else "" for name in sets)])
     return table
 
 
-def _distances(found: Sequence[Recorded]) -> list[str]:
-    """How far the best row of each benchmark set is from the literature."""
+def _distances(found: Sequence[TrainingRecord]) -> list[str]:
+    """Return a sentence for each benchmark set that compares the best record with the literature."""
     lines = []
-    for name, target in LITERATURE["SRResNet"].items() if found[0]["config"]["scale"] == 4 else ():
+    for name, target in LITERATURE["SRResNet"].items() if _scale(found) == 4 else ():
         values = {label: row[name] for label, row in _psnr(found).items() if name in row}
         if values:
             label = max(values, key=lambda label: values[label])
             lines.append(
-                f"On {name}, {label} has {values[label]:.2f} dB, {values[label] - target:+.2f} dB against the "
-                "literature's network, trained for 10^6 steps on ImageNet."
+                f"On {name}, {label} reaches {values[label]:.2f} dB. That is {values[label] - target:+.2f} dB against "
+                "the network of the literature, which was trained for 10^6 steps on ImageNet."
             )
     return lines
 
 
-def _spread(seeds: Sequence[Recorded]) -> list[dict[str, Any]]:
-    """Of each choice of BatchNorm: PSNR of every seed by set, their mean and how far apart they are."""
-    lines = []
-    for batch_norm in (True, False):
-        same = [
-            r
-            for r in seeds
-            if r["config"]["model"]["batch_norm"] is batch_norm and "mse" in r["config"]["train"]["loss"]
-        ]
-        for name, means in _scores_by_set(same).items():
-            values = [mean["trained"]["psnr_y"] for mean in means]
-            lines.append(
-                {
-                    "set": name,
-                    "batch_norm": batch_norm,
-                    "values": values,
-                    "mean": statistics.fmean(values),
-                    "spread": max(values) - min(values),
-                }
-            )
-    return lines
+@dataclass(frozen=True)
+class _Pretrained:
+    """An objective that needs pretrained weights, and their file."""
+
+    objective: str
+    file: str
+    sha256: str
 
 
-def _crops(found: Sequence[Recorded], folder: str, benchmarks: Path) -> bytes:
-    """The same crops of bicubic, all rows and the truth."""
-    scale, shown = found[0]["config"]["scale"], []
+def _perceptual(found: Sequence[TrainingRecord]) -> list[_Pretrained]:
+    """Describe each different objective that uses pretrained weights."""
+    described = []
+    for record in found:
+        config = records.configuration(record)
+        for term in config.train.pretrained():
+            file, sha256 = (_train_section(known, term)["weights"] for known in (record.config, record.identity))
+            described.append(_Pretrained(cards.describe_objective(config), str(file), str(sha256)))
+    return list(dict.fromkeys(described))
+
+
+def _train_section(settings: Mapping[str, JsonValue], name: str) -> Mapping[str, JsonValue]:
+    """Return the section `train.NAME` of settings as a record holds them."""
+    section = settings["train"][name]  # type: ignore[index, call-overload]
+    assert isinstance(section, dict)
+    return section
+
+
+def _spreads(seeds: Sequence[TrainingRecord]) -> list[Spread]:
+    """Gather the PSNR of the MSE trainings by set and by variant of the network."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for record in seeds:
+        config = records.configuration(record)
+        if "mse" in config.train.loss:
+            for name in _set_names([record]):
+                values.setdefault((name, config.model.label), []).append(_psnr([record])[record.label][name])
+    ordered = _set_names(seeds)
+    keys = sorted(values, key=lambda key: (ordered.index(key[0]), key[1]))
+    return [Spread(label, name, values[name, label]) for name, label in keys]
+
+
+def _crops(found: Sequence[TrainingRecord], folder: str, benchmarks: Path) -> bytes:
+    """Draw the same crops of bicubic, all records and the ground truth."""
+    scale, shown = _scale(found), []
+    nets = {record.label: load_network(records.weights(folder, record.label)) for record in found}
     with tempfile.TemporaryDirectory() as place:
         for name, stem in CROPS:
-            images = sources.find_benchmark(name, str(benchmarks / name), scale, place)
+            images = benchmark_sets.list_images(name, str(benchmarks / name), scale, place)
             image = next((image for image in images if image.name == stem), None)
             if image is None:
-                raise UserError(f"{benchmarks / name} has no image {stem}, expected the set's usual names")
+                raise UserError(f"{benchmarks / name} has no image {stem}, expected the usual names of {name}")
             hr, lr, _ = scoring.load_pair(image.hr, image.lr, scale, 10**8)
             versions = {comparison.BICUBIC: scoring.bicubic_image(lr, scale)}
-            scores = {}
-            for recorded in found:
-                net = from_weights(read_weights(records.weights(folder, recorded["label"])))
-                versions[recorded["label"]] = upscaling.upscale_image(net, lr)
-            for label, version in versions.items():
-                score = scoring.score_image(version, hr, scale)
-                scores[label] = {"psnr_y": score.psnr_y, "ssim_y": score.ssim_y}
+            versions |= {label: upscaling.upscale_image(net, lr) for label, net in nets.items()}
+            scores = {label: asdict(scoring.score_image(sr, hr, scale)) for label, sr in versions.items()}
             urls = {}
             for number, (label, version) in enumerate({**versions, report.TRUTH: hr}.items()):
                 urls[label] = f"{place}/{name}-{stem}-{number}.png"
                 Image.fromarray(version).save(urls[label])
-            shown.append(report.Shown(name, stem, urls, scores))
-    return report.crops_figure(shown, [*versions, report.TRUTH])
+            shown.append(report.load_shown(name, stem, urls, scores))
+    return report.crops_figure(shown, [comparison.BICUBIC, *nets, report.TRUTH])

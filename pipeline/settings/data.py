@@ -1,4 +1,4 @@
-"""Settings of preprocessing and of the training data."""
+"""Settings for preprocessing and for reading training data."""
 
 from __future__ import annotations
 
@@ -10,73 +10,77 @@ from pipeline.settings.fields import STRICT
 
 
 class Degradation(BaseModel):
-    """What makes the LR image of an HR one, in this order; computed on whole images."""
+    """How the LR image is computed from the HR image; the steps are applied to whole images, in this order."""
 
     model_config = STRICT
 
     blur: float = Field(0, ge=0, le=20)
-    """HR pixels, standard deviation of a Gaussian blur; 0 for none."""
+    """Standard deviation of a Gaussian blur, in HR pixels; 0 turns it off."""
     bicubic: Literal["matlab", "legacy"] = "matlab"
-    """Form of the reduction: today's MATLAB, or the 8-bit form of the published benchmark files."""
+    """Variant of the bicubic reduction: "matlab" is that of current MATLAB versions, "legacy" is the 8-bit variant that
+    made the published benchmark files."""
     noise: float = Field(0, ge=0, le=100)
-    """Grey levels of 255, standard deviation of Gaussian noise on the LR image; 0 for none."""
+    """Standard deviation of Gaussian noise on the LR image, in grey levels of 255; 0 turns it off."""
     jpeg: int | None = Field(None, ge=1, le=100)
-    """Quality of a JPEG compression of the LR image; none where not given."""
+    """Quality of a JPEG compression of the LR image; no compression by default."""
     seed: int = 0
-    """Of the noise, together with the image's content."""
+    """Noise seed, combined with each image's hash."""
 
 
 class Preprocess(BaseModel):
-    """From images to a patch set."""
+    """How images become a patch set."""
 
     model_config = STRICT
 
     holdout: list[str] = []
-    """Glob patterns, on an image's path in its source or its name without extension, of images kept for validation,
-    never trained on."""
+    """Glob patterns for the held-out images, which are used for validation and never trained on. A pattern is matched
+    against an image's path in its source and against its name without extension."""
     holdout_count: int = Field(1, ge=1)
-    """Images kept for validation where `holdout` is empty, chosen by their content."""
+    """Number of held-out images if `holdout` is empty; they are chosen by their hashes."""
     degradation: Degradation = Degradation()
-    """What makes the LR image of an HR one."""
+    """How the LR image is computed from the HR image."""
     max_side: int | None = Field(None, ge=64)
-    """Pixels; an image with a longer side is first reduced to it, which also removes JPEG and sensor noise."""
+    """Longest side in pixels; larger images are first reduced to it, which also removes JPEG artefacts and sensor
+    noise."""
     tile: int = Field(192, ge=32)
-    """HR pixels, side of a stored tile; larger than the training crop, so that crops stay random."""
+    """Side of a stored tile in HR pixels. It should be larger than the training crop, so that crops can be random."""
     stride: int | None = Field(None, ge=8)
-    """HR pixels between tiles; the tile's side where not given. The remainder at the far borders is always covered."""
+    """Distance between tiles in HR pixels; the default is the tile's side. The remainder at the right and bottom
+    borders is always covered."""
     min_detail: float = Field(0, ge=0, le=128)
-    """Grey levels; tiles whose mean of R, G and B has a smaller standard deviation (sky, walls) are dropped."""
+    """Minimum standard deviation of a tile's grey levels (mean of R, G and B); flatter tiles, such as sky or walls, are
+    dropped."""
     row_group: int = Field(8, ge=1)
-    """Tiles in a Parquet row group, the unit of reading and of dealing to lanes."""
+    """Tiles in a Parquet row group, the unit that is read at once and assigned to a lane."""
     shard_mb: float = Field(128, gt=0)
-    """MB, target size of a shard."""
+    """Target size of a shard in MB."""
     max_pixels: int = Field(200_000_000, ge=1)
-    """Pixels; a larger image is rejected (decompression bombs)."""
+    """Pixels in the largest accepted image; larger images are rejected, as a protection against decompression bombs."""
     max_reject_share: float = Field(0.05, ge=0, le=1)
     """Share of rejected images above which preprocessing fails."""
 
 
 class Data(BaseModel):
-    """From a patch set to training samples. These settings define the sample order, together with `train.seed`."""
+    """How a patch set becomes training samples. Together with `train.seed`, these settings define the sample order."""
 
     model_config = STRICT
 
     crop: int = Field(96, ge=16)
-    """HR pixels, side of a training patch."""
+    """Side of a training patch in HR pixels."""
     crops_per_tile: int | None = Field(None, ge=1)
-    """Random crops of each tile in an epoch; (tile / crop)^2 where not given, which covers about every pixel once."""
+    """Random crops of each tile in an epoch; the default is (tile / crop)^2, which covers each pixel about once."""
     lanes: int = Field(8, ge=1)
-    """Independent shuffled streams that row groups are dealt to; worker r of N reads lanes r, r + N and so on, so
-    that the samples of a step don't depend on N. At least N, at best a multiple."""
+    """Independent shuffled streams of row groups. Worker r of N reads the lanes r, r + N, r + 2N, ..., so the samples
+    of a step do not depend on N. There must be at least N lanes; a multiple of N is best."""
     window: int = Field(256, ge=1)
-    """Tiles of a lane that are shuffled together; bounds the memory of a lane."""
+    """Tiles of a lane that are shuffled together; this bounds the memory that a lane takes."""
     augment: bool = True
-    """Random flips and quarter turns."""
+    """Apply random flips and quarter turns."""
     hold: Literal["auto", "map", "stream"] = "auto"
     """Where tiles are read from: "map" makes an unpacked copy on each node, which its workers map into memory; "stream"
-    reads the patch set where it lies; "auto" maps if the copy fits `hold_mb` and half of the free disk. The batches are
-    the same."""
+    reads the patch set directly; "auto" maps if the copy fits `hold_mb` and half of the free disk space. The batches
+    are the same in all cases."""
     hold_mb: float = Field(8000, ge=0)
-    """MB of unpacked tiles up to which "auto" maps."""
+    """Size of the unpacked tiles in MB up to which "auto" maps."""
     scratch: str | None = None
-    """Folder on each node for unpacked tiles; one in the system's temporary folder where not given."""
+    """Folder for unpacked tiles on each node; the default is in the system's temporary folder."""

@@ -8,41 +8,44 @@ from pipeline.settings.fields import STRICT
 
 
 class Tracking(BaseModel):
-    """MLflow."""
+    """Settings of MLflow."""
 
     model_config = STRICT
 
     uri: str | None = None
-    """Tracking server or database; $MLFLOW_TRACKING_URI, else a SQLite file in the home of outputs."""
+    """URI of the MLflow tracking server or database. By default $MLFLOW_TRACKING_URI or, if that is not set, the SQLite
+    file mlflow.db in the home folder."""
     experiment: str = Field("super-resolution", min_length=1)
-    """Experiment that the runs belong to."""
+    """Name of the MLflow experiment that collects the runs."""
 
 
 class Cluster(BaseModel):
-    """Where the work runs; changes no result beyond rounding, but for BatchNorm.
+    """Settings of the Ray cluster and of its training workers.
 
-    Its statistics are those of a worker's micro-batch on CPU, and of all workers' micro-batches on GPUs.
+    They change the trained weights only by rounding, except for BatchNorm: on CPUs each worker computes its statistics
+    from its own micro-batch, on GPUs from the micro-batches of all workers.
     """
 
     model_config = STRICT
 
     address: str | None = None
-    """Ray cluster; $RAY_ADDRESS, else a local Ray that ends with the command."""
+    """Address of the Ray cluster, such as HOST:6379. By default $RAY_ADDRESS or, if that is not set, a local Ray that
+    stops with the command."""
     workers: int | None = Field(None, ge=1)
-    """Training workers; where not given one a GPU, without GPUs two (or one on a single core)."""
+    """Number of training workers. By default one per GPU; without GPUs two, or one on a single core."""
     min_workers: int | None = Field(None, ge=1)
-    """Go on with fewer workers, down to this number, after a node was lost, and with `workers` again when one is back;
-    where not given, wait for a replacement."""
+    """Smallest number of workers to continue with after a node is lost; training returns to `workers` when a node is
+    available again. By default training waits for a replacement."""
     resize_s: float = Field(60, gt=0)
-    """Seconds between looks for a lost worker's replacement, where `min_workers` is given."""
+    """Seconds between checks for a lost worker's replacement. Used only with `min_workers`."""
     cpus_per_worker: int | None = Field(None, ge=1)
-    """CPU cores of a training worker; an equal share of the cluster's where not given."""
+    """Number of CPU cores per training worker. By default the cluster's cores are divided evenly."""
     gpu: bool | None = None
-    """Train on GPUs; where not given, if the cluster has any."""
+    """Train on GPUs. By default they are used if the cluster has any."""
     max_failures: int = Field(2, ge=-1)
-    """Restarts of training from its newest checkpoint after a worker was lost; -1 for any number."""
+    """Number of times that training restarts from its newest checkpoint after a worker is lost; -1 for no limit."""
     object_store_mb: int = Field(256, ge=80)
-    """MB of shared memory of a local Ray."""
+    """Size of a local Ray's shared memory in MB."""
     timeout_s: int = Field(600, ge=10)
-    """Seconds without progress after which a worker counts as hung and training restarts from its newest checkpoint;
-    longer than a step and than any held-out image takes."""
+    """Seconds without progress after which a worker counts as hung and training restarts from its newest checkpoint.
+    Must exceed the time of a training step and of scoring one validation image."""

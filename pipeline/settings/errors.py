@@ -1,7 +1,7 @@
-"""The error that a user can mend."""
+"""The error that a user can fix."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """A mistake or circumstance that the user can mend; its text is one sentence: what, where, what was expected."""
+    """A problem that the user can fix. Its text is one sentence: what is wrong, where, and what was expected."""

@@ -1,4 +1,4 @@
-"""Settings of a grid."""
+"""Settings of a grid of trainings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.settings.fields import STRICT, absolute_path
 
 
 class Tune(BaseModel):
-    """The grid of `python -m pipeline.tune`."""
+    """Settings of the grid that `python -m pipeline.tune` trains."""
 
     model_config = STRICT
 
@@ -18,36 +18,41 @@ class Tune(BaseModel):
         "model.batch_norm": [True, False],
         "train.loss": {"mse": {"mse": 1.0}, "perceptual": {"perceptual": 1.0, "tv": 5.5e-4}},
     }
-    """Axes: values of any setting, of which every combination is a trial; a mapping gives them names."""
+    """Axes of the grid: for each setting, by its dotted key, the list of its values, or a mapping from labels to
+    values. Every combination is one cell."""
     sample: dict[str, dict[str, list[Any]]] = {}
-    """Settings that are drawn at random for each trial: {"train.lr": {"loguniform": [1e-4, 1e-3]}}, also uniform,
-    randint, lograndint, and choice with the list of values."""
+    """Settings that are drawn at random for each cell, such as {"train.lr": {"loguniform": [1e-4, 1e-3]}}. The
+    distributions are uniform, loguniform, randint and lograndint with their bounds, and choice with a list of
+    values."""
     samples: int = Field(1, ge=1)
-    """Random draws for every combination of the grid, seeded by `train.seed`."""
+    """Number of random draws for each combination of the grid. `train.seed` seeds them."""
     also: dict[str, dict[str, Any]] = {}
-    """Further cells, by name: the settings, by dotted key, in which each differs from the configuration."""
+    """Additional cells: for each label, the settings by dotted key that differ from the configuration."""
     scheduler: Literal["none", "asha"] = "none"
-    """Whether trials that are behind are stopped early (asynchronous successive halving)."""
+    """Early stopping of cells: "none", or "asha" to stop those that fall behind (asynchronous successive halving)."""
     metric: str = "val/psnr_y"
-    """What the scheduler goes by: of held-out images; benchmark sets choose nothing."""
+    """Validation metric that the scheduler compares. Benchmark metrics are not allowed to select."""
     grace: int = Field(500, ge=1)
-    """Steps before which the scheduler stops no trial."""
+    """Number of steps before the scheduler may stop a cell."""
     concurrent: int | None = Field(None, ge=1)
-    """Trials at once; where not given, as many as fit."""
+    """Number of cells that train at the same time. By default as many as the cluster has room for."""
     records: str | None = None
-    """Folder that finished cells are put into, each with its weights in fp16, metrics and a model card; a cell whose
-    training is found there counts as finished. A submitted job puts them into records/ of the home of outputs."""
+    """Folder or URL of finished cells' records: weights in fp16, metrics and a model card. A cell whose training is
+    recorded there counts as finished, and newly finished cells are recorded there unless `new_records` is set."""
+    new_records: str | None = None
+    """Folder or URL in which newly finished cells are recorded. By default the folder `records`; in a submitted job
+    records/ in the home folder if `records` is a local folder, because Ray deletes a job's local files."""
     note: str = ""
-    """What the images are and on what terms they may be used, for the model cards."""
+    """Text for the model cards that says what the images are and under which terms they may be used."""
 
     @field_validator("metric")
     @classmethod
-    def _held_out(cls, value: str) -> str:
+    def _validation_metric(cls, value: str) -> str:
         if not value.startswith("val/"):
             raise ValueError("a metric of held-out images, such as val/psnr_y or val/ssim_y")
         return value
 
-    @field_validator("records")
+    @field_validator("records", "new_records")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
         return value if value is None else absolute_path(value)

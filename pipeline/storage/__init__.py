@@ -1,6 +1,13 @@
-"""Files at any path or fsspec URL, and downloads."""
+"""Files at any local path or fsspec URL, JSON documents, and downloads."""
 
-from pipeline.storage.documents import DamagedFileError, parse_document, read_document, write_document
+from pipeline.storage.documents import (
+    DamagedFileError,
+    parse_document,
+    read_document,
+    read_json,
+    write_document,
+    write_json,
+)
 from pipeline.storage.files import (
     copy,
     create,
@@ -8,18 +15,16 @@ from pipeline.storage.files import (
     flush,
     local_copy,
     names,
-    patiently,
     put,
     read,
-    read_json,
     remove,
     sha256,
     size,
     sweep,
     write,
-    write_json,
 )
-from pipeline.storage.names import fingerprint, one_line, plain_name
+from pipeline.storage.retries import with_retries
+from pipeline.storage.texts import fingerprint, one_line, plain_name
 
 __all__ = [
     "DamagedFileError",
@@ -32,7 +37,6 @@ __all__ = [
     "names",
     "one_line",
     "parse_document",
-    "patiently",
     "plain_name",
     "put",
     "read",
@@ -42,6 +46,7 @@ __all__ = [
     "sha256",
     "size",
     "sweep",
+    "with_retries",
     "write",
     "write_document",
     "write_json",

@@ -1,11 +1,15 @@
-"""Large files from the web: fetched once into a cache, resumed where they broke off, checked before they count."""
+"""Downloads of large files into a cache: resumed after an interruption, and verified before they are used."""
 
 from __future__ import annotations
 
 import os
 import re
 import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 import requests
@@ -14,64 +18,102 @@ import urllib3
 from filelock import FileLock
 from tqdm import tqdm
 
-from pipeline.storage import files
-from pipeline.storage.names import fingerprint
+from pipeline.storage import documents, files
+from pipeline.storage.texts import fingerprint
+
+T = TypeVar("T")
 
 _ATTEMPTS = 6
-"""Attempts in a row that bring nothing new, before a download is given up."""
-_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+"""Number of attempts in a row without new bytes after which a download fails."""
+_TEMPORARY_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 
 
-def fetch(url: str, cache: str, size: int | None = None, sha256: str | None = None) -> str:
-    """Download a file, or find it in the cache.
+class DownloadError(OSError):
+    """A download failed. The text is one sentence."""
 
-    A broken connection is taken up again where it broke off, also by a later call; passing troubles of the server are
-    waited out with growing pauses. Only a whole file gets its name in the cache. Where no checksum is known, that of
-    the first download is kept beside it.
+
+@dataclass(frozen=True)
+class _CachedFile:
+    """Note beside a finished file in the cache."""
+
+    url: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _PartialFile:
+    """Note beside an unfinished file."""
+
+    etag: str | None = None
+    """Validator of the version that its bytes belong to; None if the download cannot be resumed."""
+
+
+def fetch(
+    url: str,
+    cache: str,
+    size: int | None = None,
+    sha256: str | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """Download a file into the cache unless it is there already.
+
+    A download resumes after a broken connection, in this call or a later one. Temporary server errors are retried with
+    growing pauses. A file gets its name in the cache only when it is complete. A note beside it holds its size and
+    SHA-256.
 
     Args:
-        url: http or https.
-        cache: folder, local or any fsspec URL, that processes may share.
-        size: bytes, if known.
-        sha256: hexadecimal, if known.
+        url: address of the file, http or https.
+        cache: folder, a local path or any fsspec URL, that processes may share.
+        size: expected size in bytes, if known.
+        sha256: expected SHA-256 in hexadecimal, if known.
+        sleep: called with the seconds to wait between two attempts.
 
     Returns:
         Path or URL of the file in the cache.
 
     Raises:
-        DownloadError: if the server has no such file or cannot be reached, or if what it sends isn't what was expected.
+        DownloadError: if the server does not have the file, cannot be reached, or sends something else than expected.
         OSError: if the file cannot be stored.
     """
     name = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(unquote(urlsplit(url).path)).name) or "file"
     name = f"{fingerprint(url)}-{name}"
     target = f"{cache}/{name}"
-    # An unfinished file is local: in the cache itself, or in a folder that serves all remote caches.
-    workplace = Path(tempfile.gettempdir(), f"sr-downloads-{os.getuid()}") if "://" in cache else Path(cache)
-    if not _known(target, size, sha256):
-        workplace.mkdir(parents=True, exist_ok=True)
-        with FileLock(workplace / f"{name}.lock"):
-            if not _known(target, size, sha256):  # by now, through another process
-                part = workplace / f"{name}.part"
-                found = _download(url, part, size, sha256)
-                note = {"url": url, "bytes": part.stat().st_size, "sha256": found}
+    # An unfinished file is always local: in the cache itself, or in one folder for all remote caches.
+    folder = Path(tempfile.gettempdir(), f"sr-downloads-{os.getuid()}") if "://" in cache else Path(cache)
+    if not _is_cached(target, size, sha256):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{name}.lock"):
+            if not _is_cached(target, size, sha256):  # another process may have finished it meanwhile
+                part = folder / f"{name}.part"
+                checksum = _download(url, part, size, sha256, sleep)
+                note = _CachedFile(url, part.stat().st_size, checksum)
                 files.put(part, target)
-                files.write_json(f"{target}.json", note)
+                documents.write_document(f"{target}.json", note)
                 part.unlink(missing_ok=True)
     return target
 
 
-def _known(target: str, size: int | None, sha256: str | None) -> bool:
-    """Whether the cache has the file, by its size and its note; the checksum was taken when it was downloaded."""
-    note = files.read_json(f"{target}.json")
-    if note is None or files.size(target) != note["bytes"]:
+def _is_cached(target: str, size: int | None, sha256: str | None) -> bool:
+    """Tell whether the cache has the file, by its size and its note; the SHA-256 is not computed again."""
+    note = _read_note(f"{target}.json", _CachedFile)
+    if note is None or files.size(target) != note.bytes:
         return False
-    return bool(size in (None, note["bytes"]) and sha256 in (None, note["sha256"]))
+    return size in (None, note.bytes) and sha256 in (None, note.sha256)
 
 
-def _download(url: str, part: Path, size: int | None, sha256: str | None) -> str:
-    """Make `part` the whole file; returns its SHA-256."""
-    for _ in range(2):  # damaged on the way: once more from the start
-        while not _receive(url, part):
+def _read_note(url: str, kind: type[T]) -> T | None:
+    """Read a note; a damaged one counts as missing, so that the file is downloaded again."""
+    try:
+        return documents.read_document(url, kind)
+    except documents.DamagedFileError:
+        return None
+
+
+def _download(url: str, part: Path, size: int | None, sha256: str | None, sleep: Callable[[float], None]) -> str:
+    """Complete the file `part` and return its SHA-256."""
+    for _ in range(2):  # once more from the start if the file was damaged on the way
+        while not _receive_with_retries(url, part, sleep):
             pass
         found = files.sha256(part)
         received = part.stat().st_size
@@ -83,71 +125,84 @@ def _download(url: str, part: Path, size: int | None, sha256: str | None) -> str
     )
 
 
-class DownloadError(OSError):
-    """A download failed; the text is one sentence."""
+class _TemporaryError(Exception):
+    """An attempt brought no new bytes; a later one may."""
 
 
-class _PassingError(Exception):
-    """An attempt that brought nothing, and may bring something later."""
+def _receive_with_retries(url: str, part: Path, sleep: Callable[[float], None]) -> bool:
+    """Repeat `_receive` while it brings no new bytes.
 
-
-def _give_up(state: tenacity.RetryCallState) -> bool:
-    assert state.outcome is not None
-    url, part = state.args
-    raise DownloadError(
-        f"{url} cannot be downloaded: {state.outcome.exception()}, {_ATTEMPTS} times in a row; expected a server that "
-        f"sends the file. What has arrived is kept in {part.parent}: run the same command again to go on"
+    Raises:
+        DownloadError: after `_ATTEMPTS` attempts.
+    """
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(_TemporaryError),
+        stop=tenacity.stop_after_attempt(_ATTEMPTS),
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
+        sleep=sleep,
+        reraise=True,
     )
+    try:
+        return retrying(_receive, url, part)
+    except _TemporaryError as error:
+        raise DownloadError(
+            f"{url} cannot be downloaded: {error}, {_ATTEMPTS} times in a row; expected a server that sends the file. "
+            f"The part received so far is in {part.parent}: rerun the same command to resume"
+        ) from None
 
 
-@tenacity.retry(
-    retry=tenacity.retry_if_exception_type(_PassingError),
-    stop=tenacity.stop_after_attempt(_ATTEMPTS),
-    wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
-    retry_error_callback=_give_up,
-)
 def _receive(url: str, part: Path) -> bool:
-    """Get what is missing in one request; whether the file is complete. False if it only grew."""
-    before = have = part.stat().st_size if part.exists() else 0
-    version = files.read_json(f"{part}.json") or {}
-    if have and not version.get("etag"):  # nothing says that the rest would be of the same file
+    """Request the missing bytes once, and append them to `part`.
+
+    Returns:
+        True if the file is complete, False if it only grew.
+
+    Raises:
+        _TemporaryError: if the attempt brought no new bytes.
+        DownloadError: if the server does not have the file.
+        OSError: if the bytes cannot be stored.
+    """
+    size_before = have = part.stat().st_size if part.exists() else 0
+    version = _read_note(f"{part}.json", _PartialFile) or _PartialFile()
+    if have and not version.etag:  # nothing ensures that the rest would belong to the same version
         have = 0
     headers = {"Accept-Encoding": "identity"}
-    if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": version["etag"]}
+    if have and version.etag:
+        headers |= {"Range": f"bytes={have}-", "If-Range": version.etag}
     try:
-        with requests.get(url, headers=headers, stream=True, timeout=(10, 60)) as answer:
-            if answer.status_code in _TRANSIENT:
-                raise _PassingError(f"the server answers {answer.status_code} {answer.reason}")
-            sent = answer.headers.get("Content-Range", "")
-            if have and answer.status_code == 416 and sent == f"bytes */{have}":
+        with requests.get(url, headers=headers, stream=True, timeout=(10, 60)) as response:
+            if response.status_code in _TEMPORARY_STATUSES:
+                raise _TemporaryError(f"the server answers {response.status_code} {response.reason}")
+            sent = response.headers.get("Content-Range", "")
+            if have and response.status_code == 416 and sent == f"bytes */{have}":
                 return True
-            changed = answer.status_code == 206 and _strong_etag(answer) not in (None, version.get("etag"))
-            if have and (answer.status_code == 416 or changed):
-                # What there is stays as the mark that the next attempt must pass, or this could go on for ever.
-                files.write_json(f"{part}.json", {})
-                raise _PassingError("the file is another than before")
-            if answer.status_code >= 400:
-                raise DownloadError(f"{url} answers {answer.status_code} {answer.reason}, expected a file")
-            if answer.status_code == 206 and not (have and sent.startswith(f"bytes {have}-")):
-                raise _PassingError("the server sends another part than was asked for")
-            if answer.status_code != 206:
+            changed = response.status_code == 206 and _strong_etag(response) not in (None, version.etag)
+            if have and (response.status_code == 416 or changed):
+                # The part stays, because the next attempt must exceed its size to count as progress.
+                documents.write_document(f"{part}.json", _PartialFile())
+                raise _TemporaryError("the file has changed on the server")
+            if response.status_code >= 400:
+                raise DownloadError(f"{url} answers {response.status_code} {response.reason}, expected a file")
+            if response.status_code == 206 and not (have and sent.startswith(f"bytes {have}-")):
+                raise _TemporaryError("the server sends another part than was asked for")
+            if response.status_code != 206:
                 have = 0
-                part.unlink(missing_ok=True)  # before the note, which must never be of another version
-                files.write_json(f"{part}.json", {"etag": _strong_etag(answer)})
-            return _store(answer, part, have, before)
+                part.unlink(missing_ok=True)  # before its note changes, which must never describe another version
+                documents.write_document(f"{part}.json", _PartialFile(_strong_etag(response)))
+            return _store(response, part, have, size_before)
     except requests.RequestException as error:
-        raise _PassingError(f"no answer ({type(error).__name__})") from None
+        raise _TemporaryError(f"no answer ({type(error).__name__})") from None
     except DownloadError:
         raise
-    except OSError as error:  # a full disk, whose own text doesn't name the file
+    except OSError as error:  # such as a full disk; its own text does not name the file
         raise OSError(error.errno, error.strerror, error.filename or str(part)) from None
 
 
-def _store(answer: requests.Response, part: Path, have: int, before: int) -> bool:
-    length, content_range = answer.headers.get("Content-Length"), answer.headers.get("Content-Range", "")
+def _store(response: requests.Response, part: Path, have: int, size_before: int) -> bool:
+    """Write the body of a response to `part` from byte `have` on; returns and raises as `_receive` does."""
+    length, content_range = response.headers.get("Content-Length"), response.headers.get("Content-Range", "")
     total = int(length) if length is not None else None
-    if answer.status_code == 206:
+    if response.status_code == 206:
         size = content_range.rpartition("/")[2]
         total = int(size) if size.isdigit() else None if total is None else have + total
     reason = ""
@@ -157,8 +212,8 @@ def _store(answer: requests.Response, part: Path, have: int, before: int) -> boo
     ):
         file.seek(have)
         try:
-            # What has come so far, each time: requests would drop the last chunk of a connection that breaks.
-            while chunk := answer.raw.read1(1 << 20):
+            # read1 returns the bytes that have arrived; requests would lose the last chunk of a broken connection.
+            while chunk := response.raw.read1(1 << 20):
                 file.write(chunk)
                 bar.update(len(chunk))
         except urllib3.exceptions.HTTPError as error:
@@ -166,12 +221,12 @@ def _store(answer: requests.Response, part: Path, have: int, before: int) -> boo
     now = part.stat().st_size
     if not reason and total in (None, now):
         return True
-    if now > before:
+    if now > size_before:
         return False
-    raise _PassingError(reason or f"{now} of {total} bytes came")
+    raise _TemporaryError(reason or f"{now} of {total} bytes came")
 
 
-def _strong_etag(answer: requests.Response) -> str | None:
-    """The answer's validator, if a part of the same version can be asked for by it (RFC 9110, section 13.1.5)."""
-    etag = answer.headers.get("ETag", "")
-    return etag if etag.startswith('"') else answer.headers.get("Last-Modified")
+def _strong_etag(response: requests.Response) -> str | None:
+    """Return the validator with which parts of the same version can be requested (RFC 9110, section 13.1.5)."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag.startswith('"') else response.headers.get("Last-Modified")

@@ -1,4 +1,4 @@
-"""Journal to MLflow."""
+"""Forwarding a journal to MLflow."""
 
 from __future__ import annotations
 
@@ -11,57 +11,71 @@ from PIL import Image
 from pipeline import storage
 from pipeline.tracking.journal import JournalReader, JournalRecord
 from pipeline.tracking.mlflow_store import TrackedRun
+from pipeline.tracking.notes import SentImages
+
+_PAUSE_S = 15
+"""Seconds without attempts after MLflow did not answer."""
+_PATIENCE_S = 60
+"""Seconds for which `forward_rest` waits for MLflow."""
 
 
 class Forwarder:
-    """Sends a journal to a run, in order, and keeps what the server could not take for the next call."""
+    """Sends the records of a journal to an MLflow run in order.
+
+    Records that MLflow does not accept at the moment are sent by a later call.
+
+    Args:
+        journal_url: path or fsspec URL of the journal's folder.
+        run: the run that receives the records.
+    """
 
     def __init__(self, journal_url: str, run: TrackedRun) -> None:
         self._reader = JournalReader(journal_url)
         self._run = run
-        self._waiting: list[JournalRecord] = []
+        self._unsent: list[JournalRecord] = []
         self._retry_at = 0.0
-        # Unlike metrics, an image sent twice would stand there twice.
-        self._images_note = f"{journal_url}/images/sent-{run.id}.json"
-        self._images_sent: list[str] = storage.read_json(self._images_note) or []
+        # MLflow replaces a metric that is sent twice, but would show an image twice.
+        self._note_url = f"{journal_url}/images/sent-{run.id}.json"
+        note = storage.read_document(self._note_url, SentImages)
+        self._sent_images: list[str] = note.files if note else []
 
-    def pump(self) -> list[JournalRecord]:
-        """Read new records and try to send everything; returns the new ones."""
+    def forward_new(self) -> list[JournalRecord]:
+        """Read the new records, try to send all unsent ones, and return the new ones."""
         new = list(self._reader.new())
-        self._waiting += new
+        self._unsent += new
         if time.monotonic() >= self._retry_at:
-            while self._waiting:
-                if not self._send(self._waiting[0]):
-                    self._retry_at = time.monotonic() + 15
+            while self._unsent:
+                if not self._send(self._unsent[0]):
+                    self._retry_at = time.monotonic() + _PAUSE_S
                     break
-                self._waiting.pop(0)
+                self._unsent.pop(0)
         return new
 
-    def drain(self) -> bool:
-        """Try for a minute, or until everything is sent; whether all was. The journal keeps the rest."""
-        deadline = time.monotonic() + 60
+    def forward_rest(self) -> bool:
+        """Try for up to a minute to send all remaining records; return True if MLflow has them all."""
+        deadline = time.monotonic() + _PATIENCE_S
         self._retry_at = 0
-        self.pump()
-        while self._waiting and time.monotonic() < deadline:
+        self.forward_new()
+        while self._unsent and time.monotonic() < deadline:
             time.sleep(2)
-            self.pump()
-        if self._waiting:
+            self.forward_new()
+        if self._unsent:
             print(
-                f"{len(self._waiting)} records did not reach MLflow: they are in {self._reader.url}; "
-                "run the same command again to send them",
+                f"{len(self._unsent)} records did not reach MLflow; they are kept in {self._reader.url}: "
+                "rerun the same command to send them",
                 file=sys.stderr,
             )
-        return not self._waiting
+        return not self._unsent
 
     def _send(self, record: JournalRecord) -> bool:
         if not self._run.log_metrics(record.metrics, record.step, record.time):
             return False
         for key, file in record.images.items():
-            content = None if file in self._images_sent else storage.read(f"{self._reader.url}/{file}")
+            content = None if file in self._sent_images else storage.read(f"{self._reader.url}/{file}")
             if content is None:
                 continue
             if not self._run.log_image(Image.open(io.BytesIO(content)), key, record.step):
                 return False
-            self._images_sent.append(file)
-            storage.write_json(self._images_note, self._images_sent)
+            self._sent_images.append(file)
+            storage.write_document(self._note_url, SentImages(self._sent_images))
         return True

@@ -1,4 +1,7 @@
-"""The journal of a training: append-only records on its storage, from which an outage of MLflow is made good."""
+"""The journal of a training: an append-only log of metrics and images in the training's folder.
+
+If MLflow is unavailable, the journal keeps what MLflow did not receive.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from PIL import Image
 from pipeline import storage
 
 RecordKind = Literal["session", "train", "validation", "skipped"]
-"""The start of a session, means over the last steps, a validation, or a step that was not finite."""
+"""Start of a session, means over the last training steps, a validation, or a step that was not finite."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,20 @@ class JournalRecord:
 
     kind: RecordKind
     step: int
-    """Number of finished steps."""
+    """Number of finished optimizer steps."""
     time: int
     """Unix time in milliseconds."""
     metrics: dict[str, float]
     images: dict[str, str] = field(default_factory=dict)
-    """File in the journal's folder, by the key that MLflow shows."""
+    """File of each image in the journal's folder, by its key in MLflow."""
 
 
 class Journal:
-    """Writes the records of one training into a folder at any fsspec URL; it needs to be the only writer."""
+    """Writes the records of one training into a folder, which must have no other writer.
+
+    Args:
+        url: path or fsspec URL of the folder.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -41,18 +48,18 @@ class Journal:
     def append(
         self, kind: RecordKind, step: int, metrics: dict[str, float], images: dict[str, str] | None = None
     ) -> None:
-        """Add a record, which readers see after `flush`."""
+        """Add a record. Readers see it after `flush`."""
         self._pending.append(JournalRecord(kind, step, time.time_ns() // 1_000_000, metrics, images or {}))
 
     def flush(self) -> None:
-        """Write the added records as one file. File names sort by step, then by time."""
+        """Write the added records as one file. The names of the files sort by step, then by time."""
         if self._pending:
             lines = "".join(json.dumps(asdict(record)) + "\n" for record in self._pending)
             storage.write(f"{self.url}/{self._pending[0].step:09d}-{time.time_ns()}.jsonl", lines.encode())
             self._pending = []
 
     def save_image(self, name: str, image: Image.Image) -> str:
-        """Write an image beside the records and return the file name for a record."""
+        """Write an image as PNG and return its file for a record's `images`."""
         sink = io.BytesIO()
         image.save(sink, "PNG")
         storage.write(f"{self.url}/images/{name}.png", sink.getvalue())
@@ -60,7 +67,11 @@ class Journal:
 
 
 class JournalReader:
-    """Gives each record of a journal once; records of steps that were repeated after an interruption are skipped."""
+    """Reads each record of a journal once, and skips the records of steps repeated after an interruption.
+
+    Args:
+        url: path or fsspec URL of the journal's folder.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -68,7 +79,7 @@ class JournalReader:
         self._seen: set[tuple[str, int, int]] = set()
 
     def new(self) -> Iterator[JournalRecord]:
-        """Records since the last call, in order of steps.
+        """Yield the records since the last call, in order of steps.
 
         Raises:
             DamagedFileError: if a line of the journal is not a record.
@@ -80,7 +91,7 @@ class JournalReader:
             self._read.add(file)
             for line in (content or b"").splitlines():
                 record = storage.parse_document(line, JournalRecord, url)
-                session = record.time if record.kind == "session" else 0  # every session has a record of its own
+                session = record.time if record.kind == "session" else 0  # each session has a record of its own
                 key = (record.kind, record.step, session)
                 if key not in self._seen:
                     self._seen.add(key)

@@ -1,4 +1,4 @@
-"""The code that made a run."""
+"""Identification of the code that produces a run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import hashlib
 import subprocess
 from pathlib import Path
 
+_ROOT = Path(__file__).resolve().parents[2]
+
 
 @functools.cache
 def commit() -> str:
-    """Commit of the code at the first call, if it lies in a git checkout, else ""; "-dirty" if it was changed since."""
-    root = Path(__file__).resolve().parent.parent
+    """Return the git commit of the code, with "-dirty" if files differ from it, or "" outside a git checkout.
+
+    The value is that of the first call in this process.
+    """
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],
-            cwd=root,
+            cwd=_ROOT,
             capture_output=True,
             text=True,
             timeout=10,
@@ -25,8 +29,14 @@ def commit() -> str:
         return ""
 
 
-def _code() -> str:
-    """Hash of the package's sources: identifies the code where no git checkout is, as in a submitted job's copy."""
-    root = Path(__file__).resolve().parent.parent
-    files = sorted(file for package in ("pipeline", "sr_model") for file in (root / package).glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+def code_hash(root: Path = _ROOT) -> str:
+    """Return 12 hexadecimal digits that identify the Python files of `pipeline` and `sr_model`, sub-packages included.
+
+    They identify the code where there is no git checkout, such as in the copy that a submitted job runs.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(file for package in ("pipeline", "sr_model") for file in (root / package).rglob("*.py")):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()[:12]

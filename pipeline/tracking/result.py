@@ -1,4 +1,4 @@
-"""What a finished training left beside its weights."""
+"""The result of a finished training, stored beside its weights."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Best:
-    """The validation at which the held-out score was best."""
+    """The validation with the best score."""
 
     step: int
-    """Number of finished steps."""
+    """Number of optimizer steps before it."""
     value: float
-    """Score of the metric that selects, such as PSNR on Y in dB."""
+    """Value of `metric`, such as PSNR on Y in dB."""
     metric: str = "val/psnr_y"
-    """Name of the metric that selects."""
+    """Name of the metric that selects the best weights."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a training ended, and how it was run."""
+    """How a training ran and ended (result.json)."""
 
     steps: int
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     workers: int
     """World size of the last session."""
     device: str
@@ -32,13 +32,14 @@ class TrainingResult:
     precision: str
     """Precision of the forward and backward pass, such as "bf16" or "fp32"."""
     compiled: bool
-    """Whether torch.compile was used."""
+    """True if torch.compile was used."""
     micro_batch: int
     """Largest number of patches that a worker held at once."""
     skipped: int
-    """Steps that were skipped because a loss or gradient was not finite."""
+    """Number of steps that were skipped because a loss or gradient was not finite."""
     seconds_last_session: float
-    """Seconds of training after the last interruption, or of the whole training without one."""
+    """Duration of the last session in seconds; of the whole training if it was never interrupted."""
     best: Best | None = None
+    """The best validation, or None if there was none after the first step."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Validation metrics at the end, such as {"val/psnr_y": 27.1}."""
+    """Validation metrics after the last step, such as {"val/psnr_y": 27.1}."""

@@ -1,7 +1,7 @@
-"""Checkpoints of a training at any path or fsspec URL: whole or not there, checked when read, the newest ones kept.
+"""Checkpoints of a training at any path or fsspec URL: written whole, checked when read, the newest ones kept.
 
-A checkpoint is a folder named by its step. `state.json` is written last and makes it one: it holds the checksum of
-every other file. None is ever overwritten, so that those before it are safe whatever happens while one is written.
+A checkpoint is a folder named by its step. `state.json` is written last and completes it: it holds the checksums of
+the other files. No checkpoint is ever overwritten, so the earlier ones stay safe while one is written.
 """
 
 from __future__ import annotations
@@ -9,22 +9,46 @@ from __future__ import annotations
 import hashlib
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass, field
 
 from pipeline import storage
+from pipeline.tracking import Best
 
 Files = dict[str, bytes]
 
-State = dict[str, Any]
-"""What a checkpoint holds beside its files, JSON-like; "step" is the number of finished steps."""
+
+@dataclass(frozen=True)
+class SkipCounts:
+    """Steps without a finite gradient."""
+
+    total: int = 0
+    in_a_row: int = 0
+    """Since the last good step."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """The state of a training beside the files of a checkpoint."""
+
+    step: int
+    """Number of finished steps."""
+    skips: SkipCounts = field(default_factory=SkipCounts)
+    best: Best | None = None
+
+
+@dataclass(frozen=True)
+class _StateFile:
+    state: TrainingState
+    files: dict[str, str]
+    """SHA-256 of each file, hexadecimal."""
 
 
 class Checkpoints:
-    """The checkpoints of one training; one writer at a time.
+    """The checkpoints of one training, which has one writer at a time.
 
     Args:
-        url: folder that they lie in.
-        keep: how many, at least 1; older ones are removed.
+        url: folder of the checkpoints.
+        keep: number of checkpoints to keep, at least 1; older ones are removed.
     """
 
     def __init__(self, url: str, keep: int) -> None:
@@ -33,18 +57,18 @@ class Checkpoints:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def save(self, step: int, files: Files, state: State) -> None:
-        """Publish a checkpoint in the background.
+    def save(self, files: Files, state: TrainingState) -> None:
+        """Write a checkpoint in the background.
 
         Raises:
-            OSError: if the one before could not be written.
+            OSError: if the previous one could not be written.
         """
         self.wait()
         checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        self._writing = self._pool.submit(self._publish, files, {**state, "step": step, "files": checksums})
+        self._writing = self._pool.submit(self._write, files, _StateFile(state, checksums))
 
     def wait(self) -> None:
-        """Until what was saved is published.
+        """Wait until the last checkpoint is written.
 
         Raises:
             OSError: if it could not be written.
@@ -53,30 +77,31 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def restore(self) -> tuple[Files, State] | None:
-        """The newest whole checkpoint's files and state; None if there is none."""
+    def restore(self) -> tuple[Files, TrainingState] | None:
+        """Read the newest whole checkpoint; None if there is none."""
         for step in reversed(self.steps()):
             url = f"{self.url}/{step:09d}"
             try:
-                state: State | None = storage.read_json(f"{url}/state.json")
-            except ValueError:
-                state = None
-            if state is None:  # was being written when its writer was killed
+                found = storage.read_document(f"{url}/state.json", _StateFile)
+            except storage.DamagedFileError:
+                found = _StateFile(TrainingState(step), {"state.json": "damaged"})
+            if found is None:  # its writer was killed before it was complete
                 continue
-            files = {name: storage.read(f"{url}/{name}") or b"" for name in state["files"]}
-            if all(hashlib.sha256(files[name]).hexdigest() == checksum for name, checksum in state["files"].items()):
-                return files, state
-            print(f"the checkpoint {url} is damaged: going back to the one before", file=sys.stderr, flush=True)
+            files = {name: storage.read(f"{url}/{name}") or b"" for name in found.files}
+            if all(hashlib.sha256(files[name]).hexdigest() == checksum for name, checksum in found.files.items()):
+                return files, found.state
+            print(f"the checkpoint {url} is damaged: falling back to the previous one", file=sys.stderr, flush=True)
         return None
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints in the folder, finished or not, ascending."""
+        """Steps of the checkpoints in the folder, complete or not, ascending."""
         return [int(name) for name in storage.names(self.url) if name.isdecimal()]
 
-    def _publish(self, files: Files, state: State) -> None:
-        url = f"{self.url}/{state['step']:09d}"
+    def _write(self, files: Files, state: _StateFile) -> None:
+        step = state.state.step
+        url = f"{self.url}/{step:09d}"
         for name, content in files.items():
             storage.write(f"{url}/{name}", content)
-        storage.write_json(f"{url}/state.json", state)
-        for step in [step for step in self.steps() if step <= state["step"]][: -self._keep]:
-            storage.remove(f"{self.url}/{step:09d}")
+        storage.write_document(f"{url}/state.json", state)
+        for old in [other for other in self.steps() if other <= step][: -self._keep]:
+            storage.remove(f"{self.url}/{old:09d}")

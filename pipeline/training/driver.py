@@ -1,12 +1,7 @@
-"""Train SRResNet on a patch set: Ray Train runs the same loop on every worker, DDP joins their gradients.
-
-`python -m pipeline.train --config FILE` makes the patch set if need be, trains, and prints where the weights lie. The
-same command goes on after an interruption, and only says what it found when the training is finished.
-"""
+"""Running a training from the driver: Ray Train runs the workers, the driver forwards their journal to MLflow."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +9,22 @@ from typing import Any
 
 import fsspec
 import pyarrow.fs
-import ray.train  # after `cluster`, which sets what Ray reads when it is imported
+import ray.train
 import ray.train.torch
 
-from pipeline import cluster, storage
-from pipeline.data import sources
+from pipeline import cluster, storage, tracking
+from pipeline.data import benchmark_sets
 from pipeline.data.patchset import PatchSet
 from pipeline.networks import features
 from pipeline.settings import Config, UserError
+from pipeline.storage import one_line
 from pipeline.tracking import Forwarder, JournalRecord, TrackedRun, Tracker
-from pipeline.training.progress import _Progress
-from pipeline.training.runs import Trained, find, training_name
-from pipeline.training.worker import sample_order, train_loop
+from pipeline.training.methods import find_method
+from pipeline.training.planning import Plan
+from pipeline.training.progress import Progress
+from pipeline.training.runs import Trained, find_training, training_folder
+from pipeline.training.stopping import StoppableTrainer, StopTraining
+from pipeline.training.worker import LoopResult, TrainJob, sample_order, train_loop
 
 
 def train(
@@ -34,31 +33,36 @@ def train(
     parent: str = "",
     cell: str = "",
     watch: Callable[[JournalRecord], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Trained:
-    """Train to the end, or find that it was done; goes on from the newest checkpoint.
+    """Train to the end, resuming from the newest checkpoint; a finished training is found and returned.
 
     Args:
         config: the pipeline's configuration.
-        patch_set: what to train and validate on.
-        parent: MLflow run of the workflow or grid.
-        cell: short name of a grid's cell.
-        watch: called with the journal's records as they come, those of earlier sessions first.
+        patch_set: the patch set for training and validation.
+        parent: id of the MLflow run of the workflow or grid.
+        cell: label of a grid's cell.
+        watch: called with each record of the journal, including those of earlier sessions; it prints progress by
+            default.
+        should_stop: called about once a second; when it returns True, the training ends and frees its cores.
 
     Raises:
-        UserError: if configuration and patch set don't fit, or training diverged.
+        UserError: if the configuration does not fit the patch set or the cluster, or training diverged.
+        StopTraining: if `should_stop` returned True before the training ended.
     """
-    name = training_name(config, patch_set)
-    folder = f"{config.outputs}/trainings/{name}"
-    finished = find(config, patch_set)
+    find_method(config)
+    folder = training_folder(config, patch_set)
+    finished = find_training(config, patch_set)
     if finished and finished.tracked and (not parent or parent in finished.tracked):
         return finished
-    sample_order(config, patch_set)  # refuses what doesn't fit before anything starts
+    sample_order(config, patch_set)  # raises if they do not fit, before anything starts
     if not finished:
         cluster.connect_ahead(config)
-    with Tracker(config).run(folder, cell or name, tags(config, patch_set.name, cell), parent) as run:
+    name = folder.rpartition("/")[2]
+    with Tracker(config).run(folder, cell or name, run_tags(config, patch_set.name, cell), parent) as run:
         forwarder = Forwarder(f"{folder}/journal", run)
         if run.new or not finished:
-            run.describe(parameters(config), config)
+            run.describe(run_parameters(config), config)
             run.log_dataset(
                 ",".join(Path(source).name or source for source in config.source),
                 patch_set.name,
@@ -66,115 +70,134 @@ def train(
                 {"images": len(patch_set.images), "tiles": sum(patch_set.row_groups)},
             )
         if not finished:
-            _fit(config, patch_set, folder, name, forwarder, watch or _Progress().show)
-        trained = find(config, patch_set)
+            _fit(config, patch_set, folder, forwarder, watch or Progress().show, should_stop or (lambda: False))
+        trained = find_training(config, patch_set)
         if trained is None:
-            raise UserError(f"training {folder} ended without a result, expected result.json: run it again")
-        sent = _hand_over(trained, run, forwarder)
-    if sent and run.ended:
-        storage.write_json(f"{folder}/tracked.json", [*trained.tracked, parent])
+            raise UserError(f"training {folder} ended without a result, expected result.json: rerun the command")
+        complete = _send_rest(trained, run, forwarder)
+    if complete and run.ended:
+        tracking.mark_as_tracked(trained.folder, parent)
     return replace(trained, found=finished is not None)
 
 
-def tags(config: Config, patch_set: str, cell: str = "") -> dict[str, str]:
+def track_finished(
+    trained: Trained, config: Config, tags: dict[str, str], tracker: Tracker, parent: str, cell: str
+) -> None:
+    """Make an MLflow run of a training that was finished elsewhere.
+
+    Args:
+        trained: the training.
+        config: its configuration.
+        tags: tags of the run.
+        tracker: the MLflow store.
+        parent: id of the MLflow run of the grid.
+        cell: label of its cell.
+    """
+    with tracker.run(trained.folder, cell, tags, parent) as run:
+        run.describe(run_parameters(config), config)
+        complete = _send_rest(trained, run, Forwarder(f"{trained.folder}/journal", run))
+    if complete and run.ended:
+        tracking.mark_as_tracked(trained.folder, parent)
+
+
+def run_tags(config: Config, patch_set: str, cell: str = "") -> dict[str, str]:
     """Tags of a training's MLflow run.
 
     Args:
-        config: the training's.
-        patch_set: its name.
-        cell: short name of a grid's cell.
+        config: the training's configuration.
+        patch_set: name of its patch set.
+        cell: label of a grid's cell.
     """
     return {
         "stage": "train",
         "scale": str(config.scale),
-        "batch_norm": str(config.model.batch_norm),
+        "network": config.model.name,
+        "variant": config.model.label,
+        "method": config.train.method,
         "loss": "+".join(config.train.loss),
         "patch_set": patch_set,
         **({"cell": cell} if cell else {}),
     }
 
 
-def parameters(config: Config) -> dict[str, Any]:
-    """What shapes a training, by dotted keys: the parameters of its MLflow run."""
+def run_parameters(config: Config) -> dict[str, Any]:
+    """Parameters of a training's MLflow run: all that shapes the training, by dotted keys."""
     flat: dict[str, Any] = {"scale": config.scale}
     for section in ("preprocess", "data", "model", "train"):
         flat.update({f"{section}.{key}": value for key, value in getattr(config, section).model_dump().items()})
     return flat
 
 
-def track(trained: Trained, config: Config, run_tags: dict[str, str], tracker: Tracker, parent: str, cell: str) -> None:
-    """Make an MLflow run of a training that was finished elsewhere.
-
-    Args:
-        trained: the training.
-        config: its configuration.
-        run_tags: from `tags`, and more.
-        tracker: where to.
-        parent: MLflow run of the grid.
-        cell: short name of its cell.
-    """
-    with tracker.run(trained.folder, cell, run_tags, parent) as run:
-        run.describe(parameters(config), config)
-        sent = _hand_over(trained, run, Forwarder(f"{trained.folder}/journal", run))
-    if sent and run.ended:
-        storage.write_json(f"{trained.folder}/tracked.json", [*trained.tracked, parent])
-
-
-def _hand_over(trained: Trained, run: TrackedRun, forwarder: Forwarder) -> bool:
-    """Send what MLflow doesn't have yet of a finished training; whether all of it arrived."""
-    numbers = {key: value for key, value in trained.result.items() if type(value) in (int, float)}
-    final = {f"final/{key}": value for key, value in numbers.items()}
+def _send_rest(trained: Trained, run: TrackedRun, forwarder: Forwarder) -> bool:
+    """Send what MLflow does not have yet of a finished training, and tell whether all of it arrived."""
+    result = trained.result
+    final: dict[str, float] = {
+        "steps": result.steps,
+        "workers": result.workers,
+        "threads": result.threads,
+        "micro_batch": result.micro_batch,
+        "skipped": result.skipped,
+        "seconds_last_session": result.seconds_last_session,
+        **result.metrics,
+    }
     weights = storage.read(trained.weights)
     assert weights is not None
-    return forwarder.drain() and run.log_metrics(final) and run.log_file(weights, "model/model.safetensors")
+    return (
+        forwarder.forward_rest()
+        and run.log_metrics({f"final/{key}": value for key, value in final.items()})
+        and run.log_file(weights, "model/model.safetensors")
+    )
 
 
 def _fit(
     config: Config,
     patch_set: PatchSet,
     folder: str,
-    name: str,
     forwarder: Forwarder,
     watch: Callable[[JournalRecord], None],
+    should_stop: Callable[[], bool],
 ) -> None:
     """Run Ray Train, and meanwhile forward the journal."""
-    trainer = _trainer(features.prepare(config), patch_set, folder, name)
-    outcome: list[dict[str, Any] | Exception] = []
-    # Not in the main thread: Ray Train would take over its interrupt handler there.
-    thread = threading.Thread(target=lambda: outcome.append(_outcome(trainer)), name="ray-train", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(1.0)
-        for record in forwarder.pump():
+    trainer = make_trainer(features.prepare_terms(config), patch_set, folder)
+
+    def forward() -> None:
+        for record in forwarder.forward_new():
             watch(record)
-    _plan_of(outcome[0], folder)
+        if should_stop():
+            trainer.stop()
+            raise StopTraining(f"training {folder} was stopped")
+
+    cluster.run_in_thread(lambda: run_trainer(trainer, folder), "ray-train", forward)
 
 
-def _trainer(
-    config: Config, patch_set: PatchSet, folder: str, name: str, dry_run: bool = False
-) -> ray.train.torch.TorchTrainer:
+def make_trainer(config: Config, patch_set: PatchSet, folder: str, plan_only: bool = False) -> StoppableTrainer:
+    """Make the trainer of a training, or one that only plans.
+
+    Raises:
+        UserError: if the cluster has too little room, or a setting does not fit the number of workers.
+    """
     cluster.connect(config)
     workers, resources = cluster.training_resources(config)
     for key, value in (("data.lanes", config.data.lanes), ("train.global_batch", config.train.global_batch)):
         if value < workers:
             raise UserError(f"{key} is {value}, expected at least the number of workers, {workers}")
     shown = config.evaluate.benchmarks if config.evaluate.while_training else {}
-    benchmarks = {
-        name: [(p.name, p.hr, p.lr) for p in sources.find_benchmark(name, source, config.scale, config.downloads)]
-        for name, source in shown.items()
-    }
+    job = TrainJob(
+        config=config,
+        patch_set=patch_set.url,
+        folder=folder,
+        threads=int(resources["CPU"]),
+        benchmarks={
+            name: benchmark_sets.list_images(name, source, config.scale, config.downloads)
+            for name, source in shown.items()
+        },
+        plan_only=plan_only,
+    )
     fs, root = fsspec.url_to_fs(f"{config.outputs}/trainings")
     fewest = config.cluster.min_workers
-    return ray.train.torch.TorchTrainer(
+    return StoppableTrainer(
         train_loop,
-        train_loop_config={
-            "config": config.model_dump(mode="json"),
-            "patch_set": patch_set.url,
-            "folder": folder,
-            "benchmarks": benchmarks,
-            "threads": int(resources["CPU"]),
-            "dry_run": dry_run,
-        },
+        train_loop_config={"job": job},
         torch_config=ray.train.torch.TorchConfig(timeout_s=config.cluster.timeout_s),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(fewest, workers) if fewest else workers,
@@ -183,7 +206,7 @@ def _trainer(
             elastic_resize_monitor_interval_s=config.cluster.resize_s,
         ),
         run_config=ray.train.RunConfig(
-            name=name,
+            name="dry-run" if plan_only else folder.rpartition("/")[2],
             storage_path=root,
             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)),
             failure_config=ray.train.FailureConfig(
@@ -193,25 +216,22 @@ def _trainer(
     )
 
 
-def _outcome(trainer: ray.train.torch.TorchTrainer) -> dict[str, Any] | Exception:
+def run_trainer(trainer: StoppableTrainer, folder: str) -> Plan:
+    """Run a trainer to its end, and return the plan that the workers followed.
+
+    Raises:
+        UserError: for a mistake that the workers found, or if more workers failed than the configuration allows.
+    """
     try:
-        returned: dict[str, Any] = trainer.fit().return_value
-        return returned
-    except Exception as error:  # to be told apart in the main thread
-        return error
-
-
-def _plan_of(outcome: dict[str, Any] | Exception, folder: str) -> dict[str, Any]:
-    if isinstance(outcome, ray.train.TrainingFailedError):
-        failures = getattr(outcome, "worker_failures", None) or {0: outcome}
+        result: LoopResult = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", None) or {0: error}
         rank, failure = min(failures.items())
         raise UserError(
-            f"training failed: worker {rank}: {' '.join(str(failure).split())[-400:]}; expected no more than "
-            f"cluster.max_failures lost workers; the same command goes on from the newest checkpoint in {folder}"
-        ) from outcome
-    if isinstance(outcome, Exception):
-        raise outcome
-    if "mistake" in outcome:
-        raise UserError(outcome["mistake"])
-    plan: dict[str, Any] = outcome["plan"]
-    return plan
+            f"training failed: worker {rank}: {one_line(failure, 10**6)[-400:]}; expected no more than "
+            f"cluster.max_failures lost workers; rerun the command to resume from the newest checkpoint in {folder}"
+        ) from error
+    if result.mistake:
+        raise UserError(result.mistake)
+    assert result.plan is not None
+    return result.plan

@@ -1,4 +1,4 @@
-"""How much memory this process has used at most, and how much it may use: of a CUDA device, else of the machine."""
+"""Memory of this process on its device, a GPU or the machine: its peak use, and how much it may use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def peak_mb(device: torch.device) -> float:
-    """MB at the peak since `reset_peak`, or since the start where this system cannot reset it."""
+    """Peak use in MB since `reset_peak`, or since the start on systems that cannot reset it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / 1e6
     with suppress(OSError):
@@ -25,23 +25,23 @@ def peak_mb(device: torch.device) -> float:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin a new peak at what is used now."""
+    """Start a new peak at the current use."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    with suppress(OSError, AttributeError):  # what was freed, but kept by glibc for later, would hide the next peak
+    with suppress(OSError, AttributeError):  # memory that glibc keeps after it was freed would hide the next peak
         ctypes.CDLL(None).malloc_trim(0)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def available_mb(device: torch.device, workers: int) -> float:
-    """MB this process may use, what it holds now included, if `workers` such processes share the machine's memory."""
+    """MB that this process may use, including its current use, if `workers` such processes share the memory."""
     if device.type == "cuda":
         unused, _ = torch.cuda.mem_get_info(device)
         return (unused + torch.cuda.memory_reserved(device)) / 1e6
     free: float = psutil.virtual_memory().available
-    with suppress(OSError, ValueError):  # the limit of a container; absent, or "max" for none
+    with suppress(OSError, ValueError):  # the limit of a container; the file is absent or says "max" if there is none
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
         free = min(free, limit)

@@ -1,4 +1,4 @@
-"""Throughput."""
+"""Means over the steps since the last record, and where their time went."""
 
 from __future__ import annotations
 
@@ -10,48 +10,68 @@ from typing import TypeVar
 import torch
 
 from pipeline.training import memory
-from pipeline.training.learner import Learner, StepResult
+from pipeline.training.learner import StepResult
+from pipeline.training.ranks import Ranks
 
 T = TypeVar("T")
 
+_SHOWN_WORKERS = 16
+"""Largest world size for which each worker's throughput is recorded."""
 
-class _Meter:
-    """Means of what was trained since the last record, and where the time went."""
+_FLUSH_S = 5
+"""Seconds between flushes of the journal; more of them would make many small files."""
 
-    def __init__(self, batch: int, steps: int) -> None:
-        self._batch, self._total = batch, steps
+
+class Meter:
+    """Collects what the steps of this rank return.
+
+    Args:
+        ranks: this process among the ranks.
+        batch: global batch.
+        steps: optimizer steps of the training.
+    """
+
+    def __init__(self, ranks: Ranks, batch: int, steps: int) -> None:
+        self._ranks, self._batch, self._total = ranks, batch, steps
         self._next_flush = 0.0
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
+        self._norms: dict[str, torch.Tensor] = {}
         self._good: dict[str, int] = {}
         self._count = self._samples = 0
         self._waited = self._excluded = 0.0
         self._start = time.monotonic()
 
     def add(self, result: StepResult, samples: int) -> None:
-        """Count a step of this rank."""
+        """Count a step, of which this rank had so many samples."""
         self._count += 1
         self._samples += samples
         if result.skipped:
             return
-        for name, value in {"objective": result.objective, **result.terms, "norm": result.gradient_norm}.items():
-            self._good[name] = self._good.get(name, 0) + 1  # a term may take part from a later step on
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        for collected, values in ((self._sums, result.sums), (self._norms, result.norms)):
+            for name, value in values.items():
+                self._good[name] = self._good.get(name, 0) + 1  # a term may join at a later step
+                collected[name] = collected[name] + value if name in collected else value
 
-    def read(self, learner: Learner) -> dict[str, float]:
-        """Take the means and begin anew; every rank must call it at the same step."""
+    def read(self) -> dict[str, float]:
+        """Return the means as metrics and start over; every rank has to call it at the same step."""
         seconds = time.monotonic() - self._start - self._excluded
-        mine = [self._samples / seconds, self._waited / seconds, memory.peak_mb(learner.device)]
-        ranks = learner.gather([*self._sums.values(), *mine])
-        metrics = {
-            f"train/{name}": sum(values) / self._good[name]
-            for name, values in zip(self._sums, zip(*ranks, strict=True), strict=False)
-        }
-        if "train/norm" in metrics:
-            metrics["train/gradient_norm"] = metrics.pop("train/norm") / learner.world
-        rates, waits, peaks = zip(*(values[-3:] for values in ranks), strict=True)
+        rate, waited = self._samples / seconds, self._waited / seconds
+        own: list[torch.Tensor | float] = [
+            *self._sums.values(),
+            *self._norms.values(),
+            rate,
+            waited,
+            memory.peak_mb(self._ranks.device),
+        ]
+        columns = list(zip(*self._ranks.gather_numbers(own), strict=True))
+        rates, waits, peaks = columns[-3:]
+        totals = [sum(column) for column in columns[: len(self._sums)]]
+        norms = [column[0] for column in columns[len(self._sums) : -3]]
+        means = zip((*self._sums, *self._norms), (*totals, *norms), strict=True)
+        metrics = {f"train/{name}": value / self._good[name] for name, value in means}
         metrics |= {
             "train/steps_per_s": self._count / seconds,
             "train/patches_per_s": self._count * self._batch / seconds,
@@ -59,14 +79,14 @@ class _Meter:
             "train/peak_memory_mb": max(peaks),
             "train/steps_total": float(self._total),
         }
-        if 1 < learner.world <= _SHOWN_WORKERS:
+        if 1 < self._ranks.world_size <= _SHOWN_WORKERS:
             for rank, (rate, wait) in enumerate(zip(rates, waits, strict=True)):
                 metrics |= {f"worker_{rank}/patches_per_s": rate, f"worker_{rank}/data_wait_share": wait}
-        self._begin()
+        self._reset()
         return metrics
 
-    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
-        """Pass on what is waited for, and count the time."""
+    def time_waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """Pass on the batches, and count the time spent waiting for each."""
         iterator = iter(batches)
         while True:
             start = time.monotonic()
@@ -79,18 +99,14 @@ class _Meter:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what isn't training."""
+        """Leave the time of this block out of the throughput."""
         start = time.monotonic()
         yield
         self._excluded += time.monotonic() - start
 
     def flush_due(self) -> bool:
-        """Whether to publish the journal: every few seconds, so that files stay few."""
+        """Tell whether some seconds have passed since the last flush of the journal, and count from now."""
         if time.monotonic() < self._next_flush:
             return False
-        self._next_flush = time.monotonic() + 5
+        self._next_flush = time.monotonic() + _FLUSH_S
         return True
-
-
-_SHOWN_WORKERS = 16
-"""Up to so many, each worker's throughput is logged; of more, only the slowest's."""

@@ -1,4 +1,4 @@
-"""Lines on the screen."""
+"""Progress of a training as lines on the screen."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import time
 
 from pipeline.tracking import JournalRecord
 
+_EVERY_S = 10
+"""Seconds between lines about the steps."""
 
-class _Progress:
-    """Prints a line now and then."""
+
+class Progress:
+    """Prints a line for each session, validation and skipped step, and one every few seconds for the other steps."""
 
     def __init__(self) -> None:
         self._next = 0.0
         self._psnr = ""
 
     def show(self, record: JournalRecord) -> None:
+        """Print what a record of the journal tells, if it is time."""
         metrics, step = record.metrics, record.step
         if record.kind == "validation":
             if "val/psnr_y" in metrics:
@@ -22,12 +26,12 @@ class _Progress:
                 print(f"train: step {step}, held-out PSNR(Y) {metrics['val/psnr_y']:.3f} dB", flush=True)
         elif record.kind == "session":
             workers = f"{metrics['train/workers']:.0f} workers"
-            print(f"train: {f'going on from step {step}' if step else 'starting'} with {workers}", flush=True)
+            print(f"train: {f'resuming from step {step}' if step else 'starting'} with {workers}", flush=True)
         elif record.kind == "skipped":
             culprit = next(iter(metrics)).removeprefix("skipped/")
             print(f"train: step {step} skipped: {culprit} not finite", flush=True)
-        elif record.kind == "train" and "train/objective" in metrics and time.monotonic() >= self._next:
-            self._next = time.monotonic() + 10
+        elif "train/objective" in metrics and time.monotonic() >= self._next:
+            self._next = time.monotonic() + _EVERY_S
             total, rate = metrics["train/steps_total"], metrics["train/steps_per_s"]
             print(
                 f"train: step {step} of {total:.0f}, loss {metrics['train/objective']:.5f}, "

@@ -1,4 +1,4 @@
-"""A training by its name: what shapes it, and what it left."""
+"""Trainings by name: what shapes the weights of one, and what a finished one left in its folder."""
 
 from __future__ import annotations
 
@@ -7,21 +7,36 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import storage
+from pydantic import JsonValue
+
+from pipeline import storage, tracking
 from pipeline.data.patchset import PatchSet
 from pipeline.networks import features
 from pipeline.settings import Config, UserError
 from pipeline.storage import fingerprint
-from pipeline.tracking import JournalReader, JournalRecord
+from pipeline.tracking import JournalReader, JournalRecord, TrainingResult
+from pipeline.training.methods import METHODS
+from sr_model.networks import DEFAULT
 
 ALGORITHM = 2
-"""Version of what the same configuration trains to; part of a training's name."""
+"""Version of the training algorithm. A change that gives other weights for the same configuration increases it."""
 
+Identity = dict[str, JsonValue]
+"""All that shapes the weights of a training: algorithm, patch set, and the sections data, model and train."""
 
 _NOT_SHAPING = {
     "data": {"hold", "hold_mb", "scratch"},
-    "train": {"validate_every", "checkpoint_every", "log_every", "keep", "memory_mb", "recompute", "max_skipped"},
+    "train": {
+        "validate_every",
+        "checkpoint_every",
+        "log_every",
+        "keep_checkpoints",
+        "memory_mb",
+        "recompute",
+        "max_skipped",
+    },
 }
+"""Settings that change how a training runs, but not its weights."""
 
 
 @dataclass(frozen=True)
@@ -30,106 +45,134 @@ class Trained:
 
     name: str
     folder: str
-    result: dict[str, Any]
-    """Steps, seconds of the last session, workers, device, held-out metrics at the end."""
+    """Path or URL."""
+    result: TrainingResult
     found: bool
-    """Whether it had been finished before."""
+    """Whether it was finished before this command."""
     tracked: list[str]
-    """Ids of the MLflow runs below which MLflow has all of it; "" for none above."""
+    """Ids of the parent runs below which MLflow has all of the training; "" stands for no parent."""
 
     @property
     def weights(self) -> str:
-        """The moving average's weights, .safetensors."""
+        """Path or URL of the weights of the moving average, a .safetensors file."""
         return f"{self.folder}/model.safetensors"
 
     @property
     def seconds(self) -> float:
-        """Time of all sessions, from the workers' start to the last record; steps that were made again count twice."""
-        times = sorted((int(record.time), record.kind == "session") for record in self.history())
+        """Seconds of all sessions, from the workers' start to the last record; repeated steps count twice."""
+        times = sorted((record.time, record.kind == "session") for record in self.history())
         return sum((b - a) / 1000 for (a, _), (b, begins) in itertools.pairwise(times) if not begins)
 
     def history(self) -> list[JournalRecord]:
         """The journal's records in order of steps."""
-        return history(self.folder)
+        return read_history(self.folder)
 
 
 def training_name(config: Config, patch_set: PatchSet) -> str:
-    """Name of a training by all that shapes its weights; how it is run (workers, cadence) does not."""
-    norm = "bn" if config.model.batch_norm else "nobn"
-    mark = fingerprint(identity(config, patch_set.name))
-    return f"{config.name}-x{config.scale}-{norm}-{'+'.join(config.train.loss)}-{mark}"
-
-
-def identity(config: Config, patch_set: str) -> dict[str, Any]:
-    """What shapes a training's weights on a patch set of this name, files by their content.
+    """Name a training by all that shapes its weights, which leaves out workers and cadence.
 
     Raises:
-        UserError: if a file isn't there.
+        UserError: if a file that shapes the weights does not exist.
     """
-    shaped = shaping(config, patch_set)
-    if "perceptual" in config.train.loss:
-        shaped["train"]["perceptual"]["weights"] = features.identity(config.train.perceptual)
+    mark = fingerprint(identify(config, patch_set.name))
+    return f"{config.name}-x{config.scale}-{config.model.label}-{'+'.join(config.train.loss)}-{mark}"
+
+
+def training_folder(config: Config, patch_set: PatchSet) -> str:
+    """Path or URL of the training that a configuration describes, finished or not."""
+    return f"{config.outputs}/trainings/{training_name(config, patch_set)}"
+
+
+def identify(config: Config, patch_set: str) -> Identity:
+    """All that shapes a training's weights, with files by their content.
+
+    Args:
+        config: the pipeline's configuration.
+        patch_set: name of the patch set.
+
+    Raises:
+        UserError: if a file does not exist.
+    """
+    shaping = shaping_settings(config, patch_set)
+    train: Any = shaping["train"]
+    for name, needed in config.train.pretrained().items():
+        train[name]["weights"] = features.identify(needed)
     if config.train.init_from:
         weights = storage.read(config.train.init_from)
         if weights is None:
             raise UserError(f"train.init_from is {config.train.init_from}, expected an existing .safetensors file")
-        shaped["train"]["init_from"] = hashlib.sha256(weights).hexdigest()
-    return shaped
+        train["init_from"] = hashlib.sha256(weights).hexdigest()
+    return shaping
 
 
-def shaping(config: Config, patch_set: str) -> dict[str, Any]:
-    """What shapes a training's weights on a patch set of this name, files that it reads by their names."""
-    settings: dict[str, Any] = {
+def shaping_settings(config: Config, patch_set: str) -> Identity:
+    """All that shapes a training's weights, with files by their names.
+
+    The names of the default network and of the default method are left out.
+
+    Args:
+        config: the pipeline's configuration.
+        patch_set: name of the patch set.
+    """
+    unused = set(config.train.unused_sections())
+    default_method = {"method"} if config.train.method == next(iter(METHODS)) else set()
+    default_network = {"name"} if config.model.name == DEFAULT else set()
+    return {
         "algorithm": ALGORITHM,
         "patch_set": patch_set,
         "data": config.data.model_dump(mode="json", exclude=_NOT_SHAPING["data"]),
-        "model": config.model.model_dump(mode="json"),
-        "train": config.train.model_dump(mode="json", exclude=_NOT_SHAPING["train"]),
+        "model": config.model.model_dump(mode="json", exclude=default_network),
+        "train": config.train.model_dump(mode="json", exclude=_NOT_SHAPING["train"] | unused | default_method),
     }
-    if "perceptual" not in config.train.loss:
-        del settings["train"]["perceptual"]
-    return settings
 
 
-def is_same(known: dict[str, Any], known_config: Config, config: Config, patch_set: str) -> bool:
-    """Whether a training that was made elsewhere is the one that a configuration describes.
+def describes_same(known: Identity, known_config: Config, config: Config, patch_set: str) -> bool:
+    """Tell whether a recorded training is the one that a configuration describes.
 
-    Settings that there were not yet have their defaults. Files are compared by content, and taken for the same where
-    the configuration's aren't at hand.
+    Settings that did not exist when it was recorded have their defaults. Files are compared by content; if the
+    configuration's files do not exist here, it is enough that both name a file.
 
     Args:
-        known: the other's `identity`.
-        known_config: its configuration, whose files may be elsewhere.
-        config: the configuration.
-        patch_set: name of its patch set.
+        known: identity of the recorded training.
+        known_config: its configuration.
+        config: the configuration to compare with.
+        patch_set: name of that configuration's patch set.
     """
-    theirs, mine = shaping(known_config, known["patch_set"]), shaping(config, patch_set)
-    theirs["algorithm"] = known["algorithm"]
+    theirs = {
+        **shaping_settings(known_config, str(known["patch_set"])),
+        "algorithm": known["algorithm"],
+    }
+    own = shaping_settings(config, patch_set)
     try:
-        contents = known["train"], identity(config, patch_set)["train"]
-    except UserError:  # nobody can tell: both have some file, or both none
+        contents: tuple[Any, Any] = known["train"], identify(config, patch_set)["train"]
+    except UserError:
         contents = {}, {}
-    for settings, content in zip((theirs["train"], mine["train"]), contents, strict=True):
-        settings["init_from"] = content.get("init_from") if content else settings["init_from"] is not None
-        if "perceptual" in settings:
-            settings["perceptual"]["weights"] = content["perceptual"]["weights"] if content else ""
-    return theirs == mine
+    trains: tuple[Any, Any] = theirs["train"], own["train"]
+    for train, content, its_config in zip(trains, contents, (known_config, config), strict=True):
+        train["init_from"] = content.get("init_from") if content else train["init_from"] is not None
+        for name in its_config.train.pretrained():
+            train[name]["weights"] = content[name]["weights"] if content else ""
+    return theirs == own
 
 
-def history(folder: str) -> list[JournalRecord]:
+def read_history(folder: str) -> list[JournalRecord]:
     """The records of a training, finished or not, in order of steps."""
-    return sorted(JournalReader(f"{folder}/journal").new(), key=lambda record: int(record.step))
+    return sorted(JournalReader(f"{folder}/journal").new(), key=lambda record: record.step)
 
 
-def find(config: Config, patch_set: PatchSet) -> Trained | None:
-    """The finished training that the configuration describes, if there is one."""
-    return find_at(f"{config.outputs}/trainings/{training_name(config, patch_set)}")
+def find_training(config: Config, patch_set: PatchSet) -> Trained | None:
+    """The finished training that a configuration describes; None if there is none."""
+    return open_training(training_folder(config, patch_set))
 
 
-def find_at(folder: str) -> Trained | None:
-    """The finished training in a folder, if there is one."""
-    result = storage.read_json(f"{folder}/result.json")
-    if not result:
+def open_training(folder: str) -> Trained | None:
+    """The finished training in a folder; None if there is none.
+
+    Raises:
+        DamagedFileError: if its result cannot be read.
+    """
+    result = storage.read_document(f"{folder}/result.json", TrainingResult)
+    if result is None:
         return None
-    tracked = storage.read_json(f"{folder}/tracked.json") or []
+    tracked = tracking.parents_of_tracked(folder)
     return Trained(folder.rpartition("/")[2], folder, result, found=True, tracked=tracked)

@@ -1,4 +1,4 @@
-"""What changes with the step."""
+"""Values that change with the step: the learning rate, and the decay of the moving average."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from pipeline.settings import Train
 
 
 def learning_rate(step: int, steps: int, settings: Train) -> float:
-    """Linear warm-up, the peak, then a fall: linear, or a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+    """Learning rate of step number `step` (from 0) of `steps`.
+
+    It rises linearly during the warm-up, stays at its peak, then falls: linearly, or along half a cosine (Loshchilov
+    and Hutter 2017, arXiv:1608.03983).
+    """
     growth = settings.global_batch / settings.lr_batch
     peak = settings.lr * {"none": 1.0, "sqrt": math.sqrt(growth), "linear": growth}[settings.lr_scaling]
     warmup = max(round(settings.warmup * steps), 1)
@@ -18,12 +22,6 @@ def learning_rate(step: int, steps: int, settings: Train) -> float:
     progress = max(step - start, 0) / max(steps - start, 1)
     height = 1 - progress if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return peak * (settings.lr_final + (1 - settings.lr_final) * height)
-
-
-def active_terms(step: int, steps: int, settings: Train) -> dict[str, float]:
-    """Weights of the objective's terms at a step: "perceptual" takes part from its start on."""
-    early = step < round(settings.perceptual.start * steps)
-    return {name: weight for name, weight in settings.loss.items() if not (early and name == "perceptual")}
 
 
 def ema_decay(step: int, decay: float) -> float:

@@ -1,86 +1,101 @@
-"""What runs on every worker of a training: one optimizer step after the other, seen to, kept and made good.
+"""The loop that every worker of a training runs: steps, validations, checkpoints and records.
 
-Ranks see the same numbers where they decide something, so that none goes on while another stops.
+Wherever the ranks take a decision, they see the same numbers, so none continues while another stops.
 """
 
 from __future__ import annotations
 
 import copy
-import faulthandler
 import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
 
-import safetensors.torch
 import torch
-import torch.distributed as dist
 
 from pipeline import storage
 from pipeline.data import patchset
-from pipeline.data.images import RejectedImageError
-from pipeline.data.patchset import HeldOutImage, PatchSet
-from pipeline.data.reader import BatchReader, hold
+from pipeline.data.benchmark_sets import BenchmarkImage
+from pipeline.data.patchset import PatchSet
+from pipeline.data.reader import BatchReader
 from pipeline.data.sampler import SampleOrder
-from pipeline.evaluation import scoring
-from pipeline.networks import upscaling
-from pipeline.networks.weights import build_network, contiguous, load_weights
+from pipeline.data.tiles import open_tiles
+from pipeline.networks.weights import build_network, load_weights, to_safetensors
 from pipeline.settings import Config, UserError
-from pipeline.tracking import Journal
-from pipeline.training.checkpoints import Checkpoints
+from pipeline.tracking import Best, Journal, RecordKind, TrainingResult
+from pipeline.training.checkpoints import Checkpoints, TrainingState
 from pipeline.training.learner import Learner
-from pipeline.training.meter import _Meter
-from pipeline.training.planning import Plan, Rank, decide
-from sr_model.srresnet import SRResNet
+from pipeline.training.meter import Meter
+from pipeline.training.planning import Plan, plan_training
+from pipeline.training.ranks import Ranks
+from pipeline.training.validation import HELD_OUT, Validation, Validator, stop_watching, watch_for_hangs
+from sr_model.networks import SuperResolver
 
-T = TypeVar("T")
+_SELECTION = f"{HELD_OUT}/psnr_y"
+"""Metric that chooses the best weights."""
 
-_SHOWN_IMAGES = 3
+
+@dataclass(frozen=True)
+class TrainJob:
+    """The work of all workers of a training."""
+
+    config: Config
+    patch_set: str
+    """URL of the patch set."""
+    folder: str
+    """Path or URL of the training."""
+    threads: int
+    """CPU threads of a worker without a GPU."""
+    benchmarks: dict[str, list[BenchmarkImage]] = field(default_factory=dict)
+    """Images that validations score for display only, by the name of their set."""
+    plan_only: bool = False
+    """Whether to plan and measure without training."""
 
 
-def train_loop(job: dict[str, Any]) -> dict[str, Any]:
-    """Train, or only plan; what Ray Train runs on every worker.
+@dataclass(frozen=True)
+class LoopResult:
+    """The end of a worker's loop: the plan, or a mistake that no restart would mend."""
+
+    plan: Plan | None = None
+    mistake: str | None = None
+    """One sentence."""
+
+
+def train_loop(arguments: dict[str, TrainJob]) -> LoopResult:
+    """Train, or only plan; Ray Train calls it on every worker.
 
     Args:
-        job: "config", "patch_set" (URL), "folder" (URL of the training), "benchmarks" ({set: [(name, HR, LR)]}),
-            "threads" (of a CPU worker), "dry_run".
-
-    Returns:
-        {"mistake": sentence} for what no restart would mend, else {"plan": what was decided}.
+        arguments: {"job": the work}, since Ray Train passes a dictionary.
     """
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # compile here, not in processes of one's own
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # compile in this process, without a pool of others
     import ray.train.torch
 
+    job = arguments["job"]
     context = ray.train.get_context()
-    me = Rank(
+    ranks = Ranks(
         ray.train.torch.get_device(),
         context.get_world_rank(),
         context.get_world_size(),
         context.get_local_world_size(),
     )
-    if me.device.type == "cpu":
-        torch.set_num_threads(job["threads"])
-    config = Config(**job["config"])
-    mistake = None
+    if ranks.device.type == "cpu":
+        torch.set_num_threads(job.threads)
     try:
-        patch_set = patchset.load(job["patch_set"])
-        if config.train.init_from:
-            load_weights(build_network(config.scale, config.model, 0), config.train.init_from)
-    except UserError as error:  # perhaps on this node only: the others must not wait
-        mistake = str(error)
-    mistake = next(filter(None, _from_all(mistake, me)), None)
-    if mistake:
-        return {"mistake": mistake}
-    try:
-        worker = Worker(config, patch_set, job["folder"], me, job["benchmarks"])
-        return {"plan": asdict(worker.plan(measure=True) if job["dry_run"] else worker.run())}
-    except UserError as error:  # which all ranks raise alike
-        return {"mistake": str(error)}
+        patch_set = ranks.call_on_all(lambda: _check_inputs(job))
+        worker = Worker(job.config, patch_set, job.folder, ranks, job.benchmarks)
+        return LoopResult(plan=worker.plan(measure=True) if job.plan_only else worker.run())
+    except UserError as error:  # all ranks raise it alike
+        return LoopResult(mistake=str(error))
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        stop_watching()
+
+
+def _check_inputs(job: TrainJob) -> PatchSet:
+    """Open what a training reads, which may fail on some node only."""
+    config = job.config
+    if config.train.init_from:
+        load_weights(build_network(config.scale, config.model, 0), config.train.init_from)
+    return patchset.load(job.patch_set)
 
 
 class Worker:
@@ -88,10 +103,10 @@ class Worker:
 
     Args:
         config: the pipeline's configuration.
-        patch_set: what to train and validate on.
+        patch_set: the patch set for training and validation.
         folder: path or URL of the training.
-        me: device and place among the workers; a process group must exist if there are several.
-        benchmarks: images that are scored for display, {set: [(name, HR, LR or None)]}.
+        ranks: this process among the ranks.
+        benchmarks: images that are scored for display only, by the name of their set.
     """
 
     def __init__(
@@ -99,250 +114,200 @@ class Worker:
         config: Config,
         patch_set: PatchSet,
         folder: str,
-        me: Rank,
-        benchmarks: dict[str, list[tuple[str, str, str | None]]] | None = None,
+        ranks: Ranks,
+        benchmarks: dict[str, list[BenchmarkImage]] | None = None,
     ) -> None:
-        self.config, self.patch_set, self.folder, self.me = config, patch_set, folder, me
+        self.config, self.patch_set, self.folder, self.ranks = config, patch_set, folder, ranks
         self.order = sample_order(config, patch_set)
-        self.journal = Journal(f"{folder}/journal")
-        self.checkpoints = Checkpoints(f"{folder}/checkpoints", config.train.keep + 1)
-        held_out = [("val", name, "", None) for name in patch_set.holdout_names]
-        shown = [(f"bench/{s}", *image) for s, images in (benchmarks or {}).items() for image in images]
-        self.images: list[tuple[str, str, str, str | None]] = [*held_out, *shown]
-        self.best: dict[str, float] = {}
+        self._journal = Journal(f"{folder}/journal")
+        self._checkpoints = Checkpoints(f"{folder}/checkpoints", config.train.keep_checkpoints + 1)
+        self._validator = Validator(config, patch_set, benchmarks or {}, ranks, self._journal)
+        self._best: Best | None = None
 
     def run(self) -> Plan:
-        """Train from the newest checkpoint, or the start, to the end.
+        """Train from the newest checkpoint, or from the start, to the end.
 
         Raises:
             UserError: on all ranks alike, if training diverged or checkpoints cannot be written.
         """
-        settings, me = self.config.train, self.me
-        plan = self._settled_plan()
-        learner = Learner(self.config, plan.steps, me.device, me.world, plan.bf16, plan.compiled)
+        settings, ranks = self.config.train, self.ranks
+        plan = self._load_or_make_plan()
+        learner = Learner(self.config, plan.steps, ranks, plan.precision, plan.compiled)
         done = self._restore(learner)
-        reader = self._reader(plan)
-        self._say("session", done, {"train/workers": me.world}, flush=True)
+        reader = self.make_reader(plan.micro_batch)
+        self._record("session", done, {"train/workers": ranks.world_size}, flush=True)
         untrained = copy.deepcopy(learner.ema) if done == 0 else None  # scored after the first step
-        scores = self._validate(learner.ema, done) if done == plan.steps else {}
-        meter = _Meter(settings.global_batch, plan.steps)
+        metrics = self._validate(learner.ema, done) if done == plan.steps else {}
+        meter = Meter(ranks, settings.global_batch, plan.steps)
         started = time.monotonic()
-        batches = meter.waiting(self._watched(reader.read(done, plan.steps)))
+        batches = watch_for_hangs(reader.read(done, plan.steps), self.config.cluster.timeout_s)
+        batches = meter.time_waiting(batches)
         while done < plan.steps:
             sizes = reader.sizes(done)
             result = learner.step(done, batches, len(sizes))
             done += 1
             meter.add(result, sum(sizes))
             if result.skipped:
-                self._skipped(learner, done, result.skipped)
+                self._record_skip(learner, done, result.skipped)
             checkpoint = done % settings.checkpoint_every == 0 or done == plan.steps
-            if done % settings.log_every == 0 or checkpoint:  # so that means never span an interruption
-                self._log(learner, meter, done)
+            if done % settings.log_every == 0 or checkpoint:  # so that no mean spans an interruption
+                self._record_progress(learner, meter, done)
             with meter.paused():
                 if untrained is not None:
                     self._validate(untrained, 0)
                     untrained = None
                 if done % settings.validate_every == 0 or done == plan.steps:
-                    scores = self._validate(learner.ema, done)
-                if checkpoint and not learner.skipped_in_a_row:
-                    self._checkpoint(learner, done)
-        self._together(self.checkpoints.wait, "the last checkpoint cannot be written (those before it are whole)")
-        if me.rank == 0:
-            self._finish(learner, plan, {**scores, "seconds_last_session": time.monotonic() - started})
-        faulthandler.cancel_dump_traceback_later()
+                    metrics = self._validate(learner.ema, done)
+                if checkpoint and not learner.skips.in_a_row:
+                    self._save_checkpoint(learner, done)
+        ranks.call_on_all(self._checkpoints.wait, "the last checkpoint cannot be written (the earlier ones are whole)")
+        if ranks.rank == 0:
+            self._write_result(learner, plan, metrics, time.monotonic() - started)
+        stop_watching()
         return plan
 
     def plan(self, measure: bool = False, workers: int | None = None) -> Plan:
-        """Decide how to train; with `measure`, the time of a step and memory are measured in any case.
+        """Decide how to train.
 
-        Alone, this process may stand for one of several `workers`.
+        Args:
+            measure: whether to measure time and memory even if no decision depends on them.
+            workers: number of workers that this single process stands for.
         """
         validation_s = 0.0
         if self.config.train.length.endswith("minutes"):
+            net = build_network(self.config.scale, self.config.model, 0).eval().to(self.ranks.device)
             start = time.monotonic()
-            self._scores(Learner(self.config, 1, self.me.device).ema)
-            validation_s = max(_from_all(time.monotonic() - start, self.me))
-            faulthandler.cancel_dump_traceback_later()  # what follows has no limit
-        return decide(self.config, self.order, self.me, validation_s, measure, workers)
+            self._validator.validate(net.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+            (validation_s,) = self.ranks.largest([time.monotonic() - start])
+            stop_watching()  # planning has no time limit
+        return plan_training(
+            self.config, self.order, self.ranks, validation_s=validation_s, measure=measure, workers=workers
+        )
 
-    def _settled_plan(self) -> Plan:
-        """The plan that was made before the first step, or is made now; the same on all ranks."""
-        url = f"{self.folder}/plan.json"
-        known = _from_all(storage.read_json(url) if self.me.rank == 0 else None, self.me)[0]
-        if known is None:
-            known = _from_all(asdict(self.plan()), self.me)[0]
-            if self.me.rank == 0:
-                storage.write_json(url, known)
-        return Plan(**known)
-
-    def _reader(self, plan: Plan) -> BatchReader:
+    def make_reader(self, micro_batch: int) -> BatchReader:
+        """Open the patch set for reading this rank's micro-batches."""
         data = self.config.data
         return BatchReader(
             self.patch_set,
             self.order,
             batch=self.config.train.global_batch,
-            micro_batch=plan.micro_batch,
+            micro_batch=micro_batch,
             crop=data.crop,
             augment=data.augment,
-            rank=self.me.rank,
-            world=self.me.world,
-            tiles=self._together(lambda: hold(self.patch_set, data.hold, data.hold_mb, data.scratch)),
-            pin=self.me.device.type == "cuda",
+            rank=self.ranks.rank,
+            world=self.ranks.world_size,
+            tiles=self.ranks.call_on_all(lambda: open_tiles(self.patch_set, data.hold, data.hold_mb, data.scratch)),
+            pin=self.ranks.device.type == "cuda",
         )
 
+    def _load_or_make_plan(self) -> Plan:
+        """The plan that was made before the first step, or a new one; the same on all ranks."""
+        url, ranks = f"{self.folder}/plan.json", self.ranks
+        known = ranks.call_on_all(lambda: storage.read_document(url, Plan) if ranks.rank == 0 else None)
+        plan = ranks.gather(known)[0]
+        if plan is None:
+            plan = ranks.gather(self.plan())[0]
+            if ranks.rank == 0:
+                storage.write_document(url, plan)
+        return plan
+
     def _restore(self, learner: Learner) -> int:
-        found = self._together(self.checkpoints.restore, "cannot read the newest checkpoint")
+        """Load the newest checkpoint, and return the number of finished steps."""
+        found = self.ranks.call_on_all(self._checkpoints.restore, "cannot read the newest checkpoint")
         done = 0
         if found:
             files, state = found
-            learner.load(files, state)
-            self.best, done = state["best"], state["step"]
-        if len(set(_from_all(done, self.me))) > 1:
+            learner.load(files, state.skips)
+            self._best, done = state.best, state.step
+        if len(set(self.ranks.gather(done))) > 1:
             raise UserError(
                 f"workers see different checkpoints in {self.folder}, expected a folder that all nodes share"
             )
         return done
 
-    def _log(self, learner: Learner, meter: _Meter, done: int) -> None:
-        metrics = meter.read(learner)
-        metrics["train/lr"] = learner.optimizers[0].param_groups[0]["lr"]
-        metrics["train/skipped"] = float(learner.skipped)
-        self._say("train", done, metrics, flush=meter.flush_due())
+    def _record_progress(self, learner: Learner, meter: Meter, done: int) -> None:
+        metrics = meter.read()
+        metrics["train/lr"] = learner.learning_rate
+        metrics["train/skipped"] = float(learner.skips.total)
+        self._record("train", done, metrics, flush=meter.flush_due())
 
-    def _skipped(self, learner: Learner, done: int, culprit: str) -> None:
-        self._say("skipped", done, {f"skipped/{culprit}": float(learner.skipped)})
-        if learner.skipped_in_a_row >= self.config.train.max_skipped:
-            self.journal.flush()
-            self._together(self.checkpoints.wait, "cannot write a checkpoint")
-            steps = self.checkpoints.steps()
+    def _record_skip(self, learner: Learner, done: int, culprit: str) -> None:
+        self._record("skipped", done, {f"skipped/{culprit}": float(learner.skips.total)})
+        if learner.skips.in_a_row >= self.config.train.max_skipped:
+            self._journal.flush()
+            self.ranks.call_on_all(self._checkpoints.wait, "cannot write a checkpoint")
+            steps = self._checkpoints.steps()
             last = (
-                f"the last good checkpoint is {self.checkpoints.url}/{steps[-1]:09d}" if steps else "no checkpoint yet"
+                f"the last good checkpoint is {self._checkpoints.url}/{steps[-1]:09d}"
+                if steps
+                else "there is no checkpoint yet"
             )
             raise UserError(
-                f"training diverged: {learner.skipped_in_a_row} steps in a row up to step {done} were not finite "
+                f"training diverged: {learner.skips.in_a_row} steps in a row up to step {done} were not finite "
                 f"({culprit}), expected fewer than train.max_skipped; {last}; a lower train.lr helps"
             )
 
-    def _validate(self, net: SRResNet, done: int) -> dict[str, float]:
-        """Score, record, and keep the weights if they are the best so far."""
-        metrics, images = self._scores(net, done)
-        self._say("validation", done, metrics, images, flush=True)
-        psnr = metrics.get("val/psnr_y", -math.inf)
-        if done and psnr > self.best.get("val/psnr_y", -math.inf):
-            self.best = {"step": done, "val/psnr_y": psnr}
-            self._together(lambda: self._write_weights(net, "best"), "cannot keep the best weights")
-        return metrics
+    def _validate(self, net: SuperResolver, done: int) -> dict[str, float]:
+        """Score and record a network, and write its weights if they are the best so far."""
+        validation: Validation = self._validator.validate(net, done)
+        self._record("validation", done, validation.metrics, validation.images, flush=True)
+        score = validation.metrics.get(_SELECTION, -math.inf)
+        if done and score > (self._best.value if self._best else -math.inf):
+            self._best = Best(done, score, _SELECTION)
+            self.ranks.call_on_all(lambda: self._write_weights(net, "best"), "cannot write the best weights")
+        return validation.metrics
 
-    def _scores(self, net: SRResNet, step: int | None = None) -> tuple[dict[str, float], dict[str, str]]:
-        """Score held-out and shown images, spread over the ranks; means in image order, the same for any number."""
-        if self.me.world > 1:  # BatchNorm's statistics are those of rank 0, which a checkpoint holds
-            for buffer in net.buffers():
-                dist.broadcast(buffer, 0)
-        places = range(self.me.rank, len(self.images), self.me.world)
-        mine = self._together(lambda: [self._score(net, i, step) for i in self._watched(places)])
-        ordered = sorted((entry for part in _from_all(mine, self.me) for entry in part), key=lambda entry: entry[0])
-        metrics = {}
-        for name in dict.fromkeys(name for name, *_ in self.images):
-            means = scoring.mean_scores([scores for i, scores, _ in ordered if self.images[i][0] == name])
-            metrics.update({f"{name}/{key}": value for key, value in means.items()})
-        return metrics, {key: file for _, _, images in ordered for key, file in images.items()}
-
-    def _score(self, net: SRResNet, number: int, step: int | None) -> tuple[int, dict[str, float], dict[str, str]]:
-        """Number and scores of an image, and what of it is shown at this step."""
-        image = self._image(number)
-        sr = upscaling.upscale_image(net, image.lr)
-        images = {}
-        if step is not None and number < min(_SHOWN_IMAGES, len(self.patch_set.holdout_names)):
-            strip = scoring.comparison_strip(image, sr, self.config.scale)
-            name = f"{number}_{storage.plain_name(image.name)}"
-            images[f"bicubic_sr_hr/{name}"] = self.journal.save_image(f"{name}-{step:09d}", strip)
-        return number, asdict(scoring.score_image(sr, image.hr, self.config.scale)), images
-
-    def _image(self, number: int) -> HeldOutImage:
-        kind, name, hr, lr = self.images[number]
-        if kind == "val":
-            return self.patch_set.read_holdout(number)
-        try:
-            hr_image, lr_image, _ = scoring.load_pair(hr, lr, self.config.scale, self.config.preprocess.max_pixels)
-        except RejectedImageError as error:
-            raise UserError(f"evaluate.benchmarks: {name} {error}") from None
-        return HeldOutImage(name, hr_image, lr_image)
-
-    def _checkpoint(self, learner: Learner, done: int) -> None:
-        self.journal.flush()
+    def _save_checkpoint(self, learner: Learner, done: int) -> None:
+        self._journal.flush()
 
         def save() -> None:
-            if self.me.rank == 0:
-                files, state = learner.save()
-                self.checkpoints.save(done, files, {**state, "best": self.best})
+            if self.ranks.rank == 0:
+                self._checkpoints.save(learner.save(), TrainingState(done, learner.skips, self._best))
 
-        self._together(
-            save, f"training stops at step {done}: its newest checkpoint cannot be written (those before it are whole)"
+        self.ranks.call_on_all(
+            save, f"training stops at step {done}: its checkpoint cannot be written (the earlier ones are whole)"
         )
 
-    def _finish(self, learner: Learner, plan: Plan, metrics: dict[str, Any]) -> None:
+    def _write_result(self, learner: Learner, plan: Plan, metrics: dict[str, float], seconds: float) -> None:
         self._write_weights(learner.ema, "model")
-        result = {
-            "steps": plan.steps,
-            "workers": self.me.world,
-            "device": self.me.device.type,
-            "threads": torch.get_num_threads(),
-            "bf16": plan.bf16,
-            "compiled": plan.compiled,
-            "micro_batch": plan.micro_batch,
-            "skipped": learner.skipped,
-            "best": self.best,
-            **metrics,
-        }
-        storage.write_json(f"{self.folder}/result.json", result)
+        result = TrainingResult(
+            steps=plan.steps,
+            workers=self.ranks.world_size,
+            device=self.ranks.device.type,
+            threads=torch.get_num_threads(),
+            precision=plan.precision,
+            compiled=plan.compiled,
+            micro_batch=plan.micro_batch,
+            skipped=learner.skips.total,
+            seconds_last_session=seconds,
+            best=self._best,
+            metrics=metrics,
+        )
+        storage.write_document(f"{self.folder}/result.json", result)
 
-    def _write_weights(self, net: SRResNet, name: str) -> None:
-        if self.me.rank == 0:
-            weights = safetensors.torch.save(
-                contiguous(net), metadata={"format": "pt", "scale": str(self.config.scale)}
-            )
-            storage.write(f"{self.folder}/{name}.safetensors", weights)
+    def _write_weights(self, net: SuperResolver, name: str) -> None:
+        if self.ranks.rank == 0:
+            storage.write(f"{self.folder}/{name}.safetensors", to_safetensors(net, self.config.scale))
 
-    def _say(
+    def _record(
         self,
-        kind: str,
+        kind: RecordKind,
         step: int,
         metrics: dict[str, float],
         images: dict[str, str] | None = None,
         flush: bool = False,
     ) -> None:
-        if self.me.rank == 0:
-            self.journal.append(kind, step, metrics, images)
+        if self.ranks.rank == 0:
+            self._journal.append(kind, step, metrics, images)
             if flush:
-                self.journal.flush()
-
-    def _together(self, action: Callable[[], T], trouble: str = "") -> T:
-        """Do something on every rank; if it fails on one, all raise the same `UserError`."""
-        result, mistake = None, None
-        try:
-            result = action()
-        except (OSError, UserError) as error:
-            mistake = f"{trouble}: {error}" if trouble else str(error)
-        mistake = next(filter(None, _from_all(mistake, self.me)), None)
-        if mistake:
-            raise UserError(mistake)
-        return result  # type: ignore[return-value]
-
-    def _watched(self, items: Iterable[T]) -> Iterator[T]:
-        for item in items:
-            self._alive()
-            yield item
-
-    def _alive(self) -> None:
-        """Start the time anew after which this process counts as hung, and is ended with all its tracebacks."""
-        faulthandler.dump_traceback_later(self.config.cluster.timeout_s, exit=True, file=sys.stderr)
+                self._journal.flush()
 
 
 def sample_order(config: Config, patch_set: PatchSet) -> SampleOrder:
     """The order of samples that the configuration defines on a patch set.
 
     Raises:
-        UserError: if they don't fit.
+        UserError: if the patch set has too few row groups for the lanes.
     """
     data = config.data
     crops = data.crops_per_tile or max(round((patch_set.tile / data.crop) ** 2), 1)
@@ -353,12 +318,3 @@ def sample_order(config: Config, patch_set: PatchSet) -> SampleOrder:
             f"data.lanes is {data.lanes}, but the patch set has {len(patch_set.row_groups)} row groups: "
             "expected fewer lanes, a smaller preprocess.row_group or more images"
         ) from error
-
-
-def _from_all(value: T, me: Rank) -> list[T]:
-    """Every rank's value, in order of ranks."""
-    if me.world == 1:
-        return [value]
-    values: list[Any] = [None] * me.world
-    dist.all_gather_object(values, value)
-    return values

@@ -1,1 +1,1 @@
-"""upscaling."""
+"""Upscale image files."""

@@ -1,4 +1,4 @@
-"""Upscale an image file: what it holds is kept where the new file can hold it."""
+"""Upscale image files, and keep what the new file can hold: grey, transparency and orientation."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ import torch
 from PIL import Image
 
 from pipeline import storage
-from pipeline.data.images import RejectedImageError, decode_channels
+from pipeline.data.images import decode_channels
+from pipeline.data.rejection import RejectedImageError
 from pipeline.networks import bundled
 from pipeline.networks.upscaling import upscale_image
-from pipeline.networks.weights import read_weights
+from pipeline.networks.weights import load_network
 from pipeline.settings import UserError
-from sr_model.srresnet import SRResNet, from_weights
+from sr_model.networks import SuperResolver
 
 OPAQUE, TRANSPARENT = (".jpg", ".jpeg", ".bmp"), (".png", ".webp", ".tif", ".tiff")
 _LONGEST = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
-"""Pixels, the longest side that a format holds."""
+"""Longest side in pixels that a format allows."""
 _OPTIONS: dict[str, dict[str, Any]] = {".jpg": {"quality": 95}, ".jpeg": {"quality": 95}, ".webp": {"lossless": True}}
 
 
-def load(model: str) -> SRResNet:
-    """A bundled model by its name, or the network of a .safetensors file; on the GPU if there is one.
+def load(model: str) -> SuperResolver:
+    """Load a network in eval mode, on the GPU if there is one.
+
+    Args:
+        model: name of a bundled model, or path or URL of a .safetensors file.
 
     Raises:
-        UserError: if there is no such model, or the file holds the weights of another kind of network.
+        UserError: if there is no such model, or no network has the weights of the file.
     """
-    url = model if model.endswith(".safetensors") else bundled.weights(model)
-    try:
-        net = from_weights(read_weights(url))
-    except ValueError as error:
-        raise UserError(f"{url} cannot be used: {error}") from None
+    net = load_network(model if model.endswith(".safetensors") else bundled.weights(model))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def upscale_file(net: SRResNet, source: Path, target: Path, max_megapixels: float) -> tuple[int, int]:
-    """Upscale an image file into another file. Grey and transparency are kept, colours become sRGB.
+def upscale_file(net: SuperResolver, source: Path, target: Path, max_megapixels: float) -> tuple[int, int]:
+    """Upscale an image file into another file; grey and transparency are kept, colours become sRGB.
 
     Args:
         net: the network, in eval mode.
         source: a PNG, JPEG, WebP, TIFF or BMP file.
         target: the file to write; its extension chooses the format.
-        max_megapixels: largest output; a larger one is refused before the image is decoded.
+        max_megapixels: largest output in megapixels; a larger one is refused before the image is decoded.
 
     Returns:
         Width and height of the upscaled image in pixels.
@@ -58,19 +58,19 @@ def upscale_file(net: SRResNet, source: Path, target: Path, max_megapixels: floa
     try:
         image, alpha = decode_channels(content, int(max_megapixels * 1e6) // net.scale**2)
     except RejectedImageError as error:
-        limit = f"{max_megapixels:g} megapixels after enlarging x{net.scale} (--max-megapixels)"
+        limit = f"{max_megapixels:g} megapixels after upscaling x{net.scale} (--max-megapixels)"
         raise UserError(f"{source} {error}, expected an image of at most {limit}") from None
     suffix = target.suffix.lower()
     if alpha is not None and suffix in OPAQUE:
         if alpha.min() < 255:
             raise UserError(
-                f"{source} is transparent, which {suffix} cannot hold: expected a name ending in "
+                f"{source} is transparent, which {suffix} cannot hold: expected an output that ends in "
                 f"{', '.join(TRANSPARENT)}"
             )
         alpha = None
     side = max(image.shape[:2]) * net.scale
     if side > _LONGEST.get(suffix, side):
-        raise UserError(f"{target} would have a side of {side} pixels, more than {suffix} holds: expected .png")
+        raise UserError(f"{target} would have a side of {side} pixels, more than {suffix} can hold: expected .png")
     sr = upscale_image(net, image, progress=True)
     upscaled = Image.fromarray(sr[:, :, 0] if sr.shape[2] == 1 else sr)
     if alpha is not None:
@@ -90,15 +90,14 @@ def _read(file: Path) -> bytes:
 def _check_target(image: Path, out: Path) -> None:
     suffixes = TRANSPARENT + OPAQUE
     if "::" in str(out):
-        raise UserError(f"{out} holds '::', which chains file systems: expected another name")
+        raise UserError(f"{out} contains '::', which chains file systems: expected another name")
     if out.suffix.lower() not in suffixes:
-        raise UserError(f"{out} is no name of an image, expected one ending in {', '.join(suffixes)}")
+        raise UserError(f"{out} is not the name of an image, expected one that ends in {', '.join(suffixes)}")
     if out.exists() and out.samefile(image):
-        raise UserError(f"{out} is the image itself, expected another name for the upscaled one")
+        raise UserError(f"{out} is the input image, expected another name for the upscaled image")
     folder = out.absolute().parent
     if not folder.is_dir() or out.is_dir():
-        raise UserError(
-            f"{out} cannot be written: {out if out.is_dir() else folder} is {'a' if out.is_dir() else 'no'} folder"
-        )
+        reason = f"{out} is a folder" if out.is_dir() else f"{folder} is not a folder"
+        raise UserError(f"{out} cannot be written: {reason}")
     if not os.access(folder, os.W_OK):
-        raise UserError(f"{out} cannot be written: no permission to write into {folder}")
+        raise UserError(f"{out} cannot be written: there is no permission to write to {folder}")

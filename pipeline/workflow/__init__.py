@@ -1,1 +1,1 @@
-"""workflow."""
+"""The workflow from images to a scored and reported network."""

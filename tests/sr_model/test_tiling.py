@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from sr_model.srresnet import SCALES, SRResNet
-from sr_model.tiling import receptive_radius, tiles
+from sr_model.networks.srresnet import SCALES, SRResNet
+from sr_model.tiling import tiles
 
 
 def upscale(net: SRResNet, lr: torch.Tensor, tile: int) -> torch.Tensor:
@@ -28,4 +28,4 @@ def test_the_overlap_covers_what_an_output_pixel_sees(scale: int) -> None:
     net(lr)[..., 0, 30 * scale : 31 * scale].sum().backward()
     assert lr.grad is not None
     seen = lr.grad.abs().sum(dim=(0, 1, 2)).nonzero().flatten()
-    assert 30 - receptive_radius(net) <= seen.min() <= seen.max() <= 30 + receptive_radius(net)
+    assert 30 - net.receptive_radius <= seen.min() <= seen.max() <= 30 + net.receptive_radius

@@ -1,0 +1,67 @@
+"""Check that a patch set's files still agree with its manifest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.data.manifest import FORMAT, Shard
+from pipeline.data.parquet import HOLDOUT_SCHEMA, TILE_SCHEMA
+from pipeline.data.patchset import PatchSet, manifest_url
+
+
+def find_faults(patch_set: PatchSet, shard: Shard) -> Iterator[str]:
+    """Compare a shard's bytes and rows with the manifest.
+
+    Args:
+        patch_set: the shard's patch set.
+        shard: one of `patch_set.all_shards`.
+
+    Yields:
+        A description of each fault, to follow the shard's name.
+    """
+    try:
+        with storage.local_copy(f"{patch_set.url}/{shard.file}") as file:
+            size = file.stat().st_size
+            if size != shard.bytes:
+                yield f"has {size} bytes, the manifest says {shard.bytes}"
+            elif storage.sha256(file) != shard.sha256:
+                yield "has another checksum than the manifest says"
+            else:
+                yield from _row_faults(patch_set, shard, file)
+    except FileNotFoundError:
+        yield "is missing"
+
+
+def _row_faults(patch_set: PatchSet, shard: Shard, file: Path) -> Iterator[str]:
+    held_out = shard in patch_set.holdout
+    parquet = pq.ParquetFile(file)
+    if not parquet.schema_arrow.equals(HOLDOUT_SCHEMA if held_out else TILE_SCHEMA):
+        yield f"has the columns {parquet.schema_arrow.names}, expected those of format {FORMAT}"
+        return
+    found: Counter[str] = Counter()
+    rows = []
+    for group in range(parquet.num_row_groups):
+        table = parquet.read_row_group(group)
+        rows.append(table.num_rows)
+        found.update(table["image_id"].to_pylist())
+        for row in table.to_pylist():
+            height, width = (row["height"], row["width"]) if held_out else (patch_set.tile, patch_set.tile)
+            if (len(row["hr"]), len(row["lr"]) * patch_set.scale**2) != (height * width * 3, height * width * 3):
+                yield f"has a row of {row['image_id']} with {len(row['hr'])} and {len(row['lr'])} bytes"
+    if rows != shard.row_groups:
+        yield f"has row groups of {rows}, the manifest says {shard.row_groups}"
+    expected = {r.name: 1 if held_out else r.tiles for r in shard.images if not r.rejected and (held_out or r.tiles)}
+    if found != expected:
+        yield f"has rows of {dict(found)}, the manifest says {expected}"
+
+
+def unknown_files(patch_set: PatchSet) -> list[str]:
+    """Return the sorted names of files in the folder that the manifest does not name."""
+    manifest_name = manifest_url(patch_set.url).rsplit("/", 1)[-1]
+    known = {shard.file for shard in patch_set.all_shards} | {manifest_name}
+    return sorted(set(storage.names(patch_set.url)) - known)

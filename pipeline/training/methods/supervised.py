@@ -1,0 +1,70 @@
+"""Supervised training: one network minimises the weighted terms of `train.loss`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+
+from pipeline.networks import features
+from pipeline.networks.weights import build_network, load_weights
+from pipeline.settings import Config, Train
+from pipeline.training.methods.method import Loss, MethodKind, Modules, Phase, Sample, Setup, Trainee
+from pipeline.training.precision import autocast
+from sr_model import terms
+from sr_model.muon import Muon
+from sr_model.networks import SuperResolver
+from sr_model.terms import Term
+
+NETWORK = "model"
+"""Name of the trained network, and of its file in a checkpoint."""
+
+
+class Supervised:
+    """One network, one phase. Terms of the objective may join after a share of the steps."""
+
+    shipped = NETWORK
+
+    def __init__(self, setup: Setup) -> None:
+        settings = setup.config.train
+        net = initial_network(setup.config, setup.device)
+        self.trainees: Mapping[str, Trainee] = {NETWORK: Trainee(net, make_optimizers(net, settings))}
+        self._terms = features.load_terms(settings, setup.device)
+        self._setup = setup
+
+    def phases(self, step: int) -> Sequence[Phase]:
+        """The one phase, with the terms that take part in this step."""
+        active = [term for term in self._terms if term.active(step, self._setup.steps)]
+        return [Phase(NETWORK, partial(self._loss, active))]
+
+    def _loss(self, active: Sequence[Term], modules: Modules, sample: Sample) -> Loss:
+        with autocast(self._setup.precision, self._setup.device):
+            sr = modules[NETWORK](sample.lr)
+        return Loss(*terms.objective(active, sr.to(sample.hr.dtype), sample.hr))
+
+
+def initial_network(config: Config, device: torch.device) -> SuperResolver:
+    """Build the network of a configuration on a device, with its initial weights or those of `train.init_from`."""
+    settings = config.train
+    net = build_network(config.scale, config.model, settings.seed)
+    if settings.init_from:
+        load_weights(net, settings.init_from)
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    net.to(device, memory_format=layout)  # type: ignore[call-overload]
+    net.recompute = settings.recompute
+    return net
+
+
+def make_optimizers(net: SuperResolver, settings: Train) -> list[torch.optim.Optimizer]:
+    """Adam for all weights, or Muon for those that the network names and Adam for the rest."""
+    hidden = net.muon_weights() if settings.optimizer == "muon" else []
+    chosen = set(hidden)
+    rest = [parameter for parameter in net.parameters() if parameter not in chosen]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, betas=settings.betas, fused=True)]
+    if hidden:
+        optimizers.append(Muon(hidden))
+    return optimizers
+
+
+KIND = MethodKind("supervised", Supervised)

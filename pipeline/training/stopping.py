@@ -1,0 +1,57 @@
+"""Ending a training early, so that its cores are free at once."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import ray
+import ray.train.torch
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2.api.result import Result
+
+_ABORT_TIMEOUT_S = 120
+"""Ray Train gives workers 5 s to end by themselves; a busy machine takes longer for everything."""
+
+
+class StopTraining(SystemExit):
+    """Ends a training before its last step. As a SystemExit it marks the training's MLflow run as KILLED."""
+
+
+class StoppableTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
+    """A TorchTrainer that another thread can stop.
+
+    The placement group that holds a training's cores belongs to the Ray job, so it outlives the processes of the
+    training. Ray Train removes it when the training ends by itself, or on an interrupt in the main thread. If the
+    processes are killed, only Ray Train's PlacementGroupCleaner can remove it. The cleaner needs Ray's dashboard, and
+    if several Rays run on the machine, it may ask the wrong one.
+    """
+
+    _controller: Any = None
+    _stopped = False
+
+    def stop(self) -> None:
+        """End the workers and free their cores; `fit`, in another thread, then raises a RayActorError.
+
+        Raises:
+            GetTimeoutError: if Ray Train does not react.
+        """
+        self._stopped = True
+        if self._controller is not None:
+            with contextlib.suppress(ray.exceptions.RayActorError):  # the controller ends with the training
+                ray.get(self._controller.abort.remote(), timeout=_ABORT_TIMEOUT_S)
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Result:
+        """Do the same as the method of Ray 2.60 that this replaces, but keep the controller."""
+        node = ray.get_runtime_context().get_node_id()
+        actor_class = ray.remote(
+            num_cpus=0,
+            label_selector={ray._raylet.RAY_NODE_ID_KEY: node},
+            runtime_env={"env_vars": get_env_vars_to_propagate()},
+        )(TrainController)
+        self._controller = actor_class.remote(**arguments)
+        if self._stopped:
+            raise StopTraining("the training was stopped before it started")
+        ray.get(self._controller.run.remote())
+        return ray.get(self._controller.get_result.remote())

@@ -1,0 +1,285 @@
+"""SRResNet, the residual super-resolution network of Ledig et al. 2017 (arXiv:1609.04802).
+
+Shape legend: B images, C feature channels, (h, w) LR pixels, s scale, r factor of one upsampling stage.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sr_model.networks.architecture import Architecture, NetworkSettings, SuperResolver
+
+Init = Literal["upsampler", "paper"]
+
+_STAGES = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
+"""Factor of each PixelShuffle stage, by scale."""
+
+SCALES = tuple(_STAGES)
+
+
+class SRResNetSettings(NetworkSettings):
+    """SRResNet."""
+
+    name: Literal["srresnet"] = "srresnet"
+    """Kind of network."""
+    channels: int = Field(64, ge=4)
+    """Feature channels."""
+    blocks: int = Field(16, ge=1)
+    """Residual blocks."""
+    batch_norm: bool = True
+    """Use BatchNorm after the convolutions of the body."""
+    init: Init = "upsampler"
+    """Initial weights: "upsampler" interpolates from the first step on; "paper" is PyTorch's default, because the paper
+    names none."""
+
+    @property
+    def label(self) -> str:
+        """Either "bn" or "nobn"."""
+        return "bn" if self.batch_norm else "nobn"
+
+
+class SRResNet(SuperResolver):
+    """9x9 head, residual blocks, a long skip, PixelShuffle stages, 9x9 tail; 1.55 M parameters by default.
+
+    Args:
+        scale: upscaling factor, one of 2, 3, 4, 8.
+        channels: feature channels C.
+        blocks: residual blocks.
+        batch_norm: whether BatchNorm follows the convolutions of the body.
+        init: "paper" keeps PyTorch's default initialisation, because the paper names none; "upsampler" is
+            `init_as_upsampler`, which trains faster and stays stable without BatchNorm.
+
+    Raises:
+        ValueError: for a scale without a stage layout.
+    """
+
+    def __init__(
+        self,
+        scale: int = 4,
+        channels: int = 64,
+        blocks: int = 16,
+        batch_norm: bool = True,
+        init: Init = "upsampler",
+    ) -> None:
+        super().__init__()
+        if scale not in _STAGES:
+            raise ValueError(f"scale is {scale}, expected one of {SCALES}")
+        self.scale = scale
+        self.conv_first = nn.Conv2d(3, channels, 9, padding=4)
+        self.act_first = nn.PReLU()
+        self.body = nn.Sequential(*(ResidualBlock(channels, batch_norm) for _ in range(blocks)))
+        self.conv_body = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn_body = nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
+        self.upsample = nn.ModuleList(UpsampleStage(channels, r) for r in _STAGES[scale])
+        self.conv_last = nn.Conv2d(channels, 3, 9, padding=4)
+        if init == "upsampler":
+            init_as_upsampler(self)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Enlarge `lr` (B, 3, h, w) to (B, 3, s*h, s*w); RGB, nominally in [0, 1], the output is not clamped."""
+        run = _run_and_recompute if self.recompute and torch.is_grad_enabled() else _run
+        y = x = self.act_first(self.conv_first(lr))  # (B, C, h, w)
+        for block in self.body:
+            y = run(block, y)
+        x = x + self.bn_body(self.conv_body(y))
+        return run(self._upscale, x)
+
+    def muon_weights(self) -> list[nn.Parameter]:
+        """Weights of the 3x3 convolutions: all but the first and the last layer."""
+        convolutions = (module for module in self.modules() if isinstance(module, nn.Conv2d))
+        return [cast("nn.Parameter", conv.weight) for conv in convolutions if conv.kernel_size == (3, 3)]
+
+    @property
+    def receptive_radius(self) -> int:
+        """LR pixels to each side that an output pixel depends on."""
+        # The 9x9 head sees 4; each block has two 3x3 convolutions; one more 3x3 comes before the long skip. The stages
+        # and the 9x9 tail work on smaller pixels: less than 1 + 1 for the stages and 2 for the tail.
+        return 4 + 2 * len(self.body) + 1 + 2 + 2
+
+    def _upscale(self, x: Tensor) -> Tensor:
+        *first, last = cast("list[UpsampleStage]", list(self.upsample))
+        for stage in first:
+            x = F.pixel_shuffle(stage(x), stage.factor)
+        x = last(x)  # (B, C*r*r, s/r*h, s/r*w)
+        weight, bias = fuse_conv_after_shuffle(self.conv_last, last.factor)
+        return F.pixel_shuffle(F.conv2d(x, weight, bias, padding=2), last.factor)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv-[BN]-PReLU-conv-[BN](x), all (B, C, h, w)."""
+
+    def __init__(self, channels: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
+        self.act = nn.PReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to the same shape."""
+        y: Tensor = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
+        return x + y
+
+
+class UpsampleStage(nn.Module):
+    """Convolution and PReLU, (B, C, h, w) to (B, C*r*r, h, w), before a pixel shuffle by r.
+
+    The paper puts PReLU after the shuffle. With one shared slope the two commute, and in this order the output of the
+    last stage can feed the output convolution directly.
+    """
+
+    def __init__(self, channels: int, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.conv = nn.Conv2d(channels, channels * factor * factor, 3, padding=1)
+        self.act = nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, h, w) to (B, C*r*r, h, w)."""
+        y: Tensor = self.act(self.conv(x))
+        return y
+
+
+def _run(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return part(x)
+
+
+def _run_and_recompute(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _frozen_statistics(part)
+
+    y: Tensor = checkpoint(part, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return y
+
+
+@contextmanager
+def _frozen_statistics(part: object) -> Iterator[None]:
+    """Keep the second forward pass from counting a batch twice in BatchNorm's running statistics.
+
+    In training mode, the output of BatchNorm does not depend on them.
+    """
+    modules = part.modules() if isinstance(part, nn.Module) else ()
+    norms = [m for m in modules if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked -= 1
+
+
+def fuse_conv_after_shuffle(conv: nn.Conv2d, factor: int) -> tuple[Tensor, Tensor]:
+    """Rewrite "pixel shuffle by r, then a 9x9 convolution" as a 5x5 convolution that is followed by the shuffle.
+
+    The result is equal up to rounding, and faster: three output channels leave matrix units idle, 3*r*r channels less
+    so. For each offset (a, b), output pixel (r*y + a, r*x + b) of the 9x9 convolution uses the same kernel, shifted by
+    (a, b). On the unshuffled grid, that is `pixel_unshuffle` of the shifted kernel.
+
+    Returns:
+        Weight (3*r*r, C*r*r, 5, 5) and bias (3*r*r,), differentiable with respect to the parameters of `conv`.
+    """
+    assert conv.kernel_size == (9, 9)
+    assert conv.bias is not None
+    out_channels = conv.out_channels
+    canvas, margin = 5 * factor, 2 * factor - 4
+    shifted = []
+    for a in range(factor):
+        for b in range(factor):
+            top, left = a + margin, b + margin
+            shifted.append(F.pad(conv.weight, (left, canvas - 9 - left, top, canvas - 9 - top)))
+    kernels = F.pixel_unshuffle(torch.stack(shifted, dim=1).flatten(0, 1), factor)
+    assert kernels.shape[0] == out_channels * factor**2
+    return kernels, conv.bias.repeat_interleave(factor**2)
+
+
+@torch.no_grad()
+def init_as_upsampler(net: SRResNet) -> None:
+    """Initialise the network as an interpolating upsampler.
+
+    - The first three channels carry RGB from head to tail. Head and tail have identity kernels, the body adds nothing,
+      and every upsampling stage interpolates the sub-pixel positions quadratically (three-point Lagrange). The other
+      weights of the tail are random and near zero.
+    - The other upsampling kernels are equal over the r*r sub-pixels, which avoids checkerboards (ICNR; Aitken et al.
+      2017, arXiv:1707.02937).
+    - The last convolution of every residual branch is scaled by 0.1, as in ESRGAN (Wang et al. 2018, arXiv:1809.00219,
+      section 3.1). BatchNorm would undo that, so its gain is scaled instead, as Goyal et al. 2017 (arXiv:1706.02677)
+      do with zero.
+    - All other weights follow He et al. 2015 (arXiv:1502.01852), normal, fan-in.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, a=0.25)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+    for block in net.body:
+        assert isinstance(block, ResidualBlock)
+        _scale_branch(block.conv2, block.bn2)
+    _scale_branch(net.conv_body, net.bn_body)
+
+    rgb = torch.arange(3)
+    (net.bn_body if isinstance(net.bn_body, nn.BatchNorm2d) else net.conv_body).weight[rgb] = 0
+    net.conv_first.weight[rgb] = 0
+    net.conv_first.weight[rgb, rgb, 4, 4] = 1
+    for stage in net.upsample:
+        assert isinstance(stage, UpsampleStage)
+        r = stage.factor
+        weight = stage.conv.weight
+        weight.copy_(weight[:: r * r].repeat_interleave(r * r, dim=0))
+        # Offsets of the r sub-pixels from the centre of the LR pixel, in LR pixels
+        t = (torch.arange(r) + 0.5) / r - 0.5
+        taps = torch.stack([t * (t - 1) / 2, 1 - t * t, t * (t + 1) / 2], dim=1)  # (r, 3)
+        kernels = torch.einsum("iy,jx->ijyx", taps, taps).reshape(r * r, 3, 3)
+        for c in range(3):
+            carried = slice(c * r * r, (c + 1) * r * r)
+            weight[carried] = 0
+            weight[carried, c] = kernels
+    net.conv_last.weight.mul_(0.01)
+    net.conv_last.weight[:, rgb] = 0
+    net.conv_last.weight[rgb, rgb, 4, 4] = 1
+
+
+def _scale_branch(conv: nn.Conv2d, norm: nn.Module) -> None:
+    target = norm if isinstance(norm, nn.BatchNorm2d) else conv
+    target.weight.mul_(0.1)
+
+
+def _build(scale: int, settings: SRResNetSettings) -> SRResNet:
+    return SRResNet(scale, settings.channels, settings.blocks, settings.batch_norm, settings.init)
+
+
+def _infer(weights: Mapping[str, Tensor]) -> tuple[int, SRResNetSettings]:
+    factors = tuple(
+        math.isqrt(weights[name].shape[0] // weights[name].shape[1])
+        for name in sorted(weights)
+        if re.fullmatch(r"upsample\.\d+\.conv\.weight", name)
+    )
+    scales = [scale for scale, stages in _STAGES.items() if stages == factors]
+    if not scales:
+        raise ValueError(f"the upsampling stages have the factors {factors}, expected one of {list(_STAGES.values())}")
+    settings = SRResNetSettings(
+        channels=weights["conv_first.weight"].shape[0],
+        blocks=len({name.split(".")[1] for name in weights if name.startswith("body.")}),
+        batch_norm="bn_body.weight" in weights,
+        init="paper",  # the weights do not tell, and replace it anyway
+    )
+    return scales[0], settings
+
+
+ARCHITECTURE = Architecture(
+    name="srresnet", title="SRResNet", settings=SRResNetSettings, scales=SCALES, build=_build, infer=_infer
+)

@@ -1,0 +1,61 @@
+"""A term of the training objective, so that a new one is a single file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from sr_model.pretrained import Pretrained, Weights
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""Maps prediction and target, both (B, 3, H, W) and nominally in [0, 1], to one value for each image, (B,)."""
+
+
+class TermSettings(BaseModel):
+    """Settings of a term; empty for a term that has none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+def _no_pretrained(_: Any) -> Pretrained | None:
+    return None
+
+
+def _from_the_start(_: Any) -> float:
+    return 0.0
+
+
+@dataclass(frozen=True)
+class TermKind:
+    """A kind of term: how to configure it and how to compute it."""
+
+    name: str
+    """Key of `train.loss`; a term with settings has a section of the same name in `train`."""
+    create: Callable[[Any, Weights], Distance]
+    """Make the distance from an instance of `settings` and the pretrained weights (empty for a term without any)."""
+    settings: type[TermSettings] = TermSettings
+    compares_pixels: bool = True
+    """Whether the term alone determines the pixels of the output."""
+    pretrained: Callable[[Any], Pretrained | None] = _no_pretrained
+    """The pretrained weights that the term needs under its settings."""
+    start: Callable[[Any], float] = _from_the_start
+    """Share of the steps after which the term joins the others, in [0, 1)."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term that is ready to be computed."""
+
+    name: str
+    weight: float
+    start: float
+    """Share of the steps after which it joins the others, in [0, 1)."""
+    distance: Distance
+
+    def active(self, step: int, steps: int) -> bool:
+        """Tell whether the term takes part in step number `step` (from 0) of `steps`."""
+        return step >= round(self.start * steps)

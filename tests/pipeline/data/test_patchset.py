@@ -1,0 +1,133 @@
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline import storage
+from pipeline.data import patchset, preparation, verification
+from pipeline.data.manifest import FORMAT
+from pipeline.data.parquet import TILE_SCHEMA
+from pipeline.data.patchset import PatchSet
+from pipeline.settings import UserError
+from pipeline.settings.command_line import parse
+from tests.conftest import ROOT, SMALL, write_photos
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> PatchSet:
+    folder = tmp_path_factory.mktemp("patchset")
+    write_photos(folder / "photos")
+    config = parse([f"--source={folder / 'photos'}", f"--home={folder / 'home'}", *SMALL], "run", "")
+    return preparation.prepare(config)[0]
+
+
+def test_a_row_is_a_tile_of_raw_bytes(made: PatchSet) -> None:
+    file = pq.ParquetFile(f"{made.url}/{made.shards[0].file}")
+    assert file.schema_arrow.equals(TILE_SCHEMA)
+    row = file.read_row_group(0).to_pylist()[0]
+    assert (len(row["hr"]), len(row["lr"])) == (48 * 48 * 3, 12 * 12 * 3)
+    assert file.metadata.metadata[b"scale"] == b"4"
+
+
+def test_row_groups_hold_what_the_rows_hold(made: PatchSet) -> None:
+    number = 0
+    for shard in made.shards:
+        file = pq.ParquetFile(f"{made.url}/{shard.file}")
+        for group in range(file.num_row_groups):
+            hr, lr = made.read_group(number)
+            rows = file.read_row_group(group).to_pylist()
+            assert len(hr) == len(lr) == len(rows) == made.row_groups[number]
+            assert [tile.tobytes() for tile in hr] == [row["hr"] for row in rows]
+            assert [tile.tobytes() for tile in lr] == [row["lr"] for row in rows]
+            number += 1
+    assert number == len(made.row_groups)
+
+
+def test_a_folder_without_a_manifest_is_no_patch_set(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no manifest.json, so it is no finished patch set"):
+        patchset.load(str(tmp_path))
+
+
+def test_another_format_is_refused(made: PatchSet, tmp_path: Path) -> None:
+    manifest = json.loads(Path(made.url, "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(UserError, match=f"has the format 99, expected {FORMAT}"):
+        patchset.load(str(tmp_path))
+
+
+def test_a_damaged_manifest_is_one_sentence(made: PatchSet, tmp_path: Path) -> None:
+    manifest = json.loads(Path(made.url, "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "shards": [{"file": "train-0.parquet"}]}))
+    with pytest.raises(storage.DamagedFileError, match=r"manifest.json is damaged at shards.0.row_groups: field req"):
+        patchset.load(str(tmp_path))
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(storage.DamagedFileError, match=r"manifest.json is damaged"):
+        patchset.load(str(tmp_path))
+
+
+def command(*argv: str) -> tuple[int, str, str]:
+    """Exit code, output and errors."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.patchset", *argv], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_show_prints_a_summary_and_draws_pairs(made: PatchSet, tmp_path: Path) -> None:
+    code, printed, _ = command("show", made.url, "--sheet", str(tmp_path / "sheet.png"), "--pairs", "5")
+    assert code == 0
+    assert re.search(r"images +6: 4 to train on, 2 held out, 0 rejected", printed)
+    assert re.search(r"tiles +36 of 48x48, in row groups of 4; 0 \(0.0%\) dropped as flat", printed)
+    assert re.search(r"scale +x4, LR made by bicubic matlab", printed)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (2 * 56 + 8, 4 * 104 + 8, 3)
+    hr, lr = sheet[8:56, 8:56], sheet[8:56, 56:104]
+    assert any(np.array_equal(hr, tile) for group in range(len(made.row_groups)) for tile in made.read_group(group)[0])
+    assert np.array_equal(lr, np.asarray(Image.fromarray(lr[::4, ::4]).resize((48, 48), Image.Resampling.NEAREST)))
+
+
+def test_verify_finds_what_is_wrong(made: PatchSet, tmp_path: Path) -> None:
+    copied = patchset.load(shutil.copytree(made.url, tmp_path / "copy", copy_function=shutil.copy).as_posix())
+    assert command("verify", copied.url)[0] == 0
+    first, second, third = (Path(copied.url, shard.file) for shard in copied.shards[:3])
+    content = bytearray(first.read_bytes())
+    content[2000] ^= 1
+    first.write_bytes(content)
+    second.unlink()
+    third.write_bytes(third.read_bytes()[:-1])
+    (tmp_path / "copy/train-0.parquet.part").write_bytes(b"")
+    code, printed, errors = command("verify", copied.url)
+    assert code == 1
+    assert f"{first.name}: has another checksum than the manifest says" in printed
+    assert f"{second.name}: is missing" in printed
+    assert (
+        f"{third.name}: has {copied.shards[2].bytes - 1} bytes, the manifest says {copied.shards[2].bytes}" in printed
+    )
+    assert "train-0.parquet.part does not belong to the patch set" in printed
+    assert "Traceback" not in errors
+
+
+def test_verify_counts_what_a_manifest_claims(made: PatchSet) -> None:
+    shard = made.shards[0]
+    fewer = dataclasses.replace(shard.images[0], tiles=shard.images[0].tiles + 1)
+    wrong = dataclasses.replace(shard, images=[fewer, *shard.images[1:]], row_groups=[*shard.row_groups, 1])
+    changed = PatchSet(made.url, dataclasses.replace(made.manifest, shards=[wrong]))
+    faults = list(verification.find_faults(changed, wrong))
+    assert len(faults) == 2
+    assert "the manifest says" in faults[0]
+
+
+def test_a_folder_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    code, _, errors = command("show", str(tmp_path))
+    assert code == 2
+    assert errors.startswith(f"error: {tmp_path} has no manifest.json")

@@ -1,0 +1,307 @@
+import contextlib
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline import cluster
+from pipeline.data import patchset, preparation
+from pipeline.data.inventory import InspectedImage, take_inventory
+from pipeline.data.listing import SourceImage
+from pipeline.data.patchset import PatchSet
+from pipeline.data.rejection import RejectionKind
+from pipeline.data.shard_plan import plan_shards, tile_origins
+from pipeline.evaluation.scoring import channels_first
+from pipeline.settings import Config, Preprocess, UserError
+from pipeline.settings.command_line import parse
+from sr_model.degrade import downscale
+from sr_model.pixels import Pixels
+from tests.conftest import ROOT, SMALL, random_image
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+Small = Callable[..., list[str]]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def prepare(argv: list[str]) -> tuple[PatchSet, bool]:
+    return preparation.prepare(read(argv))
+
+
+def read(argv: list[str]) -> Config:
+    return parse(argv, "preprocess", "")
+
+
+def digests(patch_set: PatchSet) -> dict[str, str]:
+    shards = (*patch_set.shards, *patch_set.holdout)
+    return {s.file: hashlib.sha256(Path(patch_set.url, s.file).read_bytes()).hexdigest() for s in shards}
+
+
+@given(side=st.integers(48, 600), tile=st.integers(12, 48), stride=st.integers(2, 60))
+def test_tiles_cover_every_pixel_and_stay_inside(side: int, tile: int, stride: int) -> None:
+    settings = Preprocess(tile=4 * (tile // 4) if tile >= 32 else 32, stride=max(stride // 4 * 4, 8))
+    origins = tile_origins(side, settings)
+    assert origins == sorted(set(origins))
+    assert origins[0] == 0
+    assert origins[-1] + settings.tile == side
+    if (settings.stride or 0) <= settings.tile:
+        assert all(b - a <= settings.tile for a, b in pairwise(origins))
+
+
+def test_tiles_are_cut_from_the_degraded_whole_image(small: Small, photos: Path) -> None:
+    """A patch has no border of its own: its LR is part of the image's LR."""
+    patch_set, _ = prepare(small())
+    images = {p.name: np.asarray(Image.open(p)) for p in photos.glob("*.png")}
+    seen = set()
+    for shard in patch_set.shards:
+        for row in pq.read_table(f"{patch_set.url}/{shard.file}").to_pylist():
+            hr = images[row["image_id"]]
+            lr = downscale(channels_first(hr), 4).permute(1, 2, 0).numpy()
+            y, x = row["y"], row["x"]
+            assert row["hr"] == hr[y : y + 48, x : x + 48].tobytes()
+            assert row["lr"] == lr[y // 4 : y // 4 + 12, x // 4 : x // 4 + 12].tobytes()
+            seen.add((row["image_id"], y, x))
+    trained_on = {name for name in images if not name.startswith("coffee")}
+    assert seen == {(name, y, x) for name in trained_on for y in (0, 48, 96) for x in (0, 48, 96)}
+    assert patch_set.holdout_names == ["coffee0.png", "coffee1.png"]
+
+
+def test_the_same_inputs_are_never_preprocessed_twice(small: Small) -> None:
+    first, found = prepare(small())
+    assert not found
+    times = {file: Path(first.url, file).stat().st_mtime_ns for file in digests(first)}
+    again, found = prepare(small())
+    assert found
+    assert again == first
+    assert times == {file: Path(first.url, file).stat().st_mtime_ns for file in digests(first)}
+
+
+def test_cut_short_and_run_again_it_is_as_run_once(small: Small) -> None:
+    whole, _ = prepare(small("preprocess.shard_mb=0.05"))
+    expected = digests(whole)
+    shards = [Path(whole.url, file) for file in expected]
+    # As a kill leaves it: no manifest, one shard missing, one half, one with rubbish, a leftover part.
+    Path(whole.url, "manifest.json").unlink()
+    shards[0].unlink()
+    shards[1].write_bytes(shards[1].read_bytes()[:-100])
+    shards[2].write_bytes(b"rubbish")
+    Path(whole.url, f"{shards[0].name}.part").write_bytes(b"PAR1")
+    kept = shards[3].stat().st_mtime_ns
+    again, found = prepare(small("preprocess.shard_mb=0.05"))
+    assert not found
+    assert again == whole
+    assert digests(again) == expected
+    assert shards[3].stat().st_mtime_ns == kept
+
+
+def test_a_changed_source_gives_a_new_set_that_reuses_shards(small: Small, photos: Path) -> None:
+    first, _ = prepare(small())
+    Image.fromarray(np.asarray(Image.open(photos / "chelsea1.png"))[::-1]).save(photos / "chelsea1.png")
+    second, found = prepare(small())
+    assert not found
+    assert second.url != first.url
+    assert {s.file for s in first.shards} & {s.file for s in second.shards}
+    assert digests(first).items() & digests(second).items()
+
+
+def test_any_setting_that_shapes_the_rows_gives_another_set(small: Small) -> None:
+    names = {
+        prepare(small(*more))[0].name
+        for more in ([], ["preprocess.degradation.bicubic=legacy"], ["preprocess.tile=64"])
+    }
+    assert len(names) == 3
+
+
+def test_bad_images_are_left_out_by_name_and_reason(small: Small, photos: Path) -> None:
+    good, _ = prepare(small())
+    (photos / "broken.png").write_bytes(b"not an image")
+    (photos / "cut.png").write_bytes((photos / "chelsea0.png").read_bytes()[:9000])
+    Image.new("RGB", (20, 300)).save(photos / "thin.png")
+    (photos / "twin.png").write_bytes((photos / "chelsea0.png").read_bytes())
+    patch_set, _ = prepare(small("preprocess.max_reject_share=0.5"))
+    reasons = {record.name: record.rejected for record in patch_set.images if record.rejected}
+    assert set(reasons) == {"broken.png", "cut.png", "thin.png", "twin.png"}
+    kinds = {name: reason.kind for name, reason in reasons.items()}
+    assert kinds == {
+        "broken.png": RejectionKind.NO_IMAGE,
+        "cut.png": RejectionKind.DAMAGED,
+        "thin.png": RejectionKind.TOO_SMALL,
+        "twin.png": RejectionKind.DUPLICATE,
+    }
+    assert "is no image" in str(reasons["broken.png"])
+    assert "truncated" in str(reasons["cut.png"])
+    assert "20x300 is too small, expected at least 48 pixels a side" in str(reasons["thin.png"])
+    assert "has the same content as chelsea0.png" in str(reasons["twin.png"])
+    assert sum(patch_set.row_groups) == sum(good.row_groups)
+
+
+def test_too_many_bad_images_fail(small: Small, photos: Path) -> None:
+    (photos / "broken.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"1 of 7 images were rejected, more than preprocess.max_reject_share 0.05"):
+        prepare(small())
+
+
+def test_held_out_images_and_their_copies_are_never_trained_on(small: Small, photos: Path) -> None:
+    (photos / "a_copy.png").write_bytes((photos / "coffee0.png").read_bytes())
+    patch_set, _ = prepare(small())
+    trained = {record.name for shard in patch_set.shards for record in shard.images}
+    assert "a_copy.png" not in trained
+    assert "coffee0.png" not in trained
+
+
+def test_a_holdout_pattern_that_matches_nothing_is_refused(small: Small) -> None:
+    with pytest.raises(UserError, match=r"preprocess.holdout has 'monalisa', expected a pattern that matches"):
+        prepare(small("preprocess.holdout=monalisa"))
+
+
+def test_large_images_are_reduced_first(small: Small, photos: Path) -> None:
+    patch_set, _ = prepare(small("preprocess.max_side=100"))
+    assert {patch_set.read_holdout(i).hr.shape for i in range(2)} == {(100, 100, 3)}
+
+
+def known(name: int, side: int) -> InspectedImage:
+    digest = hashlib.sha256(f"{name} {side}".encode()).hexdigest()
+    return InspectedImage(f"{name:05}", "", "", digest, side, side, 1, None)
+
+
+@given(sizes=st.lists(st.integers(48, 400), min_size=1, max_size=60), target=st.floats(0.05, 2))
+def test_a_plan_keeps_the_order_and_every_image(sizes: list[int], target: float) -> None:
+    config = read([*SMALL, f"preprocess.shard_mb={target}"])
+    images = [known(i, side) for i, side in enumerate(sizes)]
+    plan = plan_shards(config, images, held_out=False)
+    assert [p for spec in plan for p in spec.images] == images
+
+
+@given(gone=st.integers(0, 999))
+def test_a_plan_keeps_most_shards_of_a_changed_source(gone: int) -> None:
+    """One image less changes the shards near it, whose ends soon coincide again; fixed sizes would shift them all."""
+    config = read([*SMALL, "preprocess.shard_mb=0.5"])
+    images = [known(i, 96) for i in range(1000)]
+    before = {spec.file for spec in plan_shards(config, images, held_out=False)}
+    del images[gone]
+    after = {spec.file for spec in plan_shards(config, images, held_out=False)}
+    assert len(before) > 40
+    assert len(after - before) <= 8
+
+
+def test_shards_are_of_the_target_size_on_average() -> None:
+    config = read([*SMALL, "preprocess.shard_mb=1"])
+    images = [known(i, 96) for i in range(8000)]
+    plan = list(plan_shards(config, images, held_out=False))
+    sizes = [len(spec.images) * 96 * 96 * 3 / 1e6 for spec in plan[:-1]]
+    assert 0.9 < np.mean(sizes) < 1.1
+    assert min(sizes) >= 0.5
+    assert max(sizes) < 2.05
+
+
+def test_noise_and_jpeg_are_functions_of_seed_and_content(small: Small, photos: Path) -> None:
+    def lr(*more: str) -> Pixels:
+        return prepare(small(*(f"preprocess.degradation.{option}" for option in more)))[0].read_holdout(0).lr
+
+    clean, noisy = lr(), lr("noise=10", "blur=1.2")
+    assert np.array_equal(noisy, lr("noise=10", "blur=1.2", "seed=0"))
+    assert not np.array_equal(noisy, lr("noise=10", "blur=1.2", "seed=1"))
+    assert 6 < (lr("noise=10").astype(float) - clean).std() < 11
+    assert 0 < np.abs(lr("jpeg=30").astype(int) - clean).mean() < 12
+    (photos / "coffee0.png").rename(photos / "coffee9.png")
+    renamed, _ = prepare(small("preprocess.degradation.noise=10", "preprocess.degradation.blur=1.2"))
+    assert np.array_equal(noisy, renamed.read_holdout(1).lr)
+
+
+def test_flat_tiles_are_dropped_and_counted(small: Small, photos: Path) -> None:
+    image = np.full((144, 144, 3), 90, np.uint8)
+    image[:48] = random_image(48, 144)
+    Image.fromarray(image).save(photos / "flat.png")
+    patch_set, _ = prepare(small("preprocess.min_detail=2"))
+    (record,) = [record for record in patch_set.images if record.name == "flat.png"]
+    assert (record.tiles, record.flat) == (3, 6)
+    rows = [row for s in patch_set.shards for row in pq.read_table(f"{patch_set.url}/{s.file}").to_pylist()]
+    assert {row["y"] for row in rows if row["image_id"] == "flat.png"} == {0}
+
+
+def test_an_interrupted_inventory_is_taken_up(small: Small, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    original = cluster.map_tasks
+
+    def broken(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+        yield from list(original(function, tasks[:4]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster, "map_tasks", broken)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(small())
+    asked: list[int] = []
+
+    def counting(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+        asked.append(len(tasks))
+        return original(function, tasks)
+
+    monkeypatch.setattr(cluster, "map_tasks", counting)
+    prepare(small())
+    assert asked[0] == 2
+
+
+def test_a_file_that_could_not_be_read_is_read_again(small: Small, photos: Path) -> None:
+    """A rejection is cached only if it follows from the content."""
+    gone = photos / "gone.png"
+    gone.symlink_to("elsewhere.png")
+    (photos / "elsewhere.png").mkdir()
+    (photos / "broken.png").write_bytes(b"not an image")
+    images = [SourceImage(file.name, str(file), "1", 100) for file in (gone, photos / "broken.png")]
+    cache = photos.parent / "inventory.json"
+    first = take_inventory(read(small()), images, str(cache))
+    assert [image.rejected and image.rejected.kind for image in first] == [
+        RejectionKind.UNREADABLE,
+        RejectionKind.NO_IMAGE,
+    ]
+    assert [entry["name"] for entry in json.loads(cache.read_text())] == ["broken.png"]
+    gone.unlink()
+    gone.write_bytes((photos / "chelsea0.png").read_bytes())
+    second = take_inventory(read(small()), images, str(cache))
+    assert second[0].rejected is None
+    assert second[1] == first[1]
+
+
+def test_a_damaged_inventory_is_taken_again(small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, _ = prepare(small())
+    (tmp_path / "home/patchsets/inventory.json").write_text('{"half')
+    assert prepare(small()) == (first, True)
+    assert "inventory.json is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_memory_follows_neither_the_size_nor_the_number_of_images(tmp_path: Path) -> None:
+    """An image of 100 megapixels beside 5,000 small ones, below 2 GB in every process."""
+    (tmp_path / "photos").mkdir()
+    tile = random_image(250, 250)
+    Image.fromarray(np.tile(tile, (40, 40, 1))).save(tmp_path / "photos/large.png", compress_level=1)
+    for i in range(5000):
+        tile[0, :2] = [[i % 256] * 3, [i // 256] * 3]
+        Image.fromarray(tile[:64, :64]).save(tmp_path / f"photos/{i:04}.png")
+    options = [f"--source={tmp_path / 'photos'}", f"--home={tmp_path / 'home'}", "preprocess.tile=64", "data.crop=32"]
+    options += ["preprocess.holdout=0000", "preprocess.degradation.blur=1"]
+    largest: dict[str, float] = {}
+    with subprocess.Popen([sys.executable, "-m", "pipeline.preprocess", *options], cwd=ROOT) as driver:
+        while driver.poll() is None:
+            for process in [*psutil.Process(driver.pid).children(recursive=True), psutil.Process(driver.pid)]:
+                with contextlib.suppress(psutil.Error):
+                    memory = process.memory_full_info().uss / 1e9
+                    largest[process.name()] = max(memory, largest.get(process.name(), 0))
+            time.sleep(0.1)
+    assert driver.returncode == 0
+    (manifest,) = (tmp_path / "home/patchsets").glob("*/manifest.json")
+    assert sum(patchset.load(str(manifest.parent)).row_groups) == 4999 + 157**2
+    assert max(largest.values()) < 2, largest

@@ -1,0 +1,163 @@
+"""Preprocessing that is really killed, or really runs out of room, and is then run again."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from pipeline.data import preparation
+from pipeline.data.patchset import PatchSet
+from pipeline.settings.command_line import parse
+from tests.conftest import ROOT, SMALL, random_image
+from tests.services import TwoNodes
+
+OPTIONS = [option for option in SMALL if "holdout" not in option and "shard_mb" not in option]
+OPTIONS += ["preprocess.holdout=0[0-2]", "preprocess.shard_mb=1", "preprocess.max_reject_share=0.2"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty images of noise, which take a while to decode, and a broken one."""
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(30):
+        Image.fromarray(random_image(480, 480, seed=i)).save(folder / f"{i:02}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(images: Path, ray_session: None) -> PatchSet:
+    """What a run without faults makes."""
+    return prepare(images, images.parent / "straight")
+
+
+def prepare(images: Path, home: Path | str) -> PatchSet:
+    return preparation.prepare(parse(options(images, home), "preprocess", ""))[0]
+
+
+def options(images: Path, home: Path | str) -> list[str]:
+    return [f"--source={images}", f"--home={home}", *OPTIONS]
+
+
+def start(images: Path, home: Path | str, *more: str, **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline.preprocess", *options(images, home), *more],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests/faults"), **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def files(home: Path) -> dict[str, str]:
+    """Checksums of the shards that are there."""
+    found = home.glob("patchsets/*/*.parquet")
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
+
+
+def wait_for_shards(home: Path, count: int) -> None:
+    deadline = time.monotonic() + 90
+    while len(list(home.glob("patchsets/*/*.parquet"))) < count:
+        assert time.monotonic() < deadline, "no shards were written"
+        time.sleep(0.005)
+
+
+def assert_same(made: PatchSet, expected: PatchSet, home: Path) -> None:
+    assert made.name == expected.name
+    assert made.all_shards == expected.all_shards
+    assert made.manifest.rejected == expected.manifest.rejected
+    assert files(home) == {shard.file: shard.sha256 for shard in expected.all_shards}
+
+
+def test_with_the_driver_killed_and_run_again_nothing_finished_is_redone(
+    images: Path, straight: PatchSet, tmp_path: Path
+) -> None:
+    with start(images, tmp_path) as driver:
+        wait_for_shards(tmp_path, 3)
+        os.kill(driver.pid, signal.SIGKILL)
+    time.sleep(1)
+    assert not list(tmp_path.glob("patchsets/*/manifest.json")), "the run was over too soon"
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("patchsets/*/*.parquet")}
+    made = prepare(images, tmp_path)
+    assert_same(made, straight, tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+
+
+def test_with_a_worker_killed_it_goes_on(images: Path, straight: PatchSet, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_for_shards(tmp_path, 2)
+        for process in psutil.Process().children(recursive=True):
+            if "ray::Map" in " ".join(process.cmdline()):
+                process.kill()
+                killed.append(process.pid)
+                return
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    made = prepare(images, tmp_path)
+    killer.join()
+    assert killed, "no worker was killed: the run was over too soon"
+    assert_same(made, straight, tmp_path)
+
+
+def test_a_full_disk_is_one_sentence_and_no_half_shard_counts(images: Path, straight: PatchSet, tmp_path: Path) -> None:
+    with start(images, f"faulty://{tmp_path}", FAULTY_DISK="8000000") as full:
+        _, errors = full.communicate()
+    assert full.returncode == 2
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert "could not be made" in line
+    assert "No space left on device" in line
+    assert "Traceback" not in errors
+    assert not list(tmp_path.glob("patchsets/*/manifest.json"))
+    halves = {name for name, digest in files(tmp_path).items() if digest not in {s.sha256 for s in straight.all_shards}}
+    assert halves, "the disk left no half file"
+    made = prepare(images, tmp_path)
+    assert_same(made, straight, tmp_path)
+
+
+@pytest.mark.long
+def test_lost_permission_is_one_sentence(images: Path, ray_session: None, tmp_path: Path) -> None:
+    with start(images, f"faulty://{tmp_path}", FAULTY_PERMISSION="1") as refused:
+        _, errors = refused.communicate()
+    assert refused.returncode == 2
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert "Permission denied" in line
+    assert "Traceback" not in errors
+
+
+@pytest.mark.long
+def test_a_limit_on_the_size_of_files_leaves_nothing_behind(images: Path, straight: PatchSet, tmp_path: Path) -> None:
+    """The kernel's limit, which workers meet in the middle of a shard."""
+    with start(images, tmp_path, FAULTY_FILE_SIZE="500000") as limited:
+        _, errors = limited.communicate()
+    assert limited.returncode == 2, errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert "File too large" in line
+    assert not files(tmp_path)
+    assert not list(tmp_path.rglob("*.part"))
+    assert_same(prepare(images, tmp_path), straight, tmp_path)
+
+
+@pytest.mark.long
+def test_with_a_node_killed_it_goes_on_and_two_nodes_write_the_same_bytes(
+    images: Path, straight: PatchSet, tmp_path: Path, two_nodes: TwoNodes
+) -> None:
+    with start(images, tmp_path, f"cluster.address={two_nodes.address}") as driver:
+        wait_for_shards(tmp_path, 2)
+        two_nodes.kill()
+        assert not list(tmp_path.glob("patchsets/*/manifest.json")), "the run was over too soon"
+        _, errors = driver.communicate(timeout=120)
+    assert driver.returncode == 0, errors
+    assert_same(prepare(images, tmp_path), straight, tmp_path)

@@ -1,0 +1,43 @@
+"""Small grids, started as users do."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import safetensors.torch
+
+from tests.conftest import ROOT, SMALL, write_photos
+from tests.sr_model.terms.test_perceptual import random_weights
+
+Grid = tuple[list[str], Path, str, str]
+"""Options, folder, and what was printed to output and errors."""
+
+
+def finished_grid(base: Path) -> Grid:
+    """A grid of which one cell failed."""
+    axis = {"mse": {"mse": 1.0}, "broken": {"mse": 1e38}, "perceptual": {"perceptual": 1.0, "tv": 5.5e-4}}
+    grid = json.dumps({"train.loss": axis})
+    note = "Six crops of photographs, public domain."
+    options = grid_options(base, f"tune.grid={grid}", "train.max_skipped=2", "cluster.cpus_per_worker=1")
+    options += [f"tune.records={base / 'records'}", f"tune.note={note}"]
+    printed, errors = tune(*options, code=1)
+    (folder,) = (base / "home/grids").iterdir()
+    return options, folder, printed, errors
+
+
+def tune(*argv: str, code: int = 0, module: str = "tune") -> tuple[str, str]:
+    """Output and errors of the command."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"pipeline.{module}", *argv], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout, done.stderr
+
+
+def grid_options(base: Path, *more: str) -> list[str]:
+    write_photos(base / "photos")
+    weights = base / "vgg19.safetensors"
+    safetensors.torch.save_file({k: v for k, v in random_weights().items() if "features" in k}, weights)
+    options = [f"--source={base / 'photos'}", f"--home={base / 'home'}", *SMALL, "name=grid", "cluster.workers=1"]
+    return [*options, f"train.perceptual.weights={weights}", 'train.perceptual.layers={"conv1_2": 1}', *more]

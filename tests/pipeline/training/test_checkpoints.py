@@ -1,0 +1,84 @@
+import errno
+from pathlib import Path
+
+import pytest
+
+from pipeline import storage
+from pipeline.tracking import Best
+from pipeline.training.checkpoints import Checkpoints, TrainingState
+
+
+def save(checkpoints: Checkpoints, step: int) -> None:
+    checkpoints.save({"weights": b"%d" % step * 1000}, TrainingState(step, best=Best(step, step / 2)))
+
+
+def restored(checkpoints: Checkpoints) -> tuple[int, float, bytes] | None:
+    found = checkpoints.restore()
+    if found is None:
+        return None
+    files, state = found
+    assert state.best is not None
+    return state.step, state.best.value, files["weights"]
+
+
+def test_the_newest_are_kept_and_the_newest_is_restored(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=2)
+    assert restored(checkpoints) is None
+    for step in (10, 20, 30):
+        save(checkpoints, step)
+    checkpoints.wait()
+    assert checkpoints.steps() == [20, 30]
+    assert restored(Checkpoints(str(tmp_path), keep=2)) == (30, 15, b"30" * 1000)
+
+
+def test_what_was_being_written_or_is_damaged_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=3)
+    for step in (10, 20, 30):
+        save(checkpoints, step)
+    checkpoints.wait()
+    (tmp_path / "000000030" / "state.json").unlink()
+    assert restored(checkpoints) == (20, 10, b"20" * 1000)
+    damaged = tmp_path / "000000020" / "weights"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    assert restored(checkpoints) == (10, 5, b"10" * 1000)
+    assert "000000020 is damaged: falling back to the previous one" in capsys.readouterr().err
+
+
+def test_an_unfinished_one_of_a_higher_step_costs_none_that_is_whole(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    save(checkpoints, 200)
+    checkpoints.wait()
+    (tmp_path / "000000300").mkdir()
+    (tmp_path / "000000300/weights").write_bytes(b"killed while it was being written")
+    save(checkpoints, 250)
+    checkpoints.wait()
+    assert restored(checkpoints) == (250, 125, b"250" * 1000)
+
+
+@pytest.mark.parametrize("after", range(3))
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    save(checkpoints, 10)
+    checkpoints.wait()
+    real, left = storage.put, iter([True] * after)
+
+    def put(part: Path, url: str, sync: bool = True) -> None:
+        if not next(left, False):
+            part.write_bytes(part.read_bytes()[:3])
+            raise OSError(errno.ENOSPC, "No space left on device", url)
+        real(part, url, sync)
+
+    with monkeypatch.context() as full:
+        full.setattr(storage, "put", put)
+        save(checkpoints, 20)
+        if after < 2:
+            with pytest.raises(OSError, match="No space left"):
+                checkpoints.wait()
+        else:
+            checkpoints.wait()
+    assert restored(checkpoints) == ((10, 5, b"10" * 1000) if after < 2 else (20, 10, b"20" * 1000))
+    save(checkpoints, 20)  # with room again
+    checkpoints.wait()
+    assert restored(checkpoints) == (20, 10, b"20" * 1000)

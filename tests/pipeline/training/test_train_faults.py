@@ -1,0 +1,246 @@
+"""Training that really loses workers, nodes, room and servers, and goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain, groupby
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+import safetensors.torch
+import torch
+
+from pipeline import storage
+from pipeline.data import preparation
+from pipeline.settings import Config
+from pipeline.settings.command_line import parse
+from pipeline.training import driver, runs
+from pipeline.training.ranks import Ranks
+from pipeline.training.worker import Worker
+from tests.conftest import ROOT, SMALL, write_photos
+from tests.recording import hashes
+from tests.services import BUCKET, MLflowServer, S3Server, TwoNodes
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(400), pytest.mark.usefixtures("ray_session")]
+
+LONGER = ["train.length=1500 steps", "train.checkpoint_every=50", "train.validate_every=500", "train.log_every=10"]
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[str]:
+    write_photos(tmp_path / "photos")
+    return [f"--source={tmp_path / 'photos'}", f"--home={tmp_path / 'home'}", *SMALL, *LONGER, "cluster.workers=2"]
+
+
+def start(module: str, argv: list[str], **env: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *argv],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(driver: subprocess.Popen[str], seconds: float = 200) -> tuple[str, str]:
+    out, errors = driver.communicate(timeout=seconds)
+    assert driver.returncode == 0, errors
+    return out, errors
+
+
+def folder_of(argv: list[str]) -> Path:
+    config = parse(argv, "train", "")
+    patch_set, _ = preparation.prepare(config)
+    return Path(config.outputs, "trainings", runs.training_name(config, patch_set))
+
+
+def wait_for(condition: Callable[[], object], driver: subprocess.Popen[str], seconds: float = 150) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if driver.poll() is not None or time.monotonic() > deadline:
+            driver.kill()
+            raise AssertionError(f"waited too long: {driver.communicate()}")
+        time.sleep(0.1)
+
+
+def straight(argv: list[str], home: Path) -> runs.Trained:
+    """The same training of one worker, undisturbed."""
+    config = parse([*argv, "cluster.workers=1", f"home={home}", "tracking.uri="], "train", "")
+    patch_set, _ = preparation.prepare(config)
+    return driver.train(config, patch_set)
+
+
+def objectives(trained: runs.Trained) -> dict[int, float]:
+    return {r.step: r.metrics["train/objective"] for r in trained.history() if r.kind == "train"}
+
+
+def trained_of(argv: list[str]) -> tuple[Config, runs.Trained]:
+    config = parse(argv, "train", "")
+    patch_set, _ = preparation.prepare(config)
+    trained = runs.find_training(config, patch_set)
+    assert trained is not None
+    return config, trained
+
+
+def test_losing_a_node_and_getting_it_back_changes_no_sample(
+    options: list[str], two_nodes: TwoNodes, tmp_path: Path
+) -> None:
+    elastic = [*options, f"cluster.address={two_nodes.address}", "cluster.min_workers=1", "cluster.resize_s=3"]
+    folder = folder_of(elastic)
+
+    def steps(world: int) -> list[int]:
+        return sorted({int(f.name[:6]) for f in folder.glob(f"samples/??????-{world}-*")})
+
+    with start("tests.recording", elastic) as driver:
+        wait_for(lambda: len(steps(2)) > 80, driver)
+        two_nodes.kill()
+        wait_for(lambda: len(steps(1)) > 80, driver)
+        last_alone = max(steps(1))
+        two_nodes.add()
+        wait_for(lambda: max(steps(2)) > last_alone + 60, driver)
+        (folder / "samples" / "hurry").touch()
+        finish(driver)
+
+    config, trained = trained_of(elastic)
+    patch_set, _ = preparation.prepare(config)
+    worker = Worker(config, patch_set, str(tmp_path / "none"), Ranks(torch.device("cpu")))
+    batches = worker.make_reader(micro_batch=6).read(0, 1500)
+    expected = [sorted(hashes(batch)) for batch in batches]
+    whole = set()
+    for step, samples in enumerate(expected):
+        for world in (1, 2):
+            parts: dict[str, list[str]] = {}
+            for file in sorted(folder.glob(f"samples/{step:06d}-{world}-*")):
+                rank = file.name.split("-")[2]
+                seen = file.read_text().split()
+                assert parts.setdefault(rank, seen) == seen, "a repeated step took other samples"
+            if sorted(chain.from_iterable(parts.values())) == samples:
+                whole.add(step)
+    assert whole == set(range(1500))
+    sessions = [r.metrics["train/workers"] for r in trained.history() if r.kind == "session"]
+    assert [workers for workers, _ in groupby(sessions)] == [2, 1, 2]
+    alone = straight(options, tmp_path / "straight")
+    assert objectives(trained) == pytest.approx(objectives(alone), rel=0.05)
+    assert trained.result.metrics["val/psnr_y"] == pytest.approx(alone.result.metrics["val/psnr_y"], abs=0.1)
+
+
+def test_a_worker_that_hangs_is_found_and_training_goes_on(options: list[str]) -> None:
+    argv = [*options, "cluster.timeout_s=15"]
+    folder = folder_of(argv)
+    with start("tests.recording", argv) as driver:
+        wait_for(lambda: list(folder.glob("checkpoints/*/state.json")), driver)
+        (folder / "samples" / "hurry").touch()
+        tree = psutil.Process(driver.pid).children(recursive=True)
+        workers = [p for p in tree if "RayTrainWorker" in " ".join(p.cmdline())]
+        assert len(workers) == 2
+        workers[0].send_signal(signal.SIGSTOP)
+        finish(driver)
+    _, trained = trained_of(argv)
+    sessions = [r.step for r in trained.history() if r.kind == "session"]
+    assert len(sessions) == 2
+    assert sessions[1] >= 50
+
+
+def test_a_full_disk_while_checkpointing_leaves_the_checkpoint_before(options: list[str]) -> None:
+    """The kernel's limit on the size of files, which the moments of the optimizer are the first to meet."""
+    folder = folder_of(options)
+    with start("tests.recording", options) as driver:
+        wait_for(lambda: list(folder.glob("checkpoints/*/state.json")), driver)
+        os.killpg(driver.pid, signal.SIGKILL)
+    newest = sorted(folder.glob("checkpoints/*/state.json"))[-1].parent
+    largest = max(newest.iterdir(), key=lambda file: file.stat().st_size)
+    limit = {"FAULTY_FILE_SIZE": str(largest.stat().st_size - 1), "PYTHONPATH": str(ROOT / "tests/faults")}
+    with start("pipeline.train", options, **limit) as driver:
+        _, errors = driver.communicate(timeout=200)
+    assert driver.returncode == 2, errors
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert "newest checkpoint cannot be written (those before it are whole)" in line
+    assert "File too large" in line
+    assert "Traceback" not in errors
+    assert json.loads((newest / "state.json").read_text())["step"] >= 50
+    with start("pipeline.train", options) as driver:
+        out, _ = finish(driver)
+    assert f"going on from step {int(newest.name)} with 2 workers" in out
+
+
+@pytest.fixture
+def s3(tmp_path: Path) -> Iterator[S3Server]:
+    server = S3Server(tmp_path / "s3", BUCKET)
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_checkpoints_on_s3_outlive_the_stores_death_and_the_drivers(
+    options: list[str], s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, value in s3.env.items():
+        monkeypatch.setenv(key, value)
+    home = f"s3://{BUCKET}/home"
+    argv = [*options, f"home={home}", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", "train.length=600 steps"]
+
+    def checkpoints() -> list[str]:
+        names = storage.names(f"{home}/trainings")
+        return storage.names(f"{home}/trainings/{names[0]}/checkpoints") if names else []
+
+    with start("pipeline.train", argv) as driver:
+        wait_for(checkpoints, driver)
+        os.killpg(driver.pid, signal.SIGKILL)
+    with start("pipeline.train", argv) as driver:
+        before = checkpoints()
+        wait_for(lambda: checkpoints()[-1:] > before[-1:], driver)
+        s3.stop()
+        time.sleep(5)
+        s3.start()
+        out, _ = finish(driver)
+    assert "going on from step" in out
+    (name,) = storage.names(f"{home}/trainings")
+    folder = f"{home}/trainings/{name}"
+    whole = [
+        n for n in storage.names(f"{folder}/checkpoints") if storage.exists(f"{folder}/checkpoints/{n}/state.json")
+    ]
+    assert whole == ["000000550", "000000600"]
+    mine = safetensors.torch.load(storage.read(f"{folder}/model.safetensors") or b"")
+    same = straight([*argv, "cluster.workers=2"], tmp_path / "straight")
+    for key, value in safetensors.torch.load_file(same.weights).items():
+        torch.testing.assert_close(mine[key], value, atol=5e-3, rtol=0)
+
+
+def test_with_the_mlflow_server_away_for_a_minute_nothing_is_lost_or_delayed(
+    options: list[str], tmp_path: Path
+) -> None:
+    server = MLflowServer(tmp_path / "mlflow")
+    server.start()
+    argv = [*options, f"tracking.uri={server.url}"]
+    folder = folder_of(argv)
+
+    def steps() -> int:
+        return len(list(folder.glob("samples/*-0-*")))
+
+    try:
+        with start("tests.recording", argv) as driver:
+            wait_for(lambda: steps() > 50, driver)
+            server.stop()
+            gone, before = time.monotonic(), steps()
+            wait_for(lambda: time.monotonic() - gone > 60, driver)
+            assert steps() - before > 500, "training waited"
+            server.start()
+            (folder / "samples" / "hurry").touch()
+            _, errors = finish(driver)
+        assert "doesn't answer; the run goes on without it" in errors
+        run_id = storage.read_json(f"{folder}/tracking.json")["runs"][""]
+        client = mlflow.MlflowClient(server.url)
+        assert client.get_run(run_id).info.status == "FINISHED"
+        history = client.get_metric_history(run_id, "train/objective")
+        assert [m.step for m in history] == list(range(10, 1501, 10))
+        assert [m.step for m in client.get_metric_history(run_id, "val/psnr_y")] == [0, 500, 1000, 1500]
+    finally:
+        server.stop()

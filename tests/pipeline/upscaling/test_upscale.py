@@ -1,0 +1,174 @@
+"""The command `python -m pipeline.upscale`: what it keeps of an image, and what it refuses."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from skimage import data
+
+from pipeline import upscale
+from pipeline.data import benchmark_sets
+from pipeline.evaluation import scoring
+from pipeline.networks import bundled, upscaling
+from pipeline.networks.weights import contiguous, load_network
+from pipeline.reporting import records
+from pipeline.settings import UserError
+from sr_model.networks import from_weights
+from sr_model.networks.srresnet import SRResNet
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights of a small untrained network, which interpolates."""
+    file = tmp_path_factory.mktemp("model") / "model.safetensors"
+    torch.manual_seed(0)
+    safetensors.torch.save_file(contiguous(SRResNet(4, channels=8, blocks=1)), file)
+    return str(file)
+
+
+def photo(mode: str = "RGB", size: tuple[int, int] = (60, 44)) -> Image.Image:
+    image = Image.fromarray(data.astronaut()).crop((180, 40, 180 + size[0], 40 + size[1]))
+    if "A" not in mode:
+        return image.convert(mode)
+    alpha = Image.fromarray(np.tile(np.arange(size[0], dtype=np.uint8) * 4, (size[1], 1)))
+    image = image.convert(mode.removesuffix("A"))
+    image.putalpha(alpha)
+    return image
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA"])
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+def test_grey_and_transparency_are_kept(tmp_path: Path, model: str, mode: str, suffix: str) -> None:
+    source, out = tmp_path / "in.png", tmp_path / f"out{suffix}"
+    photo(mode).save(source)
+    run(source, out, "--model", model)
+    with Image.open(out) as upscaled:
+        assert upscaled.size == (240, 176)
+        if suffix != ".webp":  # which has no grey
+            assert upscaled.mode == mode
+        channels = zip(upscaled.convert("RGBA").split(), photo(mode).convert("RGBA").split(), strict=True)
+        difference = np.stack(
+            [
+                np.asarray(channel, float) - np.asarray(small.resize(channel.size, Image.Resampling.BICUBIC), float)
+                for channel, small in channels
+            ],
+            axis=-1,
+        )
+    assert np.abs(difference).mean() < 3
+    assert np.abs(difference[..., 3]).max() <= 1
+
+
+def test_an_image_without_a_transparent_pixel_becomes_jpeg(tmp_path: Path, model: str) -> None:
+    opaque = photo("RGBA")
+    opaque.putalpha(255)
+    opaque.save(tmp_path / "in.png")
+    run(tmp_path / "in.png", tmp_path / "out.jpg", "--model", model)
+    with Image.open(tmp_path / "out.jpg") as upscaled:
+        assert upscaled.size == (240, 176)
+
+
+def test_orientation_is_applied_and_cmyk_becomes_rgb(tmp_path: Path, model: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo("CMYK").save(tmp_path / "in.jpg", exif=exif)
+    run(tmp_path / "in.jpg", tmp_path / "out.jpg", "--model", model)
+    with Image.open(tmp_path / "out.jpg") as upscaled:
+        assert (upscaled.size, upscaled.mode) == ((176, 240), "RGB")
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_tiles_leave_no_seam(grey: bool) -> None:
+    net = SRResNet(4, channels=8, blocks=1, init="paper").eval()
+    image = np.asarray(photo("L" if grey else "RGB", (90, 70))).reshape(70, 90, -1)
+    whole, tiled = (upscaling.upscale_image(net, image, tile).astype(int) for tile in (1000, 32))
+    assert np.abs(whole - tiled).max() <= 1  # rounding
+    assert (whole != tiled).mean() < 1e-3
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_network_is_read_off_its_weights(scale: int, batch_norm: bool) -> None:
+    net = SRResNet(scale, channels=4, blocks=3, batch_norm=batch_norm, init="paper").eval()
+    same = from_weights(
+        {name: value.half() if value.dtype.is_floating_point else value for name, value in contiguous(net).items()}
+    )
+    lr = torch.rand(1, 3, 9, 8)
+    torch.testing.assert_close(same(lr), net(lr), rtol=0, atol=3e-3)
+
+
+def run(*argv: object) -> None:
+    upscale.main.__wrapped__([str(arg) for arg in argv])  # type: ignore[attr-defined]
+
+
+def test_mistakes_are_one_sentence(tmp_path: Path, model: str, capfd: pytest.CaptureFixture[str]) -> None:
+    image, clear = tmp_path / "in.png", tmp_path / "clear.png"
+    photo().save(image)
+    photo("RGBA").save(clear)
+    (tmp_path / "broken.png").write_bytes(image.read_bytes()[:200])
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    cases = [
+        ((tmp_path / "none.png", tmp_path / "o.png"), "cannot read .*none.png: No such file"),
+        ((tmp_path / "broken.png", tmp_path / "o.png"), "broken.png cannot be decoded"),
+        ((image, tmp_path / "o.gif"), "o.gif is not the name of an image, expected one that ends in .png, .webp"),
+        ((image, tmp_path / "a::o.png"), "a::o.png contains '::'"),
+        ((image, image), "in.png is the input image, expected another name"),
+        ((image, tmp_path / "none/o.png"), "o.png cannot be written: .*none is not a folder"),
+        ((clear, tmp_path / "o.jpg"), "clear.png is transparent, which .jpg cannot hold"),
+        (
+            (image, tmp_path / "o.png", "--max-megapixels", "0.01"),
+            "60x44 is more than 625 pixels, expected .* at most 0.01 megapixels after upscaling x4",
+        ),
+        ((image, tmp_path / "o.png", "--model", "nobody"), "there is no bundled model nobody, expected srresnet-x4"),
+        (
+            (image, tmp_path / "o.png", "--model", tmp_path / "other.safetensors"),
+            "the weights are not those of SRResNet",
+        ),
+    ]
+    for argv, message in cases:
+        argv = argv if "--model" in argv else (*argv, "--model", model)
+        with pytest.raises(UserError, match=message):
+            run(*argv)
+    assert not list(tmp_path.glob("o.*"))
+    assert {file.name for file in tmp_path.iterdir()} == {"in.png", "clear.png", "broken.png", "other.safetensors"}
+
+
+def test_it_is_a_command(tmp_path: Path, model: str) -> None:
+    photo().save(tmp_path / "in.png")
+    command = [sys.executable, "-m", "pipeline.upscale", str(tmp_path / "in.png"), str(tmp_path / "out.png")]
+    for options in (["--model", model], []):
+        done = subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT, check=True)
+        assert done.stdout == f"{tmp_path}/out.png: 240x176\n"
+    failed = subprocess.run(
+        [*command, "--model", "x.safetensors"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: cannot read the weights x.safetensors")
+
+
+RESULTS = str(ROOT / "docs/results")
+
+
+@pytest.mark.parametrize("label", [record.label for record in records.read_all(RESULTS)])
+def test_a_recorded_network_reproduces_its_scores(label: str) -> None:
+    record = records.read(RESULTS, label)
+    assert record
+    net = load_network(records.weights(RESULTS, label))
+    images = {image.name: image for image in benchmark_sets.list_images("builtin", "builtin", net.scale, "")}
+    scores = {image.name: image.scores for image in record.scores["builtin"].images}
+    for name in ("chelsea", "coffee"):
+        hr, lr, _ = scoring.load_pair(images[name].hr, None, net.scale, 10**8)
+        score = scoring.score_image(upscaling.upscale_image(net, lr), hr, net.scale)
+        assert score.psnr_y == pytest.approx(scores[name]["trained"]["psnr_y"], abs=0.01)
+        assert score.psnr_y > scores[name]["bicubic"]["psnr_y"] or "perceptual" in label
+
+
+def test_the_bundled_model_is_a_recorded_one() -> None:
+    assert bundled.names() == [bundled.DEFAULT]
+    content = Path(bundled.weights(bundled.DEFAULT)).read_bytes()
+    assert content == Path(records.weights(RESULTS, "longer")).read_bytes()  # whose scores the test above reproduces

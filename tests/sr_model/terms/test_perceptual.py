@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sr_model.networks.srresnet import SRResNet
+from sr_model.terms.perceptual import Network, PerceptualLoss, layer_index, trunk
+from tests.conftest import DATA
+
+
+def random_weights(network: Network = "vgg19", depth: int = 37) -> dict[str, Tensor]:
+    """Random weights in the form of torchvision's state dict, with a classifier."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = {"classifier.0.weight": torch.zeros(2, 2)}
+        before = 3
+        for name in [f"conv{b}_{i}" for b in range(1, 6) for i in range(1, 5)]:
+            try:
+                index = layer_index(network, name)
+            except ValueError:  # conv1_3
+                continue
+            channels = min(64 * 2 ** (int(name[4]) - 1), 512)
+            weights[f"features.{index}.weight"] = nn.init.kaiming_normal_(torch.empty(channels, before, 3, 3))
+            weights[f"features.{index}.bias"] = torch.zeros(channels)
+            before = channels
+    return weights
+
+
+WEIGHTS = random_weights()
+
+
+@pytest.mark.parametrize(
+    ("network", "layer", "index"),
+    # Of torchvision.models.vgg19().features and vgg16().features.
+    [("vgg19", "conv1_1", 0), ("vgg19", "conv2_2", 7), ("vgg19", "relu2_2", 8), ("vgg19", "conv5_4", 34),
+     ("vgg19", "relu5_4", 35), ("vgg16", "relu2_2", 8), ("vgg16", "conv5_3", 28), ("vgg16", "pool5", 30)],
+)  # fmt: skip
+def test_layers_have_torchvisions_numbers(network: Network, layer: str, index: int) -> None:
+    assert layer_index(network, layer) == index
+
+
+def test_a_layer_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="vgg16 has no layer conv5_4"):
+        layer_index("vgg16", "conv5_4")
+
+
+def test_it_is_the_distance_of_the_features() -> None:
+    loss = PerceptualLoss({"conv1_2": 0.5, "relu2_1": 2.0}, WEIGHTS)
+    sr, hr = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+
+    def features(x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        x = (x - mean[:, None, None]) / std[:, None, None]
+        first = F.conv2d(x, WEIGHTS["features.0.weight"], padding=1).relu()
+        second = F.conv2d(first, WEIGHTS["features.2.weight"], padding=1)
+        third = F.conv2d(F.max_pool2d(second.relu(), 2), WEIGHTS["features.5.weight"], padding=1).relu()
+        return second, third
+
+    (a, b), (c, d) = features(sr), features(hr)
+    expected = 0.5 * (a - c).square().mean((1, 2, 3)) + 2 * (b - d).square().mean((1, 2, 3))
+    torch.testing.assert_close(loss(sr, hr), expected)
+    l1 = PerceptualLoss({"conv1_2": 1.0}, WEIGHTS, distance="l1", scale=0.1)
+    torch.testing.assert_close(l1(sr, hr), 0.1 * (a - c).abs().mean((1, 2, 3)))
+
+
+def test_it_has_a_gradient_with_respect_to_the_network_and_none_to_the_truth() -> None:
+    net = SRResNet(channels=8, blocks=1, batch_norm=False)
+    loss = PerceptualLoss({"conv2_2": 1.0}, WEIGHTS)
+    hr = torch.rand(1, 3, 32, 32, requires_grad=True)
+    loss(net(torch.rand(1, 3, 8, 8)), hr).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.body.parameters())
+    assert hr.grad is None
+    assert not list(filter(lambda p: p.requires_grad or p.grad is not None, loss.parameters()))
+
+
+def test_the_trunk_sees_images_of_imagenets_mean_and_deviation() -> None:
+    loss = PerceptualLoss({"conv1_1": 1.0}, WEIGHTS)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    images = mean[:, None, None] + std[:, None, None] * torch.randn(
+        4, 3, 64, 64, generator=torch.Generator().manual_seed(0)
+    )
+    seen = loss.normalise(images)
+    torch.testing.assert_close(seen.mean((0, 2, 3)), torch.zeros(3), atol=0.02, rtol=0)
+    torch.testing.assert_close(seen.std((0, 2, 3)), torch.ones(3), atol=0.02, rtol=0)
+
+
+def test_it_stays_frozen_and_is_computed_only_as_deep_as_asked() -> None:
+    loss = PerceptualLoss({"conv2_2": 1.0}, WEIGHTS)
+    assert len(loss.features) == 8
+    assert not loss.train().training
+    assert not any(p.requires_grad for p in loss.parameters())
+    assert set(trunk(WEIGHTS, "vgg19", {"conv2_2": 1.0})) == {
+        f"features.{i}.{k}" for i in (0, 2, 5, 7) for k in ("weight", "bias")
+    }
+
+
+def test_autocast_changes_nothing() -> None:
+    loss = PerceptualLoss({"conv3_1": 1.0}, WEIGHTS)
+    sr, hr = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32)
+    plain = loss(sr, hr)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(loss(sr, hr), plain)
+
+
+def test_weights_that_are_too_shallow_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"the weights lack features\.34\.weight"):
+        PerceptualLoss({"conv5_4": 1.0}, trunk(WEIGHTS, "vgg19", {"conv5_3": 1.0}))
+
+
+def test_real_features_see_a_blur_more_than_a_shift_of_brightness() -> None:
+    """The two changes have the same squared error, but people see the blur more."""
+    from skimage import data
+
+    file = Path(DATA, "weights", "vgg19_normalised_relu3_1.safetensors")
+    if not file.exists():
+        pytest.skip(f"no VGG weights in {file.parent}")
+    loss = PerceptualLoss({"conv3_1": 1.0}, safetensors.torch.load_file(file))
+    hr = torch.from_numpy(data.astronaut()[:192, 120:312]).permute(2, 0, 1)[None] / 255
+    blurred = F.avg_pool2d(F.pad(hr, (2, 2, 2, 2), mode="reflect"), 5, 1)
+    shifted = hr + (blurred - hr).square().mean().sqrt()
+    assert loss(blurred, hr).item() > 5 * loss(shifted, hr).item()
