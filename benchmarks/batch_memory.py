@@ -1,17 +1,19 @@
-"""Peak memory of a training process against the global batch: the whole batch at once, and this pipeline's learner.
+"""Measure the peak memory of a training process against the global batch.
 
-Full-size SRResNet x4 on 96x96 patches, Adam, fp32, all cores of one process, three ways: a plain loop that takes the
-whole batch at once; the learner with micro-batches; the learner that also recomputes activations. Every cell is a
-process of its own under one memory limit. It makes a small first step, then one of the global batch, and tells its peak
-resident memory (MB of 10^6 bytes). "Activations" are what that is beyond the peak of a process that has only imported
-everything and built the network; so gradients, moments, averaged weights, samples and what libraries set up at first
-use count, too. Samples are random, made one micro-batch at a time; the reader's tiles, which no batch changes, are left
-out.
+A full-size SRResNet x4 trains on 96x96 patches with Adam in fp32, on all cores of one process, in three ways: a plain
+loop that holds the whole batch at once, the pipeline's learner with micro-batches, and the learner that also recomputes
+activations. Every cell of the table is a separate process under one memory limit. It makes a small first step and then
+one step of the global batch, and reports its peak resident memory (MB of 10^6 bytes).
 
-Of global batches above `--full`, the learner runs the first `--micro-steps` micro-batches and the optimizer's update;
-the peak after three micro-batches stands beside the final one, to show whether further ones change it.
+"Activations" are the difference from the peak of a process that only imports everything and builds the network. They
+therefore include gradients, moments, averaged weights, samples, and what libraries allocate at first use. The samples
+are random and made one micro-batch at a time. The reader's tiles are not included; their size does not depend on the
+batch.
 
-`python benchmarks/batch_memory.py [--no-batch-norm] [--micro N] [--limit-gb N] [--plot FILE]`
+For a global batch above `--full`, the learner runs only the first `--micro-steps` micro-batches and the optimizer's
+update. The table also shows the peak after three micro-batches, to tell if further ones change it.
+
+    python -m benchmarks.batch_memory [--no-batch-norm] [--micro N] [--limit-gb N] [--plot FILE]
 """
 
 from __future__ import annotations
@@ -23,43 +25,41 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
 
-from pipeline.data.reader import Batch
-from pipeline.settings.command_line import parse, stop_like_interrupt
-from pipeline.training import memory
-from pipeline.training.learner import Learner
-from sr_model.srresnet import SRResNet
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
 
-from benchmarks.train_step import machine
+from benchmarks.measuring import CROP, SCALE, Result, parser_of, print_results, random_batch
+from pipeline.data.reader import Batch
+from pipeline.settings.command_line import parse, stop_like_interrupt
+from pipeline.training import memory
+from pipeline.training.learner import Learner
+from pipeline.training.ranks import Ranks
+from sr_model.networks.srresnet import SRResNet
 
 CPU = torch.device("cpu")
-CROP, SCALE = 96, 4
 BUILT, PLAIN, MICRO, RECOMPUTE = "network alone", "whole batch", "micro-batches", "micro-batches, recompute"
 REFERENCE = 16
 """Global batch that the largest one is compared with."""
 EARLY = 3
-"""Micro-batches after which the peak is told for the first time."""
+"""Number of micro-batches after which the peak is reported for the first time."""
 SPARE_MB = 700
-"""MB of the machine that stay free for others; a run that would take them ends."""
+"""MB of the machine that stay free for others; the benchmark ends before it takes them."""
+_OUT_OF_MEMORY_SIGNALS = (-6, -9)
+"""Exit codes of a process in which an allocation outside of PyTorch failed, or that the system killed."""
 
 
-class Cell(NamedTuple):
-    """What one process tells."""
+@dataclass(frozen=True)
+class Cell:
+    """The report of one process."""
 
-    peak_mb: float | None
-    """At the end; None where the batch does not fit."""
+    peak_mb: float | None = None
+    """Peak at the end; None if the batch does not fit."""
     early_mb: float | None = None
-    """After `EARLY` micro-batches, where there are more."""
-    run: int = 1
+    """Peak after `EARLY` micro-batches, if there are more."""
+    done: int = 1
     """Micro-batches that were run."""
     planned: int = 1
     """Micro-batches of the whole step."""
@@ -67,58 +67,64 @@ class Cell(NamedTuple):
     """Why the batch does not fit."""
 
 
+Table = dict[str, dict[int, Cell]]
+"""Cells by way of training and global batch."""
+
+
 def main() -> None:
     """Measure, print and draw."""
-    args = arguments()
+    arguments = parse_arguments()
     torch.set_num_threads(os.cpu_count() or 1)
-    if args.cell:
-        print(json.dumps(in_child(args)))
+    if arguments.cell:
+        print(json.dumps(asdict(measure_here(arguments))))
         return
     stop_like_interrupt()
     available = memory.available_mb(CPU, 1)
-    if 1000 * args.limit_gb + SPARE_MB > available:
-        sys.exit(f"error: --limit-gb is {args.limit_gb:g}, but only {available / 1000:.1f} GB are free")
-    base = cell(args, BUILT, 0).peak_mb
+    if 1000 * arguments.limit_gb + SPARE_MB > available:
+        sys.exit(f"error: --limit-gb is {arguments.limit_gb:g}, but only {available / 1000:.1f} GB are free")
+    base = measure(arguments, BUILT, 0).peak_mb
     if base is None:
-        sys.exit(f"error: --limit-gb is {args.limit_gb:g}, too little for the network alone")
-    print(f"{args.blocks} blocks, {args.channels} channels, {'without' if args.no_batch_norm else 'with'} BatchNorm")
-    print(f"limit {args.limit_gb:g} GB, micro-batches of {args.micro}, imports and network alone {base:.0f} MB\n")
+        sys.exit(f"error: --limit-gb is {arguments.limit_gb:g}, too little for the network alone")
+    norm = "without" if arguments.no_batch_norm else "with"
+    print(f"{arguments.blocks} blocks, {arguments.channels} channels, {norm} BatchNorm")
+    print(f"limit {arguments.limit_gb:g} GB, micro-batches of {arguments.micro}, network alone {base:.0f} MB\n")
     print(f"{'MB':24} {'global batch':>12} {f'peak after {EARLY}':>12} {'peak at end':>12} {'activations':>12}")
-    table: dict[str, dict[int, Cell]] = {PLAIN: {}, MICRO: {}, RECOMPUTE: {}}
+    table: Table = {PLAIN: {}, MICRO: {}, RECOMPUTE: {}}
     for way, cells in table.items():
-        for batch in args.batches:
-            cells[batch] = cell(args, way, batch)
-            print(line(way, batch, cells[batch], base), flush=True)
-    draw(table, args)
-    print(f"\n{args.plot} written")
-    print(json.dumps(results(table, args, base)))
+        for batch in arguments.batches:
+            cells[batch] = measure(arguments, way, batch)
+            print(format_row(way, batch, cells[batch], base), flush=True)
+    draw(table, arguments)
+    print(f"\nplot: {arguments.plot}")
+    print_results(make_results(table, arguments, base))
 
 
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--no-batch-norm", action="store_true")
-    parser.add_argument("--micro", type=int, default=8, help="patches in a micro-batch")
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--no-batch-norm", action="store_true", help="measure the network without BatchNorm")
+    parser.add_argument("--micro", type=int, default=8, help="patches in a micro-batch (%(default)s)")
     parser.add_argument("--batches", type=int, nargs="+", default=[2, 16, 64, 256, 1024, 4096], help="global batches")
-    parser.add_argument("--limit-gb", type=float, default=15, help="GB that a process may use")
-    parser.add_argument("--full", type=int, default=256, help="largest global batch whose step is run to its end")
-    parser.add_argument("--micro-steps", type=int, default=24, help="micro-batches of a larger one")
-    parser.add_argument("--channels", type=int, default=64)
-    parser.add_argument("--blocks", type=int, default=16)
-    parser.add_argument("--plot", default="docs/images/batch-memory.png", help="PNG file to write")
-    parser.add_argument("--cell", help=argparse.SUPPRESS)  # what a child process is to run
+    parser.add_argument("--limit-gb", type=float, default=15, help="GB that a process may use (%(default)g)")
+    parser.add_argument("--full", type=int, default=256, help="largest global batch to run completely (%(default)s)")
+    parser.add_argument("--micro-steps", type=int, default=24, help="micro-batches of a larger batch (%(default)s)")
+    parser.add_argument("--channels", type=int, default=64, help="channels of the network (%(default)s)")
+    parser.add_argument("--blocks", type=int, default=16, help="blocks of the network (%(default)s)")
+    parser.add_argument("--plot", default="docs/images/batch-memory.png", help="PNG file to write (%(default)s)")
+    parser.add_argument("--cell", help=argparse.SUPPRESS)  # for child processes: the way of training
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    args.batches.sort()
-    if REFERENCE not in args.batches:
+    arguments = parser.parse_args()
+    arguments.batches.sort()
+    if REFERENCE not in arguments.batches:
         parser.error(f"--batches lacks {REFERENCE}, which the largest one is compared with")
-    return args
+    return arguments
 
 
-def cell(args: argparse.Namespace, way: str, batch: int) -> Cell:
-    """Run one cell in a process of its own, which is ended where its resident memory passes the limit."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--cell", way, "--batch", str(batch)]
-    over = False
+def measure(arguments: argparse.Namespace, way: str, batch: int) -> Cell:
+    """Measure one cell in a child process, which is killed if its resident memory exceeds the limit."""
+    module = [sys.executable, "-m", "benchmarks.batch_memory"]
+    command = [*module, *sys.argv[1:], "--cell", way, "--batch", str(batch)]
+    over_limit = False
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         while True:
@@ -126,58 +132,58 @@ def cell(args: argparse.Namespace, way: str, batch: int) -> Cell:
                 out, errors = child.communicate(timeout=0.05)
                 break
             except subprocess.TimeoutExpired:
-                over = over or resident(child.pid) > 1e9 * args.limit_gb
-                if over:
+                over_limit = over_limit or resident_bytes(child.pid) > 1e9 * arguments.limit_gb
+                if over_limit:
                     child.kill()
                 elif psutil.virtual_memory().available < 1e6 * SPARE_MB:
-                    sys.exit("error: others use the machine's memory, try again or with a lower --limit-gb")
+                    sys.exit("error: other processes use the machine's memory: try later or lower --limit-gb")
     finally:
-        child.kill()  # where this process is interrupted; no effect on one that has ended
+        child.kill()  # matters only if this process is interrupted
         child.wait()
-    if over:
-        return Cell(None, reason="ended at the limit")
-    if child.returncode in (-6, -9):  # an allocation failed outside of PyTorch, or the system ended the process
-        return Cell(None, reason=f"died of signal {-child.returncode}")
+    if over_limit:
+        return Cell(reason="killed at the limit")
+    if child.returncode in _OUT_OF_MEMORY_SIGNALS:
+        return Cell(reason=f"died of signal {-child.returncode}")
     if child.returncode:
         sys.exit(f"error: {way}, global batch {batch}: exit code {child.returncode}\n{errors}")
-    return Cell(*json.loads(out.splitlines()[-1]))
+    return Cell(**json.loads(out.splitlines()[-1]))
 
 
-def resident(pid: int) -> int:
-    """Pixels of resident memory; 0 where the process has just ended."""
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process in bytes; 0 if it has just ended."""
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0
 
 
-def in_child(args: argparse.Namespace) -> Cell:
-    """One cell, in this process."""
-    limit = int(1e9 * args.limit_gb)
+def measure_here(arguments: argparse.Namespace) -> Cell:
+    """Measure one cell in this process."""
+    limit = int(1e9 * arguments.limit_gb)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
-        if args.cell == BUILT:
-            network(args)
+        if arguments.cell == BUILT:
+            build_network(arguments)
             return Cell(memory.peak_mb(CPU))
-        return plain(args) if args.cell == PLAIN else learned(args)
+        return run_plain_loop(arguments) if arguments.cell == PLAIN else run_learner(arguments)
     except (MemoryError, RuntimeError) as error:
         text = str(error)
         if not (isinstance(error, MemoryError) or "allocate memory" in text or "bad_alloc" in text):
             raise
-        asked = text.partition("tried to allocate ")[2].split(" ")[0]
-        return Cell(None, reason=f"refused {int(asked) / 1e6:.0f} MB more" if asked.isdigit() else "refused memory")
+        refused = text.partition("tried to allocate ")[2].split(" ")[0]
+        return Cell(reason=f"refused {int(refused) / 1e6:.0f} MB more" if refused.isdigit() else "refused memory")
 
 
-def network(args: argparse.Namespace) -> SRResNet:
-    """As it is before training."""
-    return SRResNet(SCALE, args.channels, args.blocks, not args.no_batch_norm)
+def build_network(arguments: argparse.Namespace) -> SRResNet:
+    """Build the untrained network."""
+    return SRResNet(SCALE, arguments.channels, arguments.blocks, not arguments.no_batch_norm)
 
 
-def plain(args: argparse.Namespace) -> Cell:
-    """The loop one writes first; its samples are floats from the start, without a copy in bytes."""
-    net = network(args)
+def run_plain_loop(arguments: argparse.Namespace) -> Cell:
+    """Run a plain loop. Its samples are floats from the start, without a copy in bytes."""
+    net = build_network(arguments)
     optimizer = torch.optim.Adam(net.parameters(), 1e-4)
-    for count in (min(args.micro, args.batch), args.batch):
+    for count in (min(arguments.micro, arguments.batch), arguments.batch):
         lr, hr = torch.rand(count, 3, CROP // SCALE, CROP // SCALE), torch.rand(count, 3, CROP, CROP)
         optimizer.zero_grad()
         F.mse_loss(net(lr), hr).backward()
@@ -185,109 +191,97 @@ def plain(args: argparse.Namespace) -> Cell:
     return Cell(memory.peak_mb(CPU))
 
 
-def learned(args: argparse.Namespace) -> Cell:
-    """The pipeline's learner."""
+def run_learner(arguments: argparse.Namespace) -> Cell:
+    """Run the pipeline's learner."""
     options = [
-        f"model.channels={args.channels}",
-        f"model.blocks={args.blocks}",
-        f"model.batch_norm={not args.no_batch_norm}",
-        f"train.global_batch={args.batch}",
-        f"train.recompute={args.cell == RECOMPUTE}",
-        "train.precision=fp32",  # as the plain loop
+        f"model.channels={arguments.channels}",
+        f"model.blocks={arguments.blocks}",
+        f"model.batch_norm={not arguments.no_batch_norm}",
+        f"train.global_batch={arguments.batch}",
+        f"train.recompute={arguments.cell == RECOMPUTE}",
     ]
-    learner = Learner(parse(options, "train", ""), 10**6, CPU)
-    sizes = [min(args.micro, args.batch - start) for start in range(0, args.batch, args.micro)]
-    run = len(sizes) if args.batch <= args.full else min(args.micro_steps, len(sizes))
+    learner = Learner(parse(options, "train", ""), 10**6, Ranks(CPU), "fp32")
+    sizes = [min(arguments.micro, arguments.batch - start) for start in range(0, arguments.batch, arguments.micro)]
+    count = len(sizes) if arguments.batch <= arguments.full else min(arguments.micro_steps, len(sizes))
     early: float | None = None
 
     def samples() -> Iterator[Batch]:
         nonlocal early
-        rng = np.random.default_rng(0)
-        for i, size in enumerate(sizes):
-            if i == EARLY:
+        for number, size in enumerate(sizes):
+            if number == EARLY:
                 early = memory.peak_mb(CPU)
-            hr = rng.integers(0, 256, (size, CROP, CROP, 3), np.uint8)
-            lr = rng.integers(0, 256, (size, CROP // SCALE, CROP // SCALE, 3), np.uint8)
-            yield Batch(lr, hr, rng.integers(0, 8, size, np.uint8))
+            yield random_batch(size, seed=number)
 
-    for step, count in enumerate((1, run)):
-        result = learner.step(step, samples(), count)
+    for step, micro_batches in enumerate((1, count)):
+        result = learner.step(step, samples(), micro_batches)
         assert result.skipped is None
-    return Cell(memory.peak_mb(CPU), early, run, len(sizes))
+    return Cell(memory.peak_mb(CPU), early, count, len(sizes))
 
 
-def line(way: str, batch: int, found: Cell, base: float) -> str:
-    """A row of the table."""
-    if found.peak_mb is None:
-        return f"{way:24} {batch:12} {'-':>12} {'does not fit':>12} {'-':>12}  ({found.reason})"
-    early = f"{found.early_mb:.0f}" if found.early_mb else "-"
-    note = "" if found.run == found.planned else f"  ({found.run} of {found.planned} micro-batches, then the update)"
-    return f"{way:24} {batch:12} {early:>12} {found.peak_mb:12.0f} {found.peak_mb - base:12.0f}{note}"
+def format_row(way: str, batch: int, cell: Cell, base: float) -> str:
+    """Return a row of the table; `base` is the peak of the network alone in MB."""
+    if cell.peak_mb is None:
+        return f"{way:24} {batch:12} {'-':>12} {'does not fit':>12} {'-':>12}  ({cell.reason})"
+    early = f"{cell.early_mb:.0f}" if cell.early_mb else "-"
+    note = "" if cell.done == cell.planned else f"  ({cell.done} of {cell.planned} micro-batches, then the update)"
+    return f"{way:24} {batch:12} {early:>12} {cell.peak_mb:12.0f} {cell.peak_mb - base:12.0f}{note}"
 
 
-def draw(table: dict[str, dict[int, Cell]], args: argparse.Namespace) -> None:
-    """The table as a PNG."""
+def draw(table: Table, arguments: argparse.Namespace) -> None:
+    """Draw the table as a PNG."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FixedLocator, NullLocator
 
     plt.switch_backend("agg")
     figure, axis = plt.subplots(figsize=(7, 4.4), layout="constrained")
-    looks = {PLAIN: ("C3", "o"), MICRO: ("C0", "s"), RECOMPUTE: ("C2", "^")}
-    for way, cells in table.items():
-        color, marker = looks[way]
-        fits = [(batch, found.peak_mb / 1000) for batch, found in cells.items() if found.peak_mb is not None]
-        misfits = [batch for batch, found in cells.items() if found.peak_mb is None]
-        label = way if way == PLAIN else way.replace("batches", f"batches of {args.micro}")
-        axis.plot(*zip(*fits, strict=True), color=color, marker=marker, ms=5, lw=1.5, label=label)
-        if misfits:
-            axis.plot(
-                misfits, [args.limit_gb] * len(misfits), "x", color=color, ms=9, mew=2, label=f"{way}: does not fit"
-            )
-    axis.axhline(args.limit_gb, ls="--", lw=1, color="gray", zorder=0)
-    axis.annotate(
-        f"limit, {args.limit_gb:g} GB",
-        (args.batches[0], args.limit_gb),
-        (0, 4),
-        textcoords="offset points",
-        color="gray",
-    )
+    limit = arguments.limit_gb
+    for (way, cells), (color, marker) in zip(table.items(), (("C3", "o"), ("C0", "s"), ("C2", "^")), strict=True):
+        fitting = {batch: cell.peak_mb / 1000 for batch, cell in cells.items() if cell.peak_mb is not None}
+        too_large = [batch for batch in cells if batch not in fitting]
+        label = way if way == PLAIN else way.replace("batches", f"batches of {arguments.micro}")
+        axis.plot(list(fitting), list(fitting.values()), color=color, marker=marker, ms=5, lw=1.5, label=label)
+        if too_large:
+            label = f"{way}: does not fit"
+            axis.plot(too_large, [limit] * len(too_large), "x", color=color, ms=9, mew=2, label=label)
+    axis.axhline(limit, ls="--", lw=1, color="gray", zorder=0)
+    corner = (arguments.batches[0], limit)
+    axis.annotate(f"limit, {limit:g} GB", corner, (0, 4), textcoords="offset points", color="gray")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log", base=2)
     axis.set(xlabel="global batch, patches of 96x96", ylabel="peak memory of the process, GB")
-    axis.xaxis.set_major_locator(FixedLocator(args.batches))
+    axis.xaxis.set_major_locator(FixedLocator(arguments.batches))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter("{x:.0f}")
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.set_ylim(top=1.6 * args.limit_gb)
+    axis.set_ylim(top=1.6 * limit)
     axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    figure.savefig(args.plot, dpi=110)
+    figure.savefig(arguments.plot, dpi=110)
 
 
-def results(table: dict[str, dict[int, Cell]], args: argparse.Namespace, base: float) -> list[dict[str, object]]:
-    """The figures that are followed."""
+def make_results(table: Table, arguments: argparse.Namespace, base: float) -> list[Result]:
+    """Return the figures to follow; `base` is the peak of the network alone in MB."""
 
-    def ratio(over: float | None, under: float | None, less: float = 0) -> float | None:
-        return None if over is None or under is None else round((over - less) / (under - less), 3)
+    def ratio(cell: Cell, reference: Cell, offset: float = 0) -> float | None:
+        if cell.peak_mb is None or reference.peak_mb is None:
+            return None
+        return round((cell.peak_mb - offset) / (reference.peak_mb - offset), 3)
 
-    largest = args.batches[-1]
-    micro, recompute = ({batch: found.peak_mb for batch, found in table[way].items()} for way in (MICRO, RECOMPUTE))
+    largest = arguments.batches[-1]
+    micro, recompute = table[MICRO], table[RECOMPUTE]
+    suffix = "_without_batch_norm" if arguments.no_batch_norm else ""
     flat = f"peak at global batch {largest} / at {REFERENCE}"
-    ratios = [
+    figures = [
         ("batch_memory_flat", ratio(micro[largest], micro[REFERENCE]), flat, 1.05),
         ("batch_memory_flat_recompute", ratio(recompute[largest], recompute[REFERENCE]), flat, 1.05),
         (
             "batch_memory_recompute",
             ratio(recompute[largest], micro[largest], base),
-            "activations recomputed / kept",
+            "activations with recomputation / without",
             None,
         ),
     ]
-    end = "_without_batch_norm" if args.no_batch_norm else ""
-    return [
-        {"name": n + end, "value": v, "unit": unit, "target": t, "better": "lower", "machine": machine()}
-        for n, v, unit, t in ratios
-    ]
+    return [Result(f"{name}{suffix}", value, unit, target, "lower") for name, value, unit, target in figures]
 
 
 if __name__ == "__main__":

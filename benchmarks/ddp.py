@@ -46,7 +46,8 @@ class Team:
     def time_steps(self, count: int) -> float:
         """Make steps, and return the seconds per step of the slowest worker."""
         self.send(count)
-        return max(pipe.recv() for pipe in self.pipes) / count
+        seconds: list[float] = [pipe.recv() for pipe in self.pipes]
+        return max(seconds) / count
 
     def send(self, count: int) -> None:
         """Tell all workers how many steps to make; 0 ends them."""

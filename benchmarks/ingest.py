@@ -1,30 +1,31 @@
-"""How fast training samples come from a patch set: against plain Parquet reads, Ray Data, and a folder of PNG patches.
+"""Compare ways of reading training samples: the pipeline's reader, plain Parquet reads, Ray Data and PNG patches.
 
-One process; torch and Arrow compute on one thread, and the reader's own threads (four fetch row groups, one cuts) are
-those of training. Tiles of 192 come from the built-in photographs, row groups of 8, 4 crops of 96 a tile, micro-batches
-of 16, all in the page cache or on a local S3 server. All parts alternate in one run, each reads a whole epoch a round;
-medians and extremes are printed, by elapsed time and by CPU time ("a core"), to which Ray's processes count, but not
-the S3 server. Ratios are by CPU time, where neither a second core nor other load helps or harms much; those of S3,
-where waiting counts, are by elapsed time.
+Everything runs in one process. PyTorch and Arrow compute on one thread; the reader has the same threads of its own as
+in training (four read row groups, one cuts). The tiles of 192 pixels come from the built-in photographs, in row groups
+of 8, with 4 crops of 96 pixels each, in micro-batches of 16. All files are in the page cache or on a local S3 server.
 
-The parts don't all do the same. Plain reads and Ray Data give tiles in stored order, copied once. The reader shuffles,
-crops, and gives bytes and orientations, which the device turns; "as tensors" turns them here, to float, as the PNG
-dataset does. That dataset's patches are read whole, flipped and turned to float one by one.
+The parts take turns, and each reads a whole epoch in a round. Medians and extremes are printed, by elapsed time and by
+CPU time ("per core"). The CPU time of Ray's processes counts, that of the S3 server does not. Ratios use CPU time,
+which hardly depends on a second core and on other load; those for S3 use elapsed time, because waiting counts there.
 
-`python benchmarks/ingest.py [--rounds N] [--stride PIXELS] [--patches N]`, minutes; `--rounds 2 --stride 32
---patches 500` is quick.
+The parts do not all do the same. Plain reads and Ray Data return tiles in stored order and copy each once. The reader
+shuffles, crops, and returns bytes and orientations, and the device flips and turns them later. "As tensors" does this
+here and converts to float, as the PNG dataset does. The PNG dataset reads whole patches, then flips and converts them
+one by one.
+
+    python -m benchmarks.ingest [--rounds N] [--stride PIXELS] [--patches N]
+
+It takes minutes; --rounds 2 --stride 32 --patches 500 is quick.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
 import os
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,18 +33,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline import cluster, storage
-from pipeline.data import patchset, preparation
-from pipeline.data.patchset import PatchSet
-from pipeline.data.reader import BatchReader, Tiles, hold
-from pipeline.data.sampler import SampleOrder
-from pipeline.settings.command_line import parse
-from sr_model.pixels import to_unit
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import fsspec
 import numpy as np
+import numpy.typing as npt
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,18 +45,30 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.train_step import machine
+from benchmarks.measuring import CROP, SCALE, Result, parser_of, print_results
 from infra.local import S3Server
+from pipeline import cluster, storage
+from pipeline.data import patchset, preparation
+from pipeline.data.patchset import PatchSet
+from pipeline.data.reader import BatchReader
+from pipeline.data.sampler import SampleOrder
+from pipeline.data.tiles import Tiles, open_tiles
+from pipeline.settings.command_line import parse
+from sr_model.pixels import to_unit
 
-TILE, CROP, CROPS, SCALE, BATCH = 192, 96, 4, 4, 16
-LANES, WINDOW = 4, 32  # small, as the set is: an epoch ends with reading the next one's first windows, 128 tiles
-READ_THREADS = 4  # as many as the reader has
-RAY_EPOCHS = 4  # a round of Ray Data reads more, since it takes a second to begin
+TILE, CROPS, BATCH = 192, 4, 16
+LANES, WINDOW = 4, 32
+"""The windows are small because the set is small: at its end, an epoch reads the next epoch's first windows, which
+have 128 tiles."""
+READ_THREADS = 4
+"""The reader has as many."""
+RAY_EPOCHS = 4
+"""Epochs of Ray Data in a round; it takes a second to start."""
 BUCKET = "ingest"
 
 
 class Amount(NamedTuple):
-    """What a part read in a round."""
+    """The amount that a part reads in a round."""
 
     tiles: int
     patches: int
@@ -72,7 +76,7 @@ class Amount(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Seconds for a tile, or for a patch where there are no tiles."""
+    """Seconds per tile, or per patch if there are no tiles."""
 
     elapsed: float
     cpu: float
@@ -80,33 +84,35 @@ class Cost(NamedTuple):
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--stride", type=int, default=24, help="between tiles: 24 gives 2000 tiles, 32 gives 1200")
-    parser.add_argument("--patches", type=int, default=2000, help="PNG patches")
-    args = parser.parse_args()
+    parser = parser_of(__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (%(default)s)")
+    parser.add_argument(
+        "--stride", type=int, default=24, help="pixels between tiles; 24 gives 2000 tiles, 32 gives 1200 (%(default)s)"
+    )
+    parser.add_argument("--patches", type=int, default=2000, help="number of PNG patches (%(default)s)")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
     pa.set_io_thread_count(READ_THREADS)
     with tempfile.TemporaryDirectory() as folder, s3_server(Path(folder, "s3")) as has_s3:
-        results = compare(args, Path(folder), has_s3)
-    print(json.dumps([{**result, "machine": machine()} for result in results]))
+        results = compare(arguments, Path(folder), has_s3)
+    print_results(results)
 
 
-def compare(args: argparse.Namespace, folder: Path, has_s3: bool) -> list[dict[str, object]]:
-    """Alternate between all parts, and relate them."""
-    options = [f"preprocess.tile={TILE}", f"preprocess.stride={args.stride}", "preprocess.shard_mb=16"]
+def compare(arguments: argparse.Namespace, folder: Path, has_s3: bool) -> list[Result]:
+    """Measure all parts and return the ratios between them."""
+    options = [f"preprocess.tile={TILE}", f"preprocess.stride={arguments.stride}", "preprocess.shard_mb=16"]
     config = parse(["source=builtin", f"home={folder}/home", *options], "preprocess", "")
     before = psutil.Process().children()
     memory = {"object_store_memory": 2**30}
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **memory)
-    cluster.connect(config)  # to what was just started
+    cluster.connect(config)  # finds the Ray that has just been started
     ray_processes = [process for process in psutil.Process().children() if process not in before]
     with contextlib.redirect_stdout(None):
         patch_set, _ = preparation.prepare(config)
     print(patchset.describe(patch_set), f"in {len(patch_set.shards)} shards, {len(patch_set.row_groups)} row groups")
     (folder / "mapped").mkdir()
-    mapped = hold(patch_set, "map", 0, f"{folder}/mapped")
+    mapped = open_tiles(patch_set, "map", 0, f"{folder}/mapped")
     parts: dict[str, Callable[[int], Amount]] = {
         "plain Parquet reads": lambda _: read_plainly(patch_set, 1),
         "reader, streaming": Reading(patch_set, patch_set),
@@ -114,7 +120,7 @@ def compare(args: argparse.Namespace, folder: Path, has_s3: bool) -> list[dict[s
         "reader, streaming, as tensors": Reading(patch_set, patch_set, as_tensors=True),
         "reader, mapped, as tensors": Reading(patch_set, mapped, as_tensors=True),
         "Ray Data": RayReading(patch_set, folder / "links"),
-        "PNG patches": PngReading(patch_set, args.patches, folder / "patches"),
+        "PNG patches": PngReading(patch_set, arguments.patches, folder / "patches"),
     }
     if has_s3:
         remote = upload(patch_set, f"s3://{BUCKET}/{patch_set.name}")
@@ -123,17 +129,20 @@ def compare(args: argparse.Namespace, folder: Path, has_s3: bool) -> list[dict[s
             f"S3, plain reads, {READ_THREADS} threads": lambda _: read_plainly(remote, READ_THREADS),
             "S3, reader, streaming": Reading(remote, remote),
         }
-    costs = measure(parts, args.rounds, ray_processes)
+    costs = measure(parts, arguments.rounds, ray_processes)
 
     def ratio(ours: str, other: str, by: str = "cpu") -> float:
-        """How many times as fast ours is."""
+        """Return how many times as fast `ours` is."""
         pairs = zip(costs[ours], costs[other], strict=True)
-        return round(statistics.median(getattr(b, by) / getattr(a, by) for a, b in pairs), 2)
+        ratios: list[float] = [getattr(b, by) / getattr(a, by) for a, b in pairs]
+        return round(statistics.median(ratios), 2)
 
     streaming, plain = "reader, streaming", "plain Parquet reads"
-    print(f"by elapsed time: streaming is {ratio(streaming, plain, 'elapsed')} of plain reads, ", end="")
-    print(f"mapped {ratio('reader, mapped', plain, 'elapsed')}, ", end="")
-    print(f"{ratio(streaming, 'Ray Data', 'elapsed')} of Ray Data")
+    print(
+        f"by elapsed time, streaming is {ratio(streaming, plain, 'elapsed')} times as fast as plain reads and "
+        f"{ratio(streaming, 'Ray Data', 'elapsed')} times as fast as Ray Data; mapped is "
+        f"{ratio('reader, mapped', plain, 'elapsed')} times as fast as plain reads"
+    )
 
     def ratio_of_patches(ours: str) -> float:
         return round(CROPS * ratio(ours, "PNG patches"), 1)
@@ -150,13 +159,13 @@ def compare(args: argparse.Namespace, folder: Path, has_s3: bool) -> list[dict[s
     if has_s3:
         value = ratio("S3, reader, streaming", f"S3, plain reads, {READ_THREADS} threads", "elapsed")
         figures.append(("s3_reader_over_s3_plain_parquet", value, 0.5))
-    return [{"name": n, "value": v, "unit": "ratio", "target": t, "better": "higher"} for n, v, t in figures]
+    return [Result(name, value, "ratio", target, "higher") for name, value, target in figures]
 
 
 def measure(
     parts: dict[str, Callable[[int], Amount]], rounds: int, ray_processes: list[psutil.Process]
 ) -> dict[str, list[Cost]]:
-    """Run all parts once to warm up, then `rounds` times in turn; print their rates."""
+    """Run all parts once to warm up, then `rounds` times in turns, and print their rates."""
     costs: dict[str, list[Cost]] = {name: [] for name in parts}
     amounts: dict[str, Amount] = {}
     for round_ in range(rounds + 1):
@@ -165,12 +174,12 @@ def measure(
             start, cpu = time.perf_counter(), time.process_time()
             amounts[name] = amount = work(round_)
             elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu
-            if name == "Ray Data":  # processes that ended in between are missed, in its favour
+            if name == "Ray Data":  # processes that ended meanwhile are missed, which favours Ray Data
                 cpu += sum(now - others.get(pid, 0) for pid, now in cpu_seconds(ray_processes).items())
             count = amount.tiles or amount.patches
             if round_:
                 costs[name].append(Cost(elapsed / count, cpu / count))
-    print(f"{'':32}{'elapsed':>28}{'a core':>28}{'patches a core':>18}{'MB/s a core':>14}")
+    print(f"{'':32}{'elapsed':>28}{'per core':>28}{'patches/s per core':>20}{'MB/s per core':>15}")
     for name, found in costs.items():
         tiles, patches, bytes_ = amounts[name]
         rates = [[1 / getattr(cost, by) for cost in found] for by in ("elapsed", "cpu")]
@@ -178,12 +187,12 @@ def measure(
         core = statistics.median(rates[1])
         text = [f"{statistics.median(r):,.0f} ({min(r):,.0f} to {max(r):,.0f})" for r in rates]
         each = f"{core * patches / count:,.0f}" if patches else ""
-        print(f"{name:32}{text[0]:>28}{text[1]:>28}{each:>18}{core * bytes_ / count / 1e6:14,.0f}  {unit}")
+        print(f"{name:32}{text[0]:>28}{text[1]:>28}{each:>20}{core * bytes_ / count / 1e6:15,.0f}  {unit}")
     return costs
 
 
 def cpu_seconds(processes: list[psutil.Process]) -> dict[int, float]:
-    """CPU time of running processes and of those below them, by process id."""
+    """Return the CPU seconds of processes and of their descendants, by process id."""
     found = {}
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -195,16 +204,16 @@ def cpu_seconds(processes: list[psutil.Process]) -> dict[int, float]:
 
 
 def tile_bytes(patch_set: PatchSet) -> int:
-    """HR and LR bytes of a tile."""
+    """Return the bytes of a tile's HR and LR pixels."""
     return 3 * (patch_set.tile**2 + (patch_set.tile // patch_set.scale) ** 2)
 
 
 def read_plainly(patch_set: PatchSet, threads: int) -> Amount:
-    """All row groups' images in stored order, every byte copied once; files are opened as the patch set opens them.
+    """Read all row groups in stored order and copy each byte once; files are opened as the patch set opens them.
 
     Args:
-        patch_set: what to read.
-        threads: between which shards are divided.
+        patch_set: the patch set to read.
+        threads: number of threads that share the shards.
     """
 
     def read(file: str) -> int:
@@ -213,10 +222,10 @@ def read_plainly(patch_set: PatchSet, threads: int) -> Amount:
             parquet = pq.ParquetFile(path, memory_map=True)
         else:
             parquet = pq.ParquetFile(fs.open(path, "rb", cache_type="none"), pre_buffer=True)
-        room = np.empty(max(patch_set.row_groups) * tile_bytes(patch_set), np.uint8)
+        buffer = np.empty(max(patch_set.row_groups) * tile_bytes(patch_set), np.uint8)
         tiles = 0
         for group in range(parquet.num_row_groups):
-            tiles += copy_bytes(parquet.read_row_group(group, columns=["hr", "lr"]), room)
+            tiles += copy_bytes(parquet.read_row_group(group, columns=["hr", "lr"]), buffer)
         return tiles
 
     with ThreadPoolExecutor(threads) as pool:
@@ -225,22 +234,22 @@ def read_plainly(patch_set: PatchSet, threads: int) -> Amount:
     return Amount(tiles, 0, tiles * tile_bytes(patch_set))
 
 
-def copy_bytes(table: pa.Table, room: np.ndarray) -> int:
-    """Copy the image columns' bytes to the start of `room`; returns the rows."""
+def copy_bytes(table: pa.Table, buffer: npt.NDArray[np.uint8]) -> int:
+    """Copy the bytes of the image columns to the start of `buffer`, and return the number of rows."""
     for column in table.columns:
         for chunk in column.chunks:
             first, last = (np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset + i] for i in (0, len(chunk)))
-            room[: last - first] = np.frombuffer(chunk.buffers()[2], np.uint8)[first:last]
-    return table.num_rows
+            buffer[: last - first] = np.frombuffer(chunk.buffers()[2], np.uint8)[first:last]
+    return int(table.num_rows)
 
 
 class Reading:
-    """The pipeline's reader, an epoch a round, each in another order.
+    """Reads with the pipeline's reader, one epoch per round, each in another order.
 
     Args:
-        patch_set: what to read.
-        tiles: where its tiles are held.
-        as_tensors: whether to turn the batches to float tensors, too.
+        patch_set: the patch set to read.
+        tiles: where its tiles are read from.
+        as_tensors: also convert the batches to float tensors.
     """
 
     def __init__(self, patch_set: PatchSet, tiles: Tiles, as_tensors: bool = False) -> None:
@@ -265,11 +274,11 @@ class Reading:
 
 
 class RayReading:
-    """Ray Data over the same files, under several names, for several epochs in a round.
+    """Reads the same files with Ray Data, for several epochs in a round through links of other names.
 
     Args:
-        patch_set: what to read.
-        folder: for the links.
+        patch_set: the patch set to read.
+        folder: where the links go.
     """
 
     def __init__(self, patch_set: PatchSet, folder: Path) -> None:
@@ -281,25 +290,25 @@ class RayReading:
                 link = folder / f"{epoch}-{shard.file}"
                 link.hardlink_to(Path(patch_set.url, shard.file))
                 self.files.append(str(link))
-        self.room = np.empty(BATCH * patch_set.tile**2 * 3, np.uint8)
+        self.buffer = np.empty(BATCH * patch_set.tile**2 * 3, np.uint8)
 
     def __call__(self, _: int) -> Amount:
         """Read all files."""
         tiles = 0
         rows = ray.data.read_parquet(self.files).select_columns(["hr", "lr"])
         for table in rows.iter_batches(batch_size=BATCH, batch_format="pyarrow"):
-            tiles += copy_bytes(table, self.room)
+            tiles += copy_bytes(table, self.buffer)
         assert tiles == RAY_EPOCHS * sum(self.patch_set.row_groups)
         return Amount(tiles, 0, tiles * tile_bytes(self.patch_set))
 
 
 class PngReading(Dataset[tuple[Tensor, Tensor]]):
-    """The usual dataset: a PNG file a patch, HR and LR, opened, flipped and turned to float one by one.
+    """Reads a usual dataset of PNG patches; each HR and LR patch is opened, flipped and converted to float by itself.
 
     Args:
-        patch_set: whose tiles to cut patches from.
-        count: patches, at most one of each tile.
-        folder: for the files.
+        patch_set: the patches are cut from its tiles.
+        count: number of patches, at most one per tile.
+        folder: where the PNG files go.
     """
 
     def __init__(self, patch_set: PatchSet, count: int, folder: Path) -> None:
@@ -312,7 +321,7 @@ class PngReading(Dataset[tuple[Tensor, Tensor]]):
             for hr, lr in zip(*patch_set.read_group(group), strict=True):
                 if len(self.pairs) == count:
                     break
-                pair = tuple(folder / f"{len(self.pairs):06}_{kind}.png" for kind in ("hr", "lr"))
+                pair = (folder / f"{len(self.pairs):06}_hr.png", folder / f"{len(self.pairs):06}_lr.png")
                 Image.fromarray(hr[low : low + side, low : low + side]).save(pair[0])
                 lr_patch = lr[small_low : small_low + small_side, small_low : small_low + small_side]
                 Image.fromarray(lr_patch).save(pair[1])
@@ -340,12 +349,12 @@ class PngReading(Dataset[tuple[Tensor, Tensor]]):
 
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[bool]:
-    """A local S3 server with an empty bucket, which the environment then names; gives False where none is installed."""
+    """Start a local S3 server with an empty bucket and set the environment to it; yield False if none is installed."""
     server = S3Server(folder, BUCKET)
     try:
         server.start()
     except RuntimeError as error:
-        print(f"skipped the S3 parts: {error}")
+        print(f"the S3 parts are skipped: {error}")
         yield False
         return
     os.environ.update(server.env)
@@ -356,7 +365,7 @@ def s3_server(folder: Path) -> Iterator[bool]:
 
 
 def upload(patch_set: PatchSet, url: str) -> PatchSet:
-    """Copy a local patch set."""
+    """Copy a local patch set to a URL."""
     for file in Path(patch_set.url).iterdir():
         storage.copy(file, f"{url}/{file.name}")
     return patchset.load(url)

@@ -10,7 +10,6 @@ counted.
 
 from __future__ import annotations
 
-import functools
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ from pipeline.data.reader import Batch
 from pipeline.settings.command_line import parse
 from pipeline.training import driver, worker
 from pipeline.training.learner import Learner, StepResult
+from pipeline.training.planning import Plan
 from pipeline.training.validation import Validation, Validator
 from sr_model.networks import SuperResolver
 
@@ -67,7 +67,7 @@ class Stopwatch:
         def validate(self: Validator, net: SuperResolver, step: int | None = None) -> Validation:
             return stopwatch.validate(self, net, step)
 
-        Learner.step, Validator.validate = step, validate  # type: ignore[method-assign]
+        Learner.step, Validator.validate = step, validate  # type: ignore[method-assign, assignment]
 
     def step(self, learner: Learner, number: int, batches: Iterable[Batch], count: int) -> StepResult:
         """Make a step of the training; before the first step of each block, make a block of bare steps."""
@@ -79,7 +79,7 @@ class Stopwatch:
         else:
             result = self._step(learner, number, self._keep(batches), count)
             config = self._job.config
-            plan = storage.read_document(f"{self._job.folder}/plan.json", worker.Plan)
+            plan = storage.read_document(f"{self._job.folder}/plan.json", Plan)
             assert plan is not None
             self._bare = Learner(config, 10**6, learner.ranks, plan.precision)
             self._block_start = time.perf_counter()
@@ -138,7 +138,11 @@ def main() -> None:
         ]
         config = parse(options, "train", "")
         patch_set, _ = preparation.prepare(config)
-        driver.train_loop = functools.partial(train_loop, block=block)
+
+        def timed_loop(arguments: dict[str, worker.TrainJob]) -> worker.LoopResult:
+            return train_loop(arguments, block)
+
+        driver.train_loop = timed_loop  # type: ignore[attr-defined]
         trained = driver.train(config, patch_set)
         times = storage.read_document(f"{trained.folder}/times.json", Times)
         history = trained.history()

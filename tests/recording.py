@@ -27,7 +27,7 @@ def train_loop(arguments: dict[str, TrainJob]) -> LoopResult:
     folder.mkdir(parents=True, exist_ok=True)
     real = Learner.step
 
-    def step(self: Learner, number: int, batches: Iterable[Batch], count: int = 1) -> StepResult:
+    def recorded_step(self: Learner, step: int, batches: Iterable[Batch], count: int = 1) -> StepResult:
         seen: list[str] = []
 
         def tap() -> Iterator[Batch]:
@@ -35,20 +35,20 @@ def train_loop(arguments: dict[str, TrainJob]) -> LoopResult:
                 seen.extend(hashes(batch))
                 yield batch
 
-        result = real(self, number, tap(), count)
+        result = real(self, step, tap(), count)
         ranks = self.ranks
-        name = f"{number:06d}-{ranks.world_size}-{ranks.rank}-{time.time_ns()}"
+        name = f"{step:06d}-{ranks.world_size}-{ranks.rank}-{time.time_ns()}"
         (folder / name).write_text("\n".join(seen))
         if not (folder / "hurry").exists():
             time.sleep(0.05)
         return result
 
-    Learner.step = step  # type: ignore[method-assign]
+    Learner.step = recorded_step  # type: ignore[method-assign]
     return worker.train_loop(arguments)
 
 
 if __name__ == "__main__":
     from tests import recording
 
-    driver.train_loop = recording.train_loop
+    driver.train_loop = recording.train_loop  # type: ignore[attr-defined]
     train.main()

@@ -31,7 +31,7 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_and_configurations_exist(page: Path) -> None:
     text = page.read_text()
-    for module in re.findall(r"python -m (pipeline[\w.]*\w)", text):
-        assert module == "pipeline.NAME" or importlib.util.find_spec(module), module
+    for module in re.findall(r"python -m ((?:pipeline|benchmarks)[\w.]*\w)", text):
+        assert module.endswith(".NAME") or importlib.util.find_spec(module), module
     for file in re.findall(r"\b((?:configs|benchmarks|infra)/[\w-]+\.(?:py|yaml))\b", text):
         assert (ROOT / file).exists(), file

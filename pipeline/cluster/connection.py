@@ -73,9 +73,7 @@ def _connect(config: Config) -> None:
             configure_logging=True,
             **(
                 {
-                    # Ray Train asks the dashboard's API whether a stopped trial's controller is gone. Without an
-                    # answer, the trial's cores stay reserved.
-                    "include_dashboard": config.tune.scheduler != "none",
+                    "include_dashboard": False,
                     "object_store_memory": config.cluster.object_store_mb * 2**20,
                 }
                 if local

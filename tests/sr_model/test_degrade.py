@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from sr_model.degrade import add_noise, blur, downscale, imresize, upscale_bicubic
+from sr_model.degrade import Form, add_noise, blur, downscale, imresize, upscale_bicubic
 
 # h(x) = 1.5|x|^3 - 2.5|x|^2 + 1 up to 1, -0.5|x|^3 + 2.5|x|^2 - 4|x| + 2 up to 2, at x = 1/8, 3/8, …, 15/8, times 1024.
 # An output pixel of the x4 reduction lies between the inputs 4i+1 and 4i+2, so that its 16 taps are at these places.
@@ -36,7 +36,7 @@ ROW = [10, 200, 30, 90, 255, 0, 17, 44, 128, 99, 3, 250, 71, 66, 180, 5, 222, 31
 
 
 @pytest.mark.parametrize(("form", "mirror"), [("matlab", True), ("legacy", False)])
-def test_one_axis_is_the_written_out_sum(form: str, mirror: bool) -> None:
+def test_one_axis_is_the_written_out_sum(form: Form, mirror: bool) -> None:
     image = torch.tensor(ROW).expand(8, 24)  # columns are constant: the vertical pass changes nothing
     expected = reduce_by_4(ROW, mirror)
     if form == "legacy":
@@ -70,14 +70,14 @@ def test_legacy_rounds_half_up_after_the_vertical_pass() -> None:
 @pytest.mark.parametrize("scale", [2, 3, 4, 8])
 @pytest.mark.parametrize("form", ["matlab", "legacy"])
 @given(value=st.integers(0, 255))
-def test_a_constant_image_stays_constant(scale: int, form: str, value: int) -> None:
+def test_a_constant_image_stays_constant(scale: int, form: Form, value: int) -> None:
     image = torch.full((3, 4 * scale, 5 * scale), value, dtype=torch.uint8)
     assert (downscale(image, scale, form) == value).all()
     assert (upscale_bicubic(downscale(image, scale, form), scale, form) == value).all()
 
 
 @given(seed=st.integers(0, 2**31), scale=st.sampled_from([2, 3, 4, 8]), form=st.sampled_from(["matlab", "legacy"]))
-def test_mirrored_images_give_mirrored_results(seed: int, scale: int, form: str) -> None:
+def test_mirrored_images_give_mirrored_results(seed: int, scale: int, form: Form) -> None:
     hr = torch.randint(0, 256, (3, 3 * scale, 4 * scale), generator=torch.Generator().manual_seed(seed)).byte()
     assert torch.equal(downscale(hr.flip(-1), scale, form), downscale(hr, scale, form).flip(-1))
     assert torch.equal(downscale(hr.flip(-2), scale, form), downscale(hr, scale, form).flip(-2))
@@ -99,7 +99,7 @@ def test_refuses_a_size_that_does_not_divide() -> None:
     size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     form=st.sampled_from(["matlab", "legacy"]),
 )
-def test_the_fast_form_is_the_resize_of_any_size(seed: int, scale: int, size: tuple[int, int], form: str) -> None:
+def test_the_fast_form_is_the_resize_of_any_size(seed: int, scale: int, size: tuple[int, int], form: Form) -> None:
     generator = torch.Generator().manual_seed(seed)
     hr = torch.randint(0, 256, (3, size[0] * scale, size[1] * scale), generator=generator).byte()
     exact = imresize(hr, size, form)

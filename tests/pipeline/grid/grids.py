@@ -1,4 +1,4 @@
-"""Small grids, started as users do."""
+"""Small grids, started with the commands that users run."""
 
 import json
 import subprocess
@@ -11,11 +11,11 @@ from tests.conftest import ROOT, SMALL, write_photos
 from tests.sr_model.terms.test_perceptual import random_weights
 
 Grid = tuple[list[str], Path, str, str]
-"""Options, folder, and what was printed to output and errors."""
+"""Options, folder, standard output and standard error."""
 
 
 def finished_grid(base: Path) -> Grid:
-    """A grid of which one cell failed."""
+    """Run a grid in which one cell fails."""
     axis = {"mse": {"mse": 1.0}, "broken": {"mse": 1e38}, "perceptual": {"perceptual": 1.0, "tv": 5.5e-4}}
     grid = json.dumps({"train.loss": axis})
     note = "Six crops of photographs, public domain."
@@ -27,7 +27,7 @@ def finished_grid(base: Path) -> Grid:
 
 
 def tune(*argv: str, code: int = 0, module: str = "tune") -> tuple[str, str]:
-    """Output and errors of the command."""
+    """Run a command, check its exit code, and return its standard output and standard error."""
     done = subprocess.run(
         [sys.executable, "-m", f"pipeline.{module}", *argv], capture_output=True, text=True, cwd=ROOT, check=False
     )
@@ -36,6 +36,7 @@ def tune(*argv: str, code: int = 0, module: str = "tune") -> tuple[str, str]:
 
 
 def grid_options(base: Path, *more: str) -> list[str]:
+    """Write images and VGG weights into a folder, and return the options of a small grid and further options."""
     write_photos(base / "photos")
     weights = base / "vgg19.safetensors"
     safetensors.torch.save_file({k: v for k, v in random_weights().items() if "features" in k}, weights)

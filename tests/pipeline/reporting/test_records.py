@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from skimage import data
 
 from pipeline import publish, storage
-from pipeline.grid import cells, importing
+from pipeline.grid import importing, variants
 from pipeline.grid import records as written
 from pipeline.networks import bundled, features
 from pipeline.reporting import cards, records, results_page
@@ -199,7 +200,7 @@ def test_the_pages_tell_what_the_shipped_records_hold(tmp_path: Path) -> None:
 
 def test_the_shipped_records_are_the_cells_of_their_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    planned = cells.plan_cells(parse(["--config=configs/results.yaml"], "tune", ""))
+    planned = variants.list_variants(parse(["--config=configs/results.yaml"], "tune", ""))
     assert {cell.label for cell in planned} == ROWS
     for cell in planned:
         record = records.read(str(ROOT / "docs/results"), cell.label)
@@ -245,7 +246,8 @@ def test_a_training_is_the_same_by_what_shaped_it(tmp_path: Path) -> None:
     config = parse(options, "tune", "")
     known = runs.identify(config, "set")
     older = config.model_dump()
-    for settings in (older["train"], known["train"]):  # as if these were new
+    trains: list[Any] = [older["train"], known["train"]]
+    for settings in trains:  # as if these were new
         del settings["optimizer"], settings["perceptual"]["scale"]
 
     def same(*more: str, patch_set: str = "set") -> bool:

@@ -26,6 +26,7 @@ import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 from pipeline import storage
 from pipeline.storage import documents, download, files
@@ -330,7 +331,7 @@ def test_an_interrupted_download_is_taken_up(server: Server, cache: str, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(download.tqdm, "update", interrupt)
+        patch.setattr(tqdm, "update", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fetch(server, cache)
     (part,) = parts(cache)

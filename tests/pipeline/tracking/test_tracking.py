@@ -1,9 +1,5 @@
-import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -16,6 +12,7 @@ from pipeline.settings.command_line import parse
 from pipeline.tracking import Forwarder, Journal, JournalReader, Tracker, mark_as_tracked, parents_of_tracked
 from pipeline.tracking.notes import read_run_note
 from pipeline.tracking.provenance import code_hash
+from tests.services import MLflowServer
 
 
 def config(tmp_path: Path, *more: str) -> Config:
@@ -89,43 +86,8 @@ def test_a_server_that_does_not_answer_at_the_start_is_one_sentence(tmp_path: Pa
         Tracker(config(tmp_path, "tracking.uri=http://127.0.0.1:9"))
 
 
-def serve(tmp_path: Path, port: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        str(tmp_path / "art"),
-    ]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
-            return server
-        except OSError:
-            assert server.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.3)
-
-
-def stop(server: subprocess.Popen[bytes]) -> None:
-    os.killpg(server.pid, 9)
-    server.wait()
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 @pytest.mark.timeout(300)
-def test_nothing_is_lost_when_the_server_is_away(
-    tmp_path: Path, free_port: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_lost_when_the_server_is_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     journal = Journal(str(tmp_path / "journal"))
 
     def record(steps: range) -> None:
@@ -134,20 +96,21 @@ def test_nothing_is_lost_when_the_server_is_away(
             journal.append("train", step, {"loss": float(step)}, images)
         journal.flush()
 
-    server = serve(tmp_path, free_port)
+    server = MLflowServer(tmp_path / "server")
+    server.start()
     try:
-        tracker = Tracker(config(tmp_path, f"tracking.uri=http://127.0.0.1:{free_port}"))
+        tracker = Tracker(config(tmp_path, f"tracking.uri={server.url}"))
         with tracker.run(str(tmp_path / "work"), "name", {}) as run:
             forwarder = Forwarder(journal.url, run)
             record(range(0, 10))
             forwarder.forward_new()
-            stop(server)
+            server.stop()
             record(range(10, 20))
             assert len(forwarder.forward_new()) == 10  # new records are returned at once, sent or not
             record(range(20, 30))
             forwarder.forward_new()
             assert "does not answer; the run continues without it" in capsys.readouterr().err
-            server = serve(tmp_path, free_port)
+            server.start()
             assert forwarder.forward_rest()
         history = mlflow.MlflowClient(tracker.uri).get_metric_history(run.id, "loss")
         assert [(m.step, m.value) for m in history] == [(step, float(step)) for step in range(30)]
@@ -155,7 +118,7 @@ def test_nothing_is_lost_when_the_server_is_away(
         assert any("crop+step+15" in image.path for image in images)
         assert mlflow.MlflowClient(tracker.uri).get_run(run.id).info.status == "FINISHED"
     finally:
-        stop(server)
+        server.stop()
 
 
 def test_a_record_that_is_refused_for_good_does_not_hold_up_the_others(

@@ -5,7 +5,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from pipeline.data.reader import Batch
 from pipeline.networks.weights import build_network, load_weights
@@ -78,7 +78,7 @@ SHARES = ([3, 3], [2, 3], [0, 5])
 
 
 def test_ranks_with_unequal_shares_have_the_gradients_of_one_batch(tmp_path: Path) -> None:
-    multiprocessing.spawn(_save_gradients, (str(tmp_path),), nprocs=len(SHARES))
+    spawn(_save_gradients, (str(tmp_path),), nprocs=len(SHARES))
     whole = gradients([16])
     for rank in range(len(SHARES)):
         for name, gradient in torch.load(tmp_path / f"{rank}.pt").items():

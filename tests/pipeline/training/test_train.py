@@ -251,7 +251,7 @@ def test_interrupted_it_is_marked_killed_and_goes_on_with_another_number_of_work
         os.kill(driver.pid, signal.SIGINT)
         _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 130
-    assert "interrupted: run the same command again to go on" in errors
+    assert "interrupted: rerun the same command to resume" in errors
     assert "Traceback" not in errors
     run_id = storage.read_json(f"{folder}/tracking.json")["runs"][""]
     assert mlflow.MlflowClient(config.tracking_uri).get_run(run_id).info.status == "KILLED"

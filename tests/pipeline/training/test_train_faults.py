@@ -235,7 +235,7 @@ def test_with_the_mlflow_server_away_for_a_minute_nothing_is_lost_or_delayed(
             server.start()
             (folder / "samples" / "hurry").touch()
             _, errors = finish(driver)
-        assert "doesn't answer; the run goes on without it" in errors
+        assert "does not answer; the run continues without it" in errors
         run_id = storage.read_json(f"{folder}/tracking.json")["runs"][""]
         client = mlflow.MlflowClient(server.url)
         assert client.get_run(run_id).info.status == "FINISHED"
