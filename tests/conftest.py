@@ -1,11 +1,14 @@
-"""One Ray for all tests, small images, and the benchmark images where they are at hand."""
+"""Fixtures that several test modules use.
+
+The folders of the tests mirror the packages that they test. Tests that need a Ray in this process share one.
+"""
 
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Before Ray or MLflow are imported: leave the home directory alone, and send nothing anywhere.
+# Ray and MLflow read these when they are imported. Tests must not use the home directory or send data.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -19,6 +22,8 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from sr_model.pixels import Pixels
+
 if TYPE_CHECKING:
     from tests.pipeline.grid.grids import Grid
     from tests.services import TwoNodes
@@ -27,13 +32,13 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("SR_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 torch.set_num_threads(2)
-settings.register_profile("here", deadline=None, max_examples=60)  # machines may be slow
-settings.load_profile("here")
+settings.register_profile("tests", deadline=None, max_examples=60)  # no deadline, because machines may be slow
+settings.load_profile("tests")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks afterwards
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes (make test): tests stay together that share a Ray, a grid or a file."""
+    """Group the tests that share a Ray, a grid or a file, so that xdist runs each group in one process."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         group = next((name for name in ("ray_session", "finished_grid") if name in fixtures), item.path.stem)
@@ -42,16 +47,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def benchmarks() -> Path:
-    """Folder with Set5 and Set14, for checks against published values."""
+    """Return the folder of Set5 and Set14, for comparisons with published values."""
     folder = DATA / "benchmarks"
     if not folder.is_dir():
-        pytest.skip(f"no benchmark images in {folder}; name another place with SR_TEST_DATA")
+        pytest.skip(f"{folder} does not exist; set SR_TEST_DATA to the folder that contains benchmarks/")
     return folder
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A local Ray of two cores, shared by all tests."""
+    """Connect to a local Ray that all tests of this process share."""
     import ray
 
     from pipeline import cluster
@@ -64,7 +69,7 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def finished_grid(tmp_path_factory: pytest.TempPathFactory) -> "Grid":
-    """A grid of which one cell failed: its options, its folder, what it printed."""
+    """Run a small grid in which one cell fails."""
     from tests.pipeline.grid import grids
 
     return grids.finished_grid(tmp_path_factory.mktemp("grid"))
@@ -72,7 +77,7 @@ def finished_grid(tmp_path_factory: pytest.TempPathFactory) -> "Grid":
 
 @pytest.fixture
 def two_nodes() -> "Iterator[TwoNodes]":
-    """A Ray cluster of its own, whose second node may be killed."""
+    """Start a Ray cluster whose second node the test may kill."""
     from tests.services import TwoNodes
 
     nodes = TwoNodes()
@@ -82,13 +87,14 @@ def two_nodes() -> "Iterator[TwoNodes]":
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of six small colour images, cut from photographs that scikit-image ships."""
+    """Make a folder of six small colour images, cut from photographs that scikit-image ships."""
     folder = tmp_path / "photos"
     write_photos(folder)
     return folder
 
 
 def write_photos(folder: Path, side: int = 144) -> None:
+    """Write six crops of photographs as PNG files of `side` pixels."""
     from skimage import data
 
     folder.mkdir(parents=True)
@@ -105,12 +111,12 @@ SMALL = [
     "train.length=8 steps", "train.global_batch=6", "train.micro_batch=2",
     "train.validate_every=4", "train.checkpoint_every=2", "train.log_every=2", "train.precision=fp32",
 ]  # fmt: skip
-"""Options of the smallest useful workflow."""
+"""Options of a workflow that is as small as possible."""
 
 
 @pytest.fixture
 def small(photos: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """The smallest workflow's command line, with further options."""
+    """Return a function that makes the command line of a small workflow from further options."""
 
     def options(*more: str) -> list[str]:
         return [f"--source={photos}", f"--home={tmp_path / 'home'}", *SMALL, *more]
@@ -118,5 +124,6 @@ def small(photos: Path, tmp_path: Path) -> Callable[..., list[str]]:
     return options
 
 
-def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+def random_image(height: int, width: int, seed: int = 0) -> Pixels:
+    """Make an image (height, width, 3) of random values."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Servers and clusters that tests start, kill and start again, as real processes."""
+"""Servers and clusters that tests start, kill and restart as real processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BUCKET = "sr-test"
 
 
 class TwoNodes:
-    """A Ray cluster of a head and a second node, of one core each."""
+    """A Ray cluster of a head and a second node, with one core each."""
 
     SCRIPT = """
 import sys
@@ -45,23 +45,24 @@ for line in sys.stdin:
         self.address = self._process.stdout.readline().strip()
 
     def kill(self) -> None:
-        """Kill the second node and all that runs on it."""
-        self._tell("kill")
+        """Kill the second node and everything that runs on it."""
+        self._request("kill")
 
     def add(self) -> None:
-        """Start a second node again."""
-        self._tell("add")
+        """Start another second node."""
+        self._request("add")
 
-    def _tell(self, what: str) -> None:
+    def _request(self, action: str) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{what}\n")
+        self._process.stdin.write(f"{action}\n")
         self._process.stdin.flush()
         assert self._process.stdout.readline() == "done\n"
 
     def stop(self) -> None:
-        """Kill all of it."""
-        for child in (*psutil.Process(self._process.pid).children(recursive=True), self._process):
+        """Kill the cluster with all its processes."""
+        for child in psutil.Process(self._process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 child.kill()
+        self._process.kill()
         self._process.wait()

@@ -171,10 +171,11 @@ def evaluate(
         UserError: if a benchmark's folder or one of its images cannot be used.
         DamagedFileError: if scores.json is damaged.
     """
-    known = read(config, patch_set, weights, folder, methods)
+    images, sha256 = _images(config, patch_set), _sha256(weights)
+    identity = _identity(config, images, sha256, methods)
+    known = _read(folder, identity)
     if known:
         return known
-    images, sha256 = _images(config, patch_set), _sha256(weights)
     networks = _Networks(tuple(methods), config.scale, config.model, config.train.seed, weights, sha256)
     squeezenet = features.prepare_distance(config)
     tasks = [
@@ -192,7 +193,7 @@ def evaluate(
         entry.images.append(ImageScores(image.name, result.scores or {}, result.shown or {}))
     for entry in sets.values():
         entry.mean.update({m: mean_scores([image.scores[m] for image in entry.images]) for m in methods})
-    scores = Scores(_identity(config, images, sha256, methods), PROTOCOL, sets)
+    scores = Scores(identity, PROTOCOL, sets)
     storage.write_document(f"{folder}/scores.json", scores)
     return _located(scores, folder)
 
@@ -205,10 +206,12 @@ def read(
     Raises:
         DamagedFileError: if scores.json is damaged.
     """
+    return _read(folder, _identity(config, _images(config, patch_set), _sha256(weights), methods))
+
+
+def _read(folder: str, identity: str) -> Scores | None:
     scores = storage.read_document(f"{folder}/scores.json", Scores)
-    if scores and scores.identity == _identity(config, _images(config, patch_set), _sha256(weights), methods):
-        return _located(scores, folder)
-    return None
+    return _located(scores, folder) if scores and scores.identity == identity else None
 
 
 def _identity(config: Config, images: Sequence[_Image], weights: str, methods: Sequence[str]) -> str:

@@ -36,6 +36,7 @@ from pipeline.networks import features
 from pipeline.reporting import comparison
 from pipeline.settings import Config, UserError, with_values
 from pipeline.storage import one_line
+from pipeline.training.methods import find_method
 from pipeline.training.planning import Plan
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import Worker
@@ -86,6 +87,8 @@ def run(config: Config, dry_run: bool = False) -> list[str]:
     for name, source in config.evaluate.benchmarks.items():  # report a wrong benchmark before hours of training
         benchmark_sets.list_images(name, source, config.scale, config.downloads)
     variants = list_variants(config)
+    for variant in variants:
+        find_method(variant.config)
     cluster.connect_ahead(config)
     cells = [restore_from_record(cell, config) for cell in _prepare_patch_sets(variants)]
     outcomes = {cell.label: Outcome() for cell in cells}

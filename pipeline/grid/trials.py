@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import fsspec
@@ -278,11 +278,13 @@ class _Trial(ray.tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """Return the next report of the training, or, in the last call, {"done": True} and a possible error."""
-        if self._job.stop_file and storage.exists(self._job.stop_file):
-            self._training.stop()
-            return {"done": True}
+        record = None
         try:
-            record = self._training.next_report()
+            if self._job.stop_file and storage.exists(self._job.stop_file):
+                self._training.stop()
+                self._training.raise_error()
+            else:
+                record = self._training.next_report()
         except (UserError, OSError) as error:
             return {"done": True, "error": str(error)}
         if record is None:
@@ -302,16 +304,14 @@ class _Trial(ray.tune.Trainable):  # type: ignore[misc]
         self._training = _BackgroundTraining(self._job)
 
 
-@dataclass
 class _BackgroundTraining:
     """The training of a trial, in a thread of its own."""
 
-    job: TrialJob
-    _output: queue.SimpleQueue[JournalRecord | Exception | None] = field(default_factory=queue.SimpleQueue)
-    """Records, and at the end an error or None."""
-    _stopping: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
+    def __init__(self, job: TrialJob) -> None:
+        self._job = job
+        self._records: queue.SimpleQueue[JournalRecord | None] = queue.SimpleQueue()  # None follows the last record
+        self._error: Exception | None = None
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
         self._thread.start()
 
@@ -322,31 +322,36 @@ class _BackgroundTraining:
             Exception: the exception that ended the training.
         """
         while True:
-            output = self._output.get()
-            if isinstance(output, Exception):
-                raise output
-            if output is None or output.kind in ("train", "validation"):
-                return output
+            record = self._records.get()
+            if record is None:
+                self.raise_error()
+                return None
+            if record.kind in ("train", "validation"):
+                return record
 
     def stop(self) -> None:
         """End the training, if it still runs, and return when its cores are free."""
         self._stopping.set()
         self._thread.join()
 
+    def raise_error(self) -> None:
+        """Raise the exception that ended the training, if there is one."""
+        if self._error:
+            raise self._error
+
     def _run(self) -> None:
-        end = None
         try:
             for record in self._train():
-                self._output.put(record)
+                self._records.put(record)
         except StopTraining:
             pass
         except Exception as error:
-            end = error
-        self._output.put(end)
+            self._error = error
+        self._records.put(None)
 
     def _train(self) -> Iterator[JournalRecord]:
         """Train, and yield the records that a training which was finished before has left."""
-        job = self.job
+        job = self._job
         if job.replay:
             yield from runs.read_history(job.replay)
             return
@@ -356,7 +361,7 @@ class _BackgroundTraining:
             patchset.load(job.patch_set),
             job.parent,
             job.label,
-            watch=self._output.put,
+            watch=self._records.put,
             should_stop=self._stopping.is_set,
         )
         if trained.found:

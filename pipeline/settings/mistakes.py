@@ -7,6 +7,7 @@ import difflib
 from pydantic import BaseModel, ValidationError
 
 from pipeline.settings.fields import section_models
+from pipeline.settings.network import without_network_name
 from pipeline.settings.schema import Config
 
 
@@ -18,7 +19,7 @@ def explain(error: ValidationError, origin: str | None = None) -> str:
         origin: the file or run that the settings come from, if any; the sentence names it.
     """
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in without_network_name(first["loc"]))
     where = f" (settings of {origin} and the command line)" if origin else ""
     if first["type"] == "extra_forbidden":
         return f"unknown key {key}{suggest(key)}{where}"

@@ -28,6 +28,18 @@ else:
     ]
 
 
+def known_settings(name: str) -> dict[str, Any]:
+    """Default settings of a network as a mapping; only the name if there is no such network."""
+    entry = ARCHITECTURES.get(name)
+    return {"name": name} if entry is None else entry.settings().model_dump()  # type: ignore[call-arg]
+
+
+def without_network_name(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Drop the network's name, which pydantic inserts into the location of a mistake in a union of networks."""
+    in_union = len(ARCHITECTURES) > 1 and len(location) > 1 and location[0] == "model" and location[1] in ARCHITECTURES
+    return (location[0], *location[2:]) if in_union else location
+
+
 def default_model() -> NetworkSettings:
     """The settings of the default network."""
     return ARCHITECTURES[DEFAULT].settings()  # type: ignore[call-arg]

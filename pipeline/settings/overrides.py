@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.settings.errors import UserError
 from pipeline.settings.fields import section_models
 from pipeline.settings.mistakes import explain, suggest
+from pipeline.settings.network import known_settings
 from pipeline.settings.schema import Config
 
 
@@ -24,6 +25,8 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
         UserError: for an unknown key or an invalid value.
     """
     changed = config.model_dump()
+    if "model.name" in values and values["model.name"] != config.model.name:
+        changed["model"] = known_settings(values["model.name"])  # another network has other settings
     for key, value in values.items():
         *sections, name = key.split(".")
         section: Any = changed

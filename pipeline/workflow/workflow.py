@@ -18,6 +18,7 @@ from pipeline.evaluation.scores import Scores
 from pipeline.reporting import report
 from pipeline.settings import Config
 from pipeline.training import driver, runs
+from pipeline.training.methods import find_method
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def run_workflow(config: Config) -> str:
         UserError: if the images, the settings or the tracking server cannot be used, or the training fails.
     """
     start = time.monotonic()
+    find_method(config)
     for name, source in config.evaluate.benchmarks.items():  # report a wrong benchmark before hours of training
         benchmark_sets.list_images(name, source, config.scale, config.downloads)
     patch_set, found = preparation.prepare(config)

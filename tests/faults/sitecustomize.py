@@ -1,7 +1,7 @@
-"""Faults for processes that have this folder on their PYTHONPATH, Ray's workers included.
+"""Faults for processes that have this folder on their PYTHONPATH, including Ray's workers.
 
-FAULTY_DISK=BYTES makes faulty:// a disk of that size, which keeps what still fitted of the file that filled it.
-FAULTY_PERMISSION=1 lets nothing be written there. FAULTY_FILE_SIZE=BYTES is the kernel's limit on the files of workers.
+FAULTY_DISK=BYTES makes faulty:// a disk of that size. If a file does not fit, the disk keeps the part that did.
+FAULTY_PERMISSION=1 denies all writes to faulty://. FAULTY_FILE_SIZE=BYTES limits the size of files that workers write.
 """
 
 import errno
@@ -15,7 +15,7 @@ if "FAULTY_DISK" in os.environ or "FAULTY_PERMISSION" in os.environ:
     import fsspec
     from fsspec.implementations.local import LocalFileSystem
 
-    class FaultyFileSystem(LocalFileSystem):
+    class FaultyFileSystem(LocalFileSystem):  # type: ignore[misc]
         protocol = "faulty"
 
         @classmethod

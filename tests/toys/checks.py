@@ -3,6 +3,7 @@
 import sys
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
@@ -10,7 +11,7 @@ from torch.multiprocessing.spawn import spawn
 from pipeline.data import patchset
 from pipeline.data.reader import Batch
 from pipeline.networks.weights import load_network
-from pipeline.settings import Config
+from pipeline.settings import Config, UserError, with_values
 from pipeline.settings.command_line import parse
 from pipeline.training.learner import Learner
 from pipeline.training.ranks import Ranks
@@ -29,6 +30,18 @@ def samples(step: int, part: slice) -> Batch:
 def make_steps(learner: Learner, first: int, last: int) -> None:
     for step in range(first, last):
         learner.step(step, [samples(step, slice(0, 2)), samples(step, slice(2, 6))], 2)
+
+
+def check_settings(config: Config) -> None:
+    other = with_values(config, {"model.name": "srresnet", "model.blocks": 3})
+    assert other.model.model_dump()["blocks"] == 3
+    assert with_values(other, {"model.name": "toy"}).model.model_dump()["width"] == 4
+    for option, message in {
+        "model.blocks=2": "unknown key model.blocks",
+        "model.width=few": "model.width is 'few'",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            parse(["model.name=toy", option], "train", "")
 
 
 def check_exact_resume(config: Config) -> None:
@@ -54,10 +67,10 @@ def check_ranks(rank: int, config: Config, folder: str) -> None:
 def main() -> None:
     url, folder, *options = sys.argv[1:]
     config = parse(options, "train", "")
+    check_settings(config)
     check_exact_resume(config)
     spawn(check_ranks, (config, folder), nprocs=2)
     Worker(config, patchset.load(url), folder, Ranks(CPU)).run()
     net = load_network(f"{folder}/model.safetensors")
     assert isinstance(net, Toy)
     print(f"{type(net).__name__} x{net.scale} with {net.first.out_channels} channels")
-

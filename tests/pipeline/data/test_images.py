@@ -89,7 +89,7 @@ def test_a_decompression_bomb_is_rejected_before_it_is_unpacked() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
-def test_lossy_files_are_read_about_as_they_were(kind: str) -> None:
+def test_lossy_files_are_decoded_with_small_errors(kind: str) -> None:
     smooth = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
     assert np.abs(decode(encoded(smooth, kind, quality=95), 10**6).astype(int) - np.asarray(smooth)).max() <= 4
 
@@ -106,7 +106,7 @@ def test_sixteen_bits_of_three_channels_keep_the_high_byte(channels: int) -> Non
         decode(sink.getvalue(), 29)
 
 
-def test_of_an_animation_the_first_image_is_taken() -> None:
+def test_only_the_first_frame_of_an_animation_is_decoded() -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime")]
     for kind in ("PNG", "WEBP", "TIFF"):
         options = {"lossless": True} if kind == "WEBP" else {}
@@ -114,8 +114,8 @@ def test_of_an_animation_the_first_image_is_taken() -> None:
         assert (decode(content, 10**6) == [255, 0, 0]).all(), kind
 
 
-def test_a_colour_profile_is_applied_but_for_srgb_and_benchmarks() -> None:
-    """Display P3's full red is beyond sRGB; its half red is a stronger red there."""
+def test_a_colour_profile_is_applied_unless_it_is_srgb_or_a_benchmark_is_read() -> None:
+    """The same values mean a stronger red in Display P3 than in sRGB."""
     stored = Image.new("RGB", (4, 4), (128, 64, 64))
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert (decode(encoded(stored, icc_profile=srgb), 10**6) == [128, 64, 64]).all()
@@ -130,7 +130,7 @@ def test_a_colour_profile_is_applied_but_for_srgb_and_benchmarks() -> None:
 
 
 def wide_gamut_profile() -> bytes:
-    """A matrix profile with sRGB's curve and the primaries of Display P3, by the ICC specification."""
+    """Build a matrix profile with sRGB's curve and the primaries of Display P3, as the ICC specification defines it."""
 
     def fixed(value: float) -> bytes:
         return struct.pack(">i", round(value * 65536))

@@ -39,7 +39,7 @@ def test_a_row_is_a_tile_of_raw_bytes(made: PatchSet) -> None:
     assert file.metadata.metadata[b"scale"] == b"4"
 
 
-def test_row_groups_hold_what_the_rows_hold(made: PatchSet) -> None:
+def test_read_group_returns_the_bytes_of_the_rows(made: PatchSet) -> None:
     number = 0
     for shard in made.shards:
         file = pq.ParquetFile(f"{made.url}/{shard.file}")
@@ -65,7 +65,7 @@ def test_another_format_is_refused(made: PatchSet, tmp_path: Path) -> None:
         patchset.load(str(tmp_path))
 
 
-def test_a_damaged_manifest_is_one_sentence(made: PatchSet, tmp_path: Path) -> None:
+def test_a_damaged_manifest_gives_one_sentence(made: PatchSet, tmp_path: Path) -> None:
     manifest = json.loads(Path(made.url, "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "shards": [{"file": "train-0.parquet"}]}))
     with pytest.raises(storage.DamagedFileError, match=r"manifest.json is damaged at shards.0.row_groups: field req"):
@@ -76,7 +76,7 @@ def test_a_damaged_manifest_is_one_sentence(made: PatchSet, tmp_path: Path) -> N
 
 
 def command(*argv: str) -> tuple[int, str, str]:
-    """Exit code, output and errors."""
+    """Return the exit code, standard output and standard error."""
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.patchset", *argv], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -96,7 +96,7 @@ def test_show_prints_a_summary_and_draws_pairs(made: PatchSet, tmp_path: Path) -
     assert np.array_equal(lr, np.asarray(Image.fromarray(lr[::4, ::4]).resize((48, 48), Image.Resampling.NEAREST)))
 
 
-def test_verify_finds_what_is_wrong(made: PatchSet, tmp_path: Path) -> None:
+def test_verify_finds_damaged_missing_and_unknown_files(made: PatchSet, tmp_path: Path) -> None:
     copied = patchset.load(shutil.copytree(made.url, tmp_path / "copy", copy_function=shutil.copy).as_posix())
     assert command("verify", copied.url)[0] == 0
     first, second, third = (Path(copied.url, shard.file) for shard in copied.shards[:3])
@@ -117,7 +117,7 @@ def test_verify_finds_what_is_wrong(made: PatchSet, tmp_path: Path) -> None:
     assert "Traceback" not in errors
 
 
-def test_verify_counts_what_a_manifest_claims(made: PatchSet) -> None:
+def test_verify_compares_rows_with_the_manifest(made: PatchSet) -> None:
     shard = made.shards[0]
     fewer = dataclasses.replace(shard.images[0], tiles=shard.images[0].tiles + 1)
     wrong = dataclasses.replace(shard, images=[fewer, *shard.images[1:]], row_groups=[*shard.row_groups, 1])
@@ -127,7 +127,7 @@ def test_verify_counts_what_a_manifest_claims(made: PatchSet) -> None:
     assert "the manifest says" in faults[0]
 
 
-def test_a_folder_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_patch_set_gives_one_sentence(tmp_path: Path) -> None:
     code, _, errors = command("show", str(tmp_path))
     assert code == 2
     assert errors.startswith(f"error: {tmp_path} has no manifest.json")

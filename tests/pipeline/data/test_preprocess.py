@@ -62,7 +62,7 @@ def test_tiles_cover_every_pixel_and_stay_inside(side: int, tile: int, stride: i
 
 
 def test_tiles_are_cut_from_the_degraded_whole_image(small: Small, photos: Path) -> None:
-    """A patch has no border of its own: its LR is part of the image's LR."""
+    """A tile's LR pixels are part of the image's LR pixels, so a tile has no border effects."""
     patch_set, _ = prepare(small())
     images = {p.name: np.asarray(Image.open(p)) for p in photos.glob("*.png")}
     seen = set()
@@ -89,11 +89,11 @@ def test_the_same_inputs_are_never_preprocessed_twice(small: Small) -> None:
     assert times == {file: Path(first.url, file).stat().st_mtime_ns for file in digests(first)}
 
 
-def test_cut_short_and_run_again_it_is_as_run_once(small: Small) -> None:
+def test_an_interrupted_run_resumes_and_gives_the_same_patch_set(small: Small) -> None:
     whole, _ = prepare(small("preprocess.shard_mb=0.05"))
     expected = digests(whole)
     shards = [Path(whole.url, file) for file in expected]
-    # As a kill leaves it: no manifest, one shard missing, one half, one with rubbish, a leftover part.
+    # A killed run leaves no manifest and may leave missing, truncated, damaged and partial shards.
     Path(whole.url, "manifest.json").unlink()
     shards[0].unlink()
     shards[1].write_bytes(shards[1].read_bytes()[:-100])
@@ -125,7 +125,7 @@ def test_any_setting_that_shapes_the_rows_gives_another_set(small: Small) -> Non
     assert len(names) == 3
 
 
-def test_bad_images_are_left_out_by_name_and_reason(small: Small, photos: Path) -> None:
+def test_bad_images_are_rejected_with_name_and_reason(small: Small, photos: Path) -> None:
     good, _ = prepare(small())
     (photos / "broken.png").write_bytes(b"not an image")
     (photos / "cut.png").write_bytes((photos / "chelsea0.png").read_bytes()[:9000])
@@ -187,7 +187,7 @@ def test_a_plan_keeps_the_order_and_every_image(sizes: list[int], target: float)
 
 @given(gone=st.integers(0, 999))
 def test_a_plan_keeps_most_shards_of_a_changed_source(gone: int) -> None:
-    """One image less changes the shards near it, whose ends soon coincide again; fixed sizes would shift them all."""
+    """A removed image changes only the shards near it; with fixed sizes, all later shards would change."""
     config = read([*SMALL, "preprocess.shard_mb=0.5"])
     images = [known(i, 96) for i in range(1000)]
     before = {spec.file for spec in plan_shards(config, images, held_out=False)}
@@ -232,7 +232,7 @@ def test_flat_tiles_are_dropped_and_counted(small: Small, photos: Path) -> None:
     assert {row["y"] for row in rows if row["image_id"] == "flat.png"} == {0}
 
 
-def test_an_interrupted_inventory_is_taken_up(small: Small, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_interrupted_inventory_resumes(small: Small, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     original = cluster.map_tasks
 
     def broken(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
@@ -283,8 +283,8 @@ def test_a_damaged_inventory_is_taken_again(small: Small, tmp_path: Path, capsys
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_memory_follows_neither_the_size_nor_the_number_of_images(tmp_path: Path) -> None:
-    """An image of 100 megapixels beside 5,000 small ones, below 2 GB in every process."""
+def test_memory_is_bounded_for_large_and_for_many_images(tmp_path: Path) -> None:
+    """No process takes 2 GB for an image of 100 megapixels and 5,000 small ones."""
     (tmp_path / "photos").mkdir()
     tile = random_image(250, 250)
     Image.fromarray(np.tile(tile, (40, 40, 1))).save(tmp_path / "photos/large.png", compress_level=1)

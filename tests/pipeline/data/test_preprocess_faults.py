@@ -1,4 +1,4 @@
-"""Preprocessing that is really killed, or really runs out of room, and is then run again."""
+"""Tests that kill a preprocessing run or fill its disk, and then rerun it."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ OPTIONS += ["preprocess.holdout=0[0-2]", "preprocess.shard_mb=1", "preprocess.ma
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty images of noise, which take a while to decode, and a broken one."""
+    """Write thirty images of noise, which are slow to decode, and a broken one."""
     folder = tmp_path_factory.mktemp("images")
     for i in range(30):
         Image.fromarray(random_image(480, 480, seed=i)).save(folder / f"{i:02}.png")
@@ -35,7 +35,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def straight(images: Path, ray_session: None) -> PatchSet:
-    """What a run without faults makes."""
+    """The patch set of a run without faults."""
     return prepare(images, images.parent / "straight")
 
 
@@ -60,7 +60,7 @@ def start(images: Path, home: Path | str, *more: str, **env: str) -> subprocess.
 
 
 def files(home: Path) -> dict[str, str]:
-    """Checksums of the shards that are there."""
+    """Return the checksums of the existing shards."""
     found = home.glob("patchsets/*/*.parquet")
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
 
@@ -79,21 +79,19 @@ def assert_same(made: PatchSet, expected: PatchSet, home: Path) -> None:
     assert files(home) == {shard.file: shard.sha256 for shard in expected.all_shards}
 
 
-def test_with_the_driver_killed_and_run_again_nothing_finished_is_redone(
-    images: Path, straight: PatchSet, tmp_path: Path
-) -> None:
+def test_a_rerun_after_a_killed_driver_keeps_finished_shards(images: Path, straight: PatchSet, tmp_path: Path) -> None:
     with start(images, tmp_path) as driver:
         wait_for_shards(tmp_path, 3)
         os.kill(driver.pid, signal.SIGKILL)
     time.sleep(1)
-    assert not list(tmp_path.glob("patchsets/*/manifest.json")), "the run was over too soon"
+    assert not list(tmp_path.glob("patchsets/*/manifest.json")), "the run ended too early"
     kept = {file: file.stat().st_mtime_ns for file in tmp_path.glob("patchsets/*/*.parquet")}
     made = prepare(images, tmp_path)
     assert_same(made, straight, tmp_path)
     assert {file: file.stat().st_mtime_ns for file in kept} == kept
 
 
-def test_with_a_worker_killed_it_goes_on(images: Path, straight: PatchSet, tmp_path: Path) -> None:
+def test_a_run_survives_a_killed_worker(images: Path, straight: PatchSet, tmp_path: Path) -> None:
     killed: list[int] = []
 
     def kill() -> None:
@@ -108,11 +106,13 @@ def test_with_a_worker_killed_it_goes_on(images: Path, straight: PatchSet, tmp_p
     killer.start()
     made = prepare(images, tmp_path)
     killer.join()
-    assert killed, "no worker was killed: the run was over too soon"
+    assert killed, "no worker was killed, because the run ended too early"
     assert_same(made, straight, tmp_path)
 
 
-def test_a_full_disk_is_one_sentence_and_no_half_shard_counts(images: Path, straight: PatchSet, tmp_path: Path) -> None:
+def test_a_full_disk_gives_one_sentence_and_incomplete_shards_are_rewritten(
+    images: Path, straight: PatchSet, tmp_path: Path
+) -> None:
     with start(images, f"faulty://{tmp_path}", FAULTY_DISK="8000000") as full:
         _, errors = full.communicate()
     assert full.returncode == 2
@@ -122,13 +122,13 @@ def test_a_full_disk_is_one_sentence_and_no_half_shard_counts(images: Path, stra
     assert "Traceback" not in errors
     assert not list(tmp_path.glob("patchsets/*/manifest.json"))
     halves = {name for name, digest in files(tmp_path).items() if digest not in {s.sha256 for s in straight.all_shards}}
-    assert halves, "the disk left no half file"
+    assert halves, "the full disk left no incomplete file"
     made = prepare(images, tmp_path)
     assert_same(made, straight, tmp_path)
 
 
 @pytest.mark.long
-def test_lost_permission_is_one_sentence(images: Path, ray_session: None, tmp_path: Path) -> None:
+def test_a_lost_permission_gives_one_sentence(images: Path, ray_session: None, tmp_path: Path) -> None:
     with start(images, f"faulty://{tmp_path}", FAULTY_PERMISSION="1") as refused:
         _, errors = refused.communicate()
     assert refused.returncode == 2
@@ -138,8 +138,8 @@ def test_lost_permission_is_one_sentence(images: Path, ray_session: None, tmp_pa
 
 
 @pytest.mark.long
-def test_a_limit_on_the_size_of_files_leaves_nothing_behind(images: Path, straight: PatchSet, tmp_path: Path) -> None:
-    """The kernel's limit, which workers meet in the middle of a shard."""
+def test_a_limited_file_size_leaves_no_partial_files(images: Path, straight: PatchSet, tmp_path: Path) -> None:
+    """The kernel stops workers in the middle of a shard."""
     with start(images, tmp_path, FAULTY_FILE_SIZE="500000") as limited:
         _, errors = limited.communicate()
     assert limited.returncode == 2, errors
@@ -151,13 +151,13 @@ def test_a_limit_on_the_size_of_files_leaves_nothing_behind(images: Path, straig
 
 
 @pytest.mark.long
-def test_with_a_node_killed_it_goes_on_and_two_nodes_write_the_same_bytes(
+def test_a_run_survives_a_killed_node_and_writes_the_same_bytes(
     images: Path, straight: PatchSet, tmp_path: Path, two_nodes: TwoNodes
 ) -> None:
     with start(images, tmp_path, f"cluster.address={two_nodes.address}") as driver:
         wait_for_shards(tmp_path, 2)
         two_nodes.kill()
-        assert not list(tmp_path.glob("patchsets/*/manifest.json")), "the run was over too soon"
+        assert not list(tmp_path.glob("patchsets/*/manifest.json")), "the run ended too early"
         _, errors = driver.communicate(timeout=120)
     assert driver.returncode == 0, errors
     assert_same(prepare(images, tmp_path), straight, tmp_path)

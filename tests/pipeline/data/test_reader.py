@@ -46,7 +46,7 @@ def reader_of(
 
 
 def read(made: PatchSet, world: int, start: int, stop: int, micro: int = 4) -> list[set[bytes]]:
-    """The patches of each step, whichever rank and micro-batch had them."""
+    """Return the patches of each step, from all ranks and micro-batches."""
     steps: list[set[bytes]] = [set() for _ in range(start, stop)]
     for rank in range(world):
         mine = reader_of(made, micro=micro, rank=rank, world=world)
@@ -63,15 +63,15 @@ def read(made: PatchSet, world: int, start: int, stop: int, micro: int = 4) -> l
     return steps
 
 
-def test_any_number_of_ranks_and_any_micro_batch_sees_the_same_samples_at_every_step(made: PatchSet) -> None:
-    """Over more than an epoch, so that lanes are dealt anew."""
+def test_every_step_has_the_same_samples_for_all_world_and_micro_batch_sizes(made: PatchSet) -> None:
+    """The steps cover more than an epoch, so the lanes get other row groups."""
     steps = 2 * order_of(made).epoch_length // 6 + 3
     alone = read(made, 1, 0, steps)
     assert read(made, 2, 0, steps, micro=1) == alone
     assert read(made, 3, 0, steps, micro=6) == alone
 
 
-def test_reading_from_the_middle_gives_what_it_would_have_given(made: PatchSet) -> None:
+def test_reading_can_start_at_any_step(made: PatchSet) -> None:
     assert read(made, 1, 7, 20) == read(made, 1, 0, 20)[7:]
 
 
@@ -98,7 +98,7 @@ def test_a_set_beyond_the_budget_is_streamed_with_few_tiles_in_memory(made: Patc
     for _ in mine.read(0, 60):
         loaded = max(loaded, mine.loaded_groups)
     window = max(len(order_of(made).window_groups(w)) for w in _windows(made))
-    assert window < loaded <= 3 * 2 * window  # lanes, this window and the next
+    assert window < loaded <= 3 * 2 * window  # three lanes, each with the current window and the next
 
 
 def _windows(made: PatchSet) -> list[Window]:
@@ -106,7 +106,7 @@ def _windows(made: PatchSet) -> list[Window]:
     return list({order.locate(position)[0] for position in range(2 * order.epoch_length)})
 
 
-def test_a_half_unpacked_set_is_unpacked_anew(made: PatchSet, tmp_path: Path) -> None:
+def test_a_partly_unpacked_set_is_unpacked_again(made: PatchSet, tmp_path: Path) -> None:
     left = tmp_path / f"{made.name}.part"
     left.mkdir()
     (left / "hr").write_bytes(b"half")
@@ -123,7 +123,7 @@ def test_a_scratch_folder_that_cannot_be_used_is_named(made: PatchSet, tmp_path:
 
 
 def test_the_lr_patch_lies_under_the_hr_patch(made: PatchSet) -> None:
-    """Crops and turns of both must agree: the mean of 4x4 HR pixels is near the LR pixel."""
+    """The mean of 4x4 HR pixels is near the LR pixel only if both have the same crop and orientation."""
     batch = next(reader_of(made, batch=24, micro=24).read(0, 1))
     assert len(set(batch.orientation.tolist())) > 4
     hr, lr = (to_unit(part, CPU, batch.orientation) * 255 for part in (batch.hr, batch.lr))

@@ -97,7 +97,7 @@ def test_shares_of_any_number_of_ranks_make_the_same_step(
 
 
 @given(shares=st.lists(st.integers(0, 20), min_size=1, max_size=6).filter(any), micro=st.integers(1, 8))
-def test_all_ranks_make_as_many_micro_batches_none_too_large(shares: list[int], micro: int) -> None:
+def test_all_ranks_have_equally_many_micro_batches_within_the_limit(shares: list[int], micro: int) -> None:
     sizes = [micro_batches(shares, micro, rank) for rank in range(len(shares))]
     assert len({len(s) for s in sizes}) == 1
     assert [sum(s) for s in sizes] == shares
@@ -106,12 +106,12 @@ def test_all_ranks_make_as_many_micro_batches_none_too_large(shares: list[int], 
 
 
 @given(count=st.integers(0, 200), key=st.lists(st.integers(0, 2**40), max_size=4))
-def test_a_permutation_takes_everything_once(count: int, key: list[int]) -> None:
+def test_a_permutation_contains_every_number_once(count: int, key: list[int]) -> None:
     assert sorted(permutation(count, *key).tolist()) == list(range(count))
 
 
 def test_the_random_numbers_are_pinned() -> None:
-    """A changed generator would silently change every resumed run."""
+    """Another generator would silently change every resumed run."""
     assert permutation(8, 1, 2, 3).tolist() == [7, 5, 4, 6, 0, 2, 1, 3]
     one = Samples(*(np.array([value]) for value in (0, 1, 2)))
     assert [int(part[0]) for part in augmentations(one, seed=3, slack=24, turn=True)] == [22, 17, 5]

@@ -116,8 +116,8 @@ def test_a_member_changes_its_version_with_its_content(tmp_path: Path) -> None:
     assert before[1].version != after[1].version
 
 
-def test_div2k_is_its_two_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The download itself is tested with a real server; here it finds what the cache has."""
+def test_div2k_consists_of_two_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The archives are already in the cache; tests/pipeline/storage tests downloads."""
     archives = {}
     for part, number in (("train", "0001"), ("valid", "0801")):
         name = f"DIV2K_{part}_HR"

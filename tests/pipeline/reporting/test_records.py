@@ -17,7 +17,7 @@ from skimage import data
 from pipeline import publish, storage
 from pipeline.grid import importing, variants
 from pipeline.grid import records as written
-from pipeline.networks import bundled, features
+from pipeline.networks import bundled
 from pipeline.reporting import cards, records, results_page
 from pipeline.reporting.records import TrainingRecord
 from pipeline.settings import Config, UserError
@@ -143,7 +143,7 @@ def test_the_page_of_results_is_written_from_records(kept: Path, mse: TrainingRe
     psnr = mse.scores["held-out"].mean["trained"]["psnr_y"]
     assert f"| **mse** | {psnr:.2f} |" in page
     assert "| published nobn·mse | " in page
-    assert "- mse: 8 steps of 6 patches of 32 pixels" in page
+    assert "- mse: 8 steps of 6 patches of 32x32 pixels" in page
     assert "{" not in page.replace("'{", "").replace('{"', "")
     assert (tmp_path / "results-curves.svg").read_text().startswith("<svg")
 
@@ -174,12 +174,11 @@ def test_the_page_shows_the_same_crops_of_every_row(kept: Path, tmp_path: Path) 
             assert np.asarray(image.convert("L")).std() > 10
 
 
-def test_the_pages_tell_what_the_shipped_records_hold(tmp_path: Path) -> None:
-    found = records.read_all(str(ROOT / "docs/results"))
+def test_the_pages_tell_what_the_shipped_records_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = records.read_all("docs/results")
     assert {record.label for record in found} == ROWS
-    results_page.write_page(
-        found, records.read_all(str(ROOT / "docs/results/seeds")), str(ROOT / "docs/results"), tmp_path, None
-    )
+    results_page.write_page(found, records.read_all("docs/results/seeds"), "docs/results", tmp_path, None)
     page = (tmp_path / "results.md").read_text()
     for name in ("results.md", "results-curves.svg"):
         assert (tmp_path / name).read_text() == (ROOT / "docs/explanation" / name).read_text()
@@ -259,10 +258,10 @@ def test_a_training_is_the_same_by_what_shaped_it(tmp_path: Path) -> None:
     assert not same("train.optimizer=muon")
     assert not same('train.loss={"mse": 1}')
     assert not same(patch_set="another")
-    weights.write_bytes(weights.read_bytes()[:-4] + b"....")
-    features._identify.cache_clear()  # a command reads the file once
-    assert not same()
-    weights.unlink()
-    features._identify.cache_clear()
-    assert same()  # the content is unknown
-    assert not same("train.lr=1")
+    others = {name: f"train.perceptual.weights={tmp_path / name}.safetensors" for name in ("copy", "other", "missing")}
+    (tmp_path / "copy.safetensors").write_bytes(weights.read_bytes())
+    (tmp_path / "other.safetensors").write_bytes(weights.read_bytes()[:-4] + b"....")
+    assert same(others["copy"])
+    assert not same(others["other"])
+    assert same(others["missing"])  # the content is unknown
+    assert not same(others["missing"], "train.lr=1")
