@@ -278,13 +278,10 @@ class _Trial(ray.tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """Return the next report of the training, or, in the last call, {"done": True} and a possible error."""
-        record = None
+        if self._job.stop_file and storage.exists(self._job.stop_file) and self._training.stop():
+            return {"done": True}
         try:
-            if self._job.stop_file and storage.exists(self._job.stop_file):
-                self._training.stop()
-                self._training.raise_error()
-            else:
-                record = self._training.next_report()
+            record = self._training.next_report()
         except (UserError, OSError) as error:
             return {"done": True, "error": str(error)}
         if record is None:
@@ -311,6 +308,7 @@ class _BackgroundTraining:
         self._job = job
         self._records: queue.SimpleQueue[JournalRecord | None] = queue.SimpleQueue()  # None follows the last record
         self._error: Exception | None = None
+        self._stopped = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
         self._thread.start()
@@ -324,27 +322,28 @@ class _BackgroundTraining:
         while True:
             record = self._records.get()
             if record is None:
-                self.raise_error()
+                if self._error:
+                    raise self._error
                 return None
             if record.kind in ("train", "validation"):
                 return record
 
-    def stop(self) -> None:
-        """End the training, if it still runs, and return when its cores are free."""
+    def stop(self) -> bool:
+        """End the training, if it still runs, and wait until its cores are free.
+
+        Returns:
+            False if it had already ended by itself.
+        """
         self._stopping.set()
         self._thread.join()
-
-    def raise_error(self) -> None:
-        """Raise the exception that ended the training, if there is one."""
-        if self._error:
-            raise self._error
+        return self._stopped
 
     def _run(self) -> None:
         try:
             for record in self._train():
                 self._records.put(record)
         except StopTraining:
-            pass
+            self._stopped = True
         except Exception as error:
             self._error = error
         self._records.put(None)

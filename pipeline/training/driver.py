@@ -22,7 +22,7 @@ from pipeline.tracking import Forwarder, JournalRecord, TrackedRun, Tracker
 from pipeline.training.methods import find_method
 from pipeline.training.planning import Plan
 from pipeline.training.progress import Progress
-from pipeline.training.runs import Trained, find_training, training_folder
+from pipeline.training.runs import Trained, find_training, open_training, training_folder
 from pipeline.training.stopping import StoppableTrainer, StopTraining
 from pipeline.training.worker import LoopResult, TrainJob, sample_order, train_loop
 
@@ -163,7 +163,7 @@ def _fit(
     def forward() -> None:
         for record in forwarder.forward_new():
             watch(record)
-        if should_stop():
+        if should_stop() and open_training(folder) is None:
             trainer.stop()
             raise StopTraining(f"training {folder} was stopped")
 

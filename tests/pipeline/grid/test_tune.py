@@ -158,7 +158,7 @@ def test_an_interrupted_grid_resumes(tmp_path: Path) -> None:
 
 
 SEARCH = [
-    "train.length=100 steps", "train.validate_every=20", "train.log_every=20", "train.checkpoint_every=20",
+    "train.length=300 steps", "train.validate_every=20", "train.log_every=20", "train.checkpoint_every=20",
     "train.warmup=0", "model.init=paper",
     "tune.scheduler=asha", "tune.grace=40",
 ]  # fmt: skip
@@ -184,7 +184,7 @@ def test_asha_stops_cells_that_fall_behind(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_a_search_with_asha_gives_every_draw_its_cores(tmp_path: Path) -> None:
     draws = ["tune.grid={}", 'tune.sample={"train.lr": {"loguniform": [1e-10, 1e-2]}}', "tune.samples=12"]
-    printed, _ = tune(*grid_options(tmp_path, *draws, *SEARCH, "train.length=60 steps"))
+    printed, _ = tune(*grid_options(tmp_path, *draws, *SEARCH))
     last = printed.rpartition("PSNR (Y)  left")[2].partition("\n\n")[0]
     states = re.findall(r"lr=\S+ +(finished|stopped) ", last)
     assert len(states) == 12
