@@ -2,6 +2,7 @@
 please it."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from pipeline.networks import features
 from pipeline.training.methods import Loss, MethodKind, Modules, Phase, Sample, Setup, Trainee
 from pipeline.training.methods.supervised import initial_network, make_optimizers
 from sr_model import terms
+from sr_model.terms import Term
 
 
 class WithCritic:
@@ -30,9 +32,11 @@ class WithCritic:
             "critic": Trainee(critic, [torch.optim.Adam(critic.parameters())]),
         }
         self._terms = features.load_terms(settings, setup.device)
+        self._steps = setup.steps
 
     def phases(self, step: int) -> Sequence[Phase]:
-        return [Phase("critic", self._teach_critic, "critic"), Phase("model", self._please_critic)]
+        active = [term for term in self._terms if term.active(step, self._steps)]
+        return [Phase("critic", self._teach_critic, "critic"), Phase("model", partial(self._please_critic, active))]
 
     def _teach_critic(self, modules: Modules, sample: Sample) -> Loss:
         with torch.no_grad():
@@ -40,9 +44,9 @@ class WithCritic:
         critic = modules["critic"]
         return Loss((F.softplus(-critic(sample.hr)) + F.softplus(critic(sr))).flatten())
 
-    def _please_critic(self, modules: Modules, sample: Sample) -> Loss:
+    def _please_critic(self, active: Sequence[Term], modules: Modules, sample: Sample) -> Loss:
         sr = modules["model"](sample.lr)
-        total, values = terms.objective(self._terms, sr, sample.hr)
+        total, values = terms.objective(active, sr, sample.hr)
         pleasing = F.softplus(-modules["critic"](sr)).flatten()
         return Loss(total + 0.01 * pleasing, {**values, "pleasing": pleasing.detach()})
 

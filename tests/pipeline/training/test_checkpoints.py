@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import storage
+from pipeline.storage import files
 from pipeline.tracking import Best
 from pipeline.training.checkpoints import Checkpoints, TrainingState
 
@@ -62,7 +62,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
     checkpoints = Checkpoints(str(tmp_path), keep=1)
     save(checkpoints, 10)
     checkpoints.wait()
-    real, left = storage.put, iter([True] * after)
+    real, left = files.put, iter([True] * after)
 
     def put(part: Path, url: str, sync: bool = True) -> None:
         if not next(left, False):
@@ -71,7 +71,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
         real(part, url, sync)
 
     with monkeypatch.context() as full:
-        full.setattr(storage, "put", put)
+        full.setattr(files, "put", put)
         save(checkpoints, 20)
         if after < 2:
             with pytest.raises(OSError, match="No space left"):
