@@ -158,7 +158,7 @@ def test_an_interrupted_grid_resumes(tmp_path: Path) -> None:
 
 
 SEARCH = [
-    "train.length=300 steps", "train.validate_every=20", "train.log_every=20", "train.checkpoint_every=20",
+    "train.length=200 steps", "train.validate_every=20", "train.log_every=20", "train.checkpoint_every=20",
     "train.warmup=0", "model.init=paper",
     "tune.scheduler=asha", "tune.grace=40",
 ]  # fmt: skip
