@@ -70,7 +70,7 @@ class _ShardTask:
     url: str
     """Path or URL of the new file."""
     finished: str | None
-    """Where a shard of this name already exists."""
+    """Path or URL of a finished shard of this name; None if there is none."""
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class _HeldOut:
-    """Where a held-out image is read from."""
+    """The place of a held-out image in a patch set."""
 
     patch_set: str
     index: int
@@ -115,7 +115,7 @@ class _Image:
     """Identifies the content: the patch set's name, or the version of a benchmark image."""
     source: _HeldOut | BenchmarkImage
     shown: bool
-    """Whether its enlarged versions are written for the report."""
+    """True if its enlarged versions are written for the report."""
 
 
 @dataclass(frozen=True)

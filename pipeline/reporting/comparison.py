@@ -34,7 +34,7 @@ NOTE = (
     "The published rows were trained on DIV2K with a 15 GB GPU, for 50 epochs with MSE and 20 epochs with the "
     "perceptual loss. Their protocol is not stated, and they hold out other images."
 )
-"""What differs between the published rows and the cells."""
+"""Differences between the published rows and the cells."""
 
 
 @dataclass(frozen=True)

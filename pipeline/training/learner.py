@@ -45,7 +45,7 @@ class StepResult:
     norms: dict[str, Tensor]
     """"gradient_norm": norm of the global gradient before clipping, equal on all ranks."""
     skipped: str | None = None
-    """What was not finite (terms joined by "-", or "gradient"), in which case the phase changed nothing."""
+    """Names of the terms that were not finite, joined by "-", or "gradient"; the phase then changed nothing."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is decided once, before the first step of a training, and holds for every resumption."""
+"""Decisions that are made once, before the first step of a training, and hold for every resumption."""
 
 from __future__ import annotations
 

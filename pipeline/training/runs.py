@@ -48,7 +48,7 @@ class Trained:
     """Path or URL."""
     result: TrainingResult
     found: bool
-    """Whether it was finished before this command."""
+    """True if it was finished before this command."""
     tracked: list[str]
     """Ids of the parent runs below which MLflow has all of the training; "" stands for no parent."""
 

@@ -49,7 +49,7 @@ class TrainJob:
     benchmarks: dict[str, list[BenchmarkImage]] = field(default_factory=dict)
     """Images that validations score for display only, by the name of their set."""
     plan_only: bool = False
-    """Whether to plan and measure without training."""
+    """True to plan and measure without training."""
 
 
 @dataclass(frozen=True)

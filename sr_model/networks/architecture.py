@@ -1,4 +1,4 @@
-"""What the rest of the project needs to know about a network, so that a new one is a single file."""
+"""The interface between a network and the rest of the project; a new network is a single file."""
 
 from __future__ import annotations
 

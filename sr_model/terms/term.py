@@ -39,7 +39,7 @@ class TermKind:
     """Make the distance from an instance of `settings` and the pretrained weights (empty for a term without any)."""
     settings: type[TermSettings] = TermSettings
     compares_pixels: bool = True
-    """Whether the term alone determines the pixels of the output."""
+    """True if the term alone determines the pixels of the output."""
     pretrained: Callable[[Any], Pretrained | None] = _no_pretrained
     """The pretrained weights that the term needs under its settings."""
     start: Callable[[Any], float] = _from_the_start

@@ -23,7 +23,7 @@ Modules = Mapping[str, nn.Module]
 
 @dataclass(frozen=True)
 class Setup:
-    """What a method is made from; the same on all ranks, except for the device."""
+    """Arguments of a method's constructor; they are the same on all ranks, except for the device."""
 
     config: Config
     steps: int
