@@ -43,7 +43,7 @@ def with_retries(url: str, operation: Callable[[], T], expected: tuple[type[Exce
         expected: exceptions of the operation itself, which are neither retried nor changed.
 
     Returns:
-        What the operation returns.
+        The value that the operation returned.
 
     Raises:
         OSError: if the operation fails on an object store; it names the URL.
