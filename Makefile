@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 # Processes that run tests: one per core, from 2 to 8, because each may start a Ray of its own.
 WORKERS ?= $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); echo $$((n < 2 ? 2 : n > 8 ? 8 : n)))
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
@@ -20,9 +20,10 @@ grid-demo: .venv/.run ## train the four cells of the grid on built-in photograph
 	$(BIN)/python -m pipeline.tune --config configs/grid-demo.yaml $(if $(WEIGHTS),--train.perceptual.weights $(WEIGHTS)) \
 	  $(if $(SQUEEZENET),--evaluate.squeezenet $(SQUEEZENET))
 
-results-ui: .venv/.run ## show the recorded trainings in the MLflow UI, until Ctrl-C
+results-ui: .venv/.run ## show the recorded trainings in the MLflow UI, until Ctrl-C; PORT=5000
 	@home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; trap 'exit 0' INT TERM; \
-	$(BIN)/python -m pipeline.publish mlflow --home "$$home" && $(BIN)/mlflow ui --backend-store-uri "sqlite:///$$home/mlflow.db"
+	$(BIN)/python -m pipeline.publish mlflow --home "$$home" --port $(or $(PORT),5000) \
+	  && $(BIN)/mlflow ui --backend-store-uri "sqlite:///$$home/mlflow.db" --port $(or $(PORT),5000)
 
 test: .venv/.test ## run the default tests; WORKERS=N sets the number of processes
 	$(PYTEST)

@@ -33,7 +33,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import psutil
@@ -217,7 +216,7 @@ def read_plainly(patch_set: PatchSet, threads: int) -> Amount:
     """
 
     def read(file: str) -> int:
-        fs, path = fsspec.url_to_fs(f"{patch_set.url}/{file}")
+        fs, path = storage.locate(f"{patch_set.url}/{file}")
         if "file" in fs.protocol:
             parquet = pq.ParquetFile(path, memory_map=True)
         else:

@@ -29,7 +29,7 @@ from pipeline.training.learner import Learner
 from pipeline.training.precision import Precision, choose_precision
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import Worker
-from sr_model.networks import SuperResolver
+from sr_model.networks.super_resolver import SuperResolver
 
 CPU = torch.device("cpu")
 

@@ -71,7 +71,7 @@ def make_images(source: str, count: int, folder: Path) -> list[Path]:
     listed = sources.list_images([source], cache=str(folder))
     files = []
     for i in range(count):
-        photo = Image.fromarray(decode(sources.read_bytes(listed[i % len(listed)].url), MAX_PIXELS))
+        photo = Image.fromarray(decode(sources.read_bytes(listed[i % len(listed)].location), MAX_PIXELS))
         enlarge = max(WIDTH / photo.width, HEIGHT / photo.height, 1) * (1 + 0.05 * (i // len(listed)))
         size = round(photo.width * enlarge + 0.5), round(photo.height * enlarge + 0.5)
         large = photo.resize(size, Image.Resampling.BICUBIC)
@@ -197,7 +197,7 @@ def time_cores(files: Sequence[Path], folder: Path) -> Result:
 def time_whole_runs(count: int, folder: Path) -> list[Result]:
     """Time a run on 10 small images and a run on all `count`, to separate the start from the time per image."""
     (folder / "photos").mkdir()
-    photo = Image.fromarray(decode(sources.read_bytes(sources.list_images(["builtin"], "")[0].url), MAX_PIXELS))
+    photo = Image.fromarray(decode(sources.read_bytes(sources.list_images(["builtin"], "")[0].location), MAX_PIXELS))
     for i in range(count):
         x, y = i % 200, i // 200 % 200
         photo.crop((x, y, x + 240, y + 240)).rotate(i // 40000).save(folder / f"photos/{i:06}.jpg", quality=92)

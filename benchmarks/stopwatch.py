@@ -17,7 +17,7 @@ from pipeline.training import worker
 from pipeline.training.learner import Learner, StepResult
 from pipeline.training.planning import Plan
 from pipeline.training.validation import Validation, Validator
-from sr_model.networks import SuperResolver
+from sr_model.networks.super_resolver import SuperResolver
 
 
 @dataclass

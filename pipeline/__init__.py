@@ -19,6 +19,7 @@ _DEFAULTS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a validation score is not in every report
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # fail within seconds instead of four minutes: the journal keeps all
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 for _name, _value in _DEFAULTS.items():

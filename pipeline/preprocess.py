@@ -8,22 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.data import patchset, preparation
+from pipeline import storage, terminal
 from pipeline.settings.command_line import command, parse
-
-_LISTED = 20
+from pipeline.settings.prerequisites import check_prerequisites
 
 
 @command
 def main(argv: Sequence[str]) -> None:
     """Run `python -m pipeline.preprocess`."""
-    patch_set, _ = preparation.prepare(parse(argv, "preprocess", "Make a patch set from images."))
-    print(f"patch set {patch_set.url}: {patchset.describe(patch_set)}")
-    rejected = [record for record in patch_set.images if record.rejected]
-    for record in rejected[:_LISTED]:
-        print(f"  rejected {record.name}: {record.rejected}")
-    if len(rejected) > _LISTED:
-        print(f"  and {len(rejected) - _LISTED} more, see python -m pipeline.patchset show {patch_set.url}")
+    config = parse(argv, "preprocess", "Make a patch set from images.")
+    check_prerequisites(config)
+    with storage.hold(config.outputs, "python -m pipeline.preprocess"):
+        with terminal.stage("", "Ray is loading"):
+            from pipeline.data import patchset, preparation, summary  # after the checks, because imports take seconds
+
+        patch_set, _ = preparation.prepare(config)
+        print(f"patch set {patch_set.url}: {patchset.describe(patch_set)}")
+        for line in summary.list_rejected(patch_set, summary.NAMED):
+            print(f"  {line}")
 
 
 if __name__ == "__main__":

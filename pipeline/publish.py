@@ -7,14 +7,14 @@ opens the UI.
 
 from __future__ import annotations
 
-import argparse
+import errno
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.grid import importing
-from pipeline.reporting import cards, records, results_page
+from pipeline import storage
 from pipeline.settings import UserError
-from pipeline.settings.command_line import command
+from pipeline.settings.command_line import Parser, command
 
 _RECORDS = "docs/results"
 
@@ -22,27 +22,47 @@ _RECORDS = "docs/results"
 @command
 def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.publish`."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.publish", description=(__doc__ or "").splitlines()[0])
-    kinds = parser.add_subparsers(dest="kind", required=True)
+    parser = Parser("publish", (__doc__ or "").splitlines()[0])
+    kinds = parser.add_commands("kind")
     docs = kinds.add_parser("docs", help="write results.md, its figures, and the model cards")
     docs.add_argument("--out", type=Path, default=Path("docs/explanation"), help="folder to write to (%(default)s)")
     docs.add_argument("--seeds", default=f"{_RECORDS}/seeds", help="records of short trainings (%(default)s)")
     docs.add_argument("--benchmarks", type=Path, help="folder of Set5/ and Set14/; without it, crops are not redrawn")
     imported = kinds.add_parser("mlflow", help="import the records into a store of their own")
     imported.add_argument("--home", default="runs/results", help="folder of that store (%(default)s)")
+    imported.add_argument("--port", type=int, help="port for MLflow's UI, which must be free; 5000 by default")
     for kind in (docs, imported):
         kind.add_argument("--records", default=_RECORDS, help="folder of the records (%(default)s)")
     options = parser.parse_args(argv)
+    if not storage.names(options.records):
+        raise UserError(f"{options.records} holds no record, expected a folder that was written with tune.records")
+    if options.kind == "mlflow" and options.port:
+        _require_free(options.port)
+
+    from pipeline.grid import importing  # after the checks, because imports take seconds
+    from pipeline.reporting import cards, records, results_page
+
     found = records.read_all(options.records)
     if not found:
         raise UserError(f"{options.records} holds no record, expected a folder that was written with tune.records")
     if options.kind == "mlflow":
-        importing.import_records(found, options.records, options.home)
+        importing.import_records(found, options.records, options.home, options.port or 5000)
         return
     seeds = records.read_all(options.seeds)
     results_page.write_page(found, seeds, options.records, options.out, options.benchmarks)
     cards.write_cards(options.records, found)
     print(f"{options.out / 'results.md'} and {len(found)} model cards written")
+
+
+def _require_free(port: int) -> None:
+    """Raise a UserError unless a server can listen at a port of this machine."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except (OSError, OverflowError) as error:
+        reason = "is in use" if getattr(error, "errno", None) == errno.EADDRINUSE else f"cannot be used ({error})"
+        raise UserError(
+            f"port {port} {reason}: choose another, such as make results-ui PORT={min(port, 65534) + 1}"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.data import preparation
+from pipeline import storage, terminal, tracking
 from pipeline.settings.command_line import command, parse_with
-from pipeline.training import driver, dry_run
+from pipeline.settings.prerequisites import check_prerequisites
 from pipeline.training.methods import find_method
 
 
@@ -20,12 +20,23 @@ def main(argv: Sequence[str]) -> None:
     flags = {"--dry-run": "plan and measure, print the plan, and train nothing"}
     config, given = parse_with(flags, argv, "train", "Train a network.")
     find_method(config)
-    patch_set, _ = preparation.prepare(config)
-    if given:
-        print(dry_run.describe_plan(config, patch_set))
-        return
-    trained = driver.train(config, patch_set)
-    print(f"weights {trained.weights} ({trained.result.steps} steps{', found finished' if trained.found else ''})")
+    check_prerequisites(config, trains=True)
+    with storage.hold(config.outputs, "python -m pipeline.train"):
+        problem = None if given else tracking.find_problem(config)
+        if problem and not tracking.any_tracked(f"{config.outputs}/trainings", config.training_label):
+            raise problem
+
+        with terminal.stage("", "PyTorch and Ray are loading"):
+            from pipeline.data import preparation  # after the checks, because imports take seconds
+            from pipeline.training import driver, dry_run
+
+        patch_set, _ = preparation.prepare(config)
+        if given:
+            print(dry_run.describe_plan(config, patch_set))
+            return
+        trained = driver.train(config, patch_set)
+        found = ", found finished" if trained.found else ""
+        print(f"weights {trained.weights} ({trained.result.steps} steps{found})")
 
 
 if __name__ == "__main__":

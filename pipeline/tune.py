@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline import tracking
-from pipeline.grid import experiment
+from pipeline import storage, terminal, tracking
+from pipeline.grid.variants import list_variants
 from pipeline.settings.command_line import command, parse_with
+from pipeline.settings.prerequisites import check_prerequisites
+from pipeline.training.methods import find_method
 
 
 @command
@@ -20,8 +22,18 @@ def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.tune`."""
     flags = {"--dry-run": "print the plan and train nothing"}
     config, given = parse_with(flags, argv, "tune", "Train and compare a grid.", tracking.fetch_config)
-    if experiment.run(config, dry_run=bool(given)):
-        raise SystemExit(1)
+    check_prerequisites(config, scores=True)
+    for variant in list_variants(config):
+        find_method(variant.config)
+    with storage.hold(config.outputs, "python -m pipeline.tune"):
+        if not given and (problem := tracking.find_problem(config)):
+            raise problem
+
+        with terminal.stage("", "PyTorch and Ray are loading"):
+            from pipeline.grid import experiment  # after the checks, because imports take seconds
+
+        if experiment.run(config, dry_run=bool(given)):
+            raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -8,19 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.networks import bundled
-from pipeline.settings.command_line import command
-from pipeline.upscaling import files
+from pipeline.settings import UserError
+from pipeline.settings.command_line import Parser, command
+from pipeline.upscaling import targets
 
 
 @command
 def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.upscale`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.upscale",
-        description="Upscale an image. Grey and transparency are kept; colours are converted to sRGB.",
-    )
+    parser = Parser("upscale", "Upscale an image. Grey and transparency are kept; colours are converted to sRGB.")
     parser.add_argument("image", type=Path, help="the image: PNG, JPEG, WebP, TIFF or BMP")
-    formats = ", ".join(files.TRANSPARENT + files.OPAQUE)
+    formats = ", ".join(targets.TRANSPARENT + targets.OPAQUE)
     parser.add_argument("out", type=Path, help=f"the file to write; its name ends in {formats}")
     parser.add_argument(
         "--model",
@@ -34,14 +32,24 @@ def main(argv: Sequence[str]) -> None:
         help="refuse to write a larger image (default: %(default)g)",
     )
     options = parser.parse_args(argv)
-    width, height = files.upscale_file(files.load(options.model), options.image, options.out, options.max_megapixels)
+    if not options.image.is_file():
+        raise UserError(f"{options.image} is no file, expected an image: PNG, JPEG, WebP, TIFF or BMP")
+    targets.check_target(options.image, options.out)
+    model = options.model if options.model.endswith(".safetensors") else bundled.weights(options.model)
+
+    from pipeline.upscaling import files  # after the checks, because imports take seconds
+
+    width, height = files.upscale_file(files.load(model), options.image, options.out, options.max_megapixels)
     print(f"{options.out}: {width}x{height}")
 
 
 def _positive(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
 
 

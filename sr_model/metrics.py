@@ -17,6 +17,9 @@ from torch import Tensor
 _LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
 _PEAK = 255.0
 
+LARGEST_PSNR = 100.0
+"""Upper limit of PSNR in dB, and its value for equal images, such as black ones, so that means are finite."""
+
 SMALLEST = 11
 """Pixels that an image needs inside the border along both axes, because SSIM's window has this side."""
 
@@ -26,12 +29,12 @@ class Score:
     """Similarity of an image to its ground truth."""
 
     psnr_y: float
-    """PSNR on BT.601 Y in dB; infinite for equal images."""
+    """PSNR on BT.601 Y in dB, at most 100; 100 for equal images."""
     ssim_y: float
     """SSIM of Wang et al. 2004 on BT.601 Y: Gaussian window 11x11, sigma 1.5, K1 0.01, K2 0.03, windows inside the
     image."""
     psnr_rgb: float
-    """PSNR over all three channels in dB."""
+    """PSNR over all three channels in dB, at most 100."""
 
 
 def score(sr: Tensor, hr: Tensor, border: int) -> Score:
@@ -66,9 +69,10 @@ def luma(rgb: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """PSNR in dB, 10 log10(255^2 / MSE), of values in 0..255; infinite if all are equal."""
+    """PSNR in dB, min(100, 10 log10(255^2 / MSE)), of values in 0..255; 100 if all are equal."""
     mse = (a - b).square().mean().item()
-    return 10 * math.log10(_PEAK**2 / mse) if mse > 0 else math.inf
+    decibels = 10 * math.log10(_PEAK**2 / mse) if mse else LARGEST_PSNR
+    return LARGEST_PSNR if decibels > LARGEST_PSNR else decibels  # keeps a NaN, which min() would hide
 
 
 def ssim(a: Tensor, b: Tensor) -> float:

@@ -1,14 +1,15 @@
-"""Networks that were trained on ImageNet: which weights are needed, how they are loaded, what input they expect."""
+"""Networks that were trained on ImageNet: which weights are needed and how they are loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-Weights = Mapping[str, Tensor]
+Weights: TypeAlias = "Mapping[str, Tensor]"
 """State dict of a pretrained network."""
 
 
@@ -26,22 +27,6 @@ class Pretrained:
     """Names of the needed parts, such as layers. Together with the file's content they identify the weights."""
     select: Callable[[Weights], dict[str, Tensor]]
     """Takes the needed tensors from the whole state dict; raises ValueError or RuntimeError where some are missing."""
-
-
-class Normalise(nn.Module):
-    """Bring RGB in [0, 1] to mean 0 and standard deviation 1 of each channel over ImageNet."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1), persistent=False)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] to the same shape, in the precision of the buffers."""
-        return (image.to(self.mean.dtype) - self.mean) / self.std
 
 
 def load_weights(network: nn.Module, weights: Weights, name: str) -> None:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sr_model.pretrained import Normalise, Pretrained, Weights, load_weights
+from sr_model.normalise import Normalise
+from sr_model.pretrained import Pretrained, Weights, load_weights
 
 
 class SqueezeNetDistance(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from sr_model.networks import SuperResolver
+from sr_model.networks.super_resolver import SuperResolver
 
 
 @torch.no_grad()

@@ -45,6 +45,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(group))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Check that xdist has appended the groups, as "@GROUP", to the names of the tests."""
+    ungrouped = [item.nodeid for item in session.items if "@" not in item.nodeid]
+    if session.config.getoption("loadgroup", default=False) and ungrouped:
+        raise pytest.UsageError(f"pytest-xdist does not group {ungrouped[0]}; install the versions in constraints.txt")
+
+
 @pytest.fixture(scope="session")
 def benchmarks() -> Path:
     """Return the folder of Set5 and Set14, for comparisons with published values."""

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
-import socket
 import threading
 import warnings
 from concurrent.futures import Future
@@ -13,11 +10,12 @@ from concurrent.futures import Future
 import ray
 import ray.data
 
+from pipeline import terminal
+from pipeline.cluster.access import check_access, unreachable
 from pipeline.settings import Config, UserError
 from pipeline.settings.command_line import stop_like_interrupt
+from pipeline.settings.places import ray_address
 from pipeline.storage import one_line
-
-_REACH_TIMEOUT_S = 10
 
 _pending: list[Future[None]] = []
 """The connection that `connect_ahead` has begun, until `connect` takes it."""
@@ -29,12 +27,14 @@ def connect(config: Config) -> None:
     Further calls in the same process do nothing.
 
     Raises:
-        UserError: if the cluster does not answer.
+        UserError: if the cluster does not answer or refuses this machine's token, or a local Ray does not start.
     """
-    if _pending:
-        _pending.pop().result()
-    if not ray.is_initialized():
-        _connect(config)
+    if _pending or not ray.is_initialized():
+        with terminal.stage("", "connecting to the Ray cluster" if ray_address(config) else "Ray is starting"):
+            if _pending:
+                _pending.pop().result()
+            if not ray.is_initialized():
+                _connect(config)
     stop_like_interrupt()  # ray.init has installed a handler of its own
     configure()
 
@@ -62,28 +62,24 @@ def connect_ahead(config: Config) -> None:
 
 
 def _connect(config: Config) -> None:
-    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    local = address in (None, "local")
+    address = ray_address(config)
+    if address:
+        check_access(address)
+    local = {"include_dashboard": False, "object_store_memory": config.cluster.object_store_mb * 2**20}
     try:
-        _check_reachable(address or "local")
         ray.init(
-            address="local" if local else address,
+            address=address or "local",
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=True,
-            **(
-                {
-                    "include_dashboard": False,
-                    "object_store_memory": config.cluster.object_store_mb * 2**20,
-                }
-                if local
-                else {}
-            ),
+            **({} if address else local),
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises a plain Exception, for example if a node does not start in time
+        if address:
+            raise unreachable(address, error) from None
         raise UserError(
-            f"no Ray cluster answers at {address}: {one_line(error, 200)}; expected HOST:PORT of a head node (the "
-            "port is often 6379), or no address to start a local Ray"
+            f"Ray does not start on this machine ({one_line(error, 200)}): rerun the same command when the machine is "
+            "less busy, or name a cluster with --cluster.address HOST:PORT"
         ) from None
 
 
@@ -96,10 +92,3 @@ def configure() -> None:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that progress bars are off
     warnings.filterwarnings("ignore", module="ray")
-
-
-def _check_reachable(address: str) -> None:
-    """Open a connection to HOST:PORT and close it, because Ray itself would retry for minutes."""
-    match = re.fullmatch(r"(?:ray://)?([^/:]+):(\d+)", address)
-    if match:
-        socket.create_connection((match[1], int(match[2])), timeout=_REACH_TIMEOUT_S).close()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import ray.data
+import ray.exceptions
 from ray import cloudpickle
+
+from pipeline.settings import UserError
+from pipeline.storage import one_line
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -14,25 +21,60 @@ R = TypeVar("R")
 _MOST_BLOCKS = 1000
 
 
-def map_tasks(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+@dataclass(frozen=True)
+class TaskError(Generic[T]):
+    """A task whose function raised an exception."""
+
+    task: T
+    reason: str
+    """The exception in one line."""
+
+
+def map_tasks(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R | TaskError[T]]:
     """Run a function on every task with Ray Data, one core each.
 
     Tasks and results can be any objects that can be pickled. They travel as bytes, so Arrow infers no types from them.
 
     Args:
-        function: runs in a worker process of the cluster.
+        function: runs in a worker process of the cluster. An exception ends its own task alone.
         tasks: one argument for each call.
 
     Yields:
-        The results as they become ready, in any order.
+        The results as they become ready, in any order; a `TaskError` for a task whose function raised an exception.
+
+    Raises:
+        UserError: if Ray itself fails, such as when the system kills worker processes again and again.
     """
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
-        return {"result": cloudpickle.dumps(function(cloudpickle.loads(row["task"])))}
+        result, reason = b"", ""
+        try:
+            result = cloudpickle.dumps(function(cloudpickle.loads(row["task"])))
+        except Exception as error:  # Ray would end all tasks because of one
+            reason = describe_error(error)
+        return {"number": row["number"], "result": result, "reason": reason}
 
     if not tasks:
         return
-    rows = [{"task": cloudpickle.dumps(task)} for task in tasks]
+    rows = [{"number": number, "task": cloudpickle.dumps(task)} for number, task in enumerate(tasks)]
     dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS)).map(run, num_cpus=1)
-    for row in dataset.iter_rows():
-        yield cloudpickle.loads(row["result"])
+    try:
+        for row in dataset.iter_rows():
+            yield TaskError(tasks[row["number"]], row["reason"]) if row["reason"] else cloudpickle.loads(row["result"])
+    except ray.exceptions.RayError as error:
+        raise UserError(
+            f"Ray could not finish {len(tasks)} tasks: {one_line(error)}; expected worker processes that live: "
+            "free some memory and rerun the same command to resume"
+        ) from error
+
+
+def describe_error(error: Exception) -> str:
+    """Return one line for an exception and its notes.
+
+    If the exception was not written for users, the line names its class and the place in the code.
+    """
+    text = "; ".join(one_line(part, 1000) for part in (str(error), *getattr(error, "__notes__", ())) if part)
+    if text and isinstance(error, UserError | OSError):
+        return text
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}{text and f': {text}'} ({Path(frame.filename).name}, line {frame.lineno})"

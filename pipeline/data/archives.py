@@ -2,80 +2,325 @@
 
 from __future__ import annotations
 
+import bz2
+import copy
+import gzip
+import lzma
+import posixpath
+import re
+import stat
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
-
-import fsspec
+from typing import IO, Any, TypeVar
 
 from pipeline import storage
-from pipeline.data.listing import SourceImage, absolute, describe, images_among
+from pipeline.data.listing import LeftOut, LeftOutKind, Listing, SourceImage, describe, reason_to_leave_out
+from pipeline.data.locations import Location, TarLocation, ZipLocation
 from pipeline.data.rejection import RejectedImageError, RejectionKind
+from pipeline.data.streams import StorageError, open_stream, stamp
 from pipeline.settings import UserError
-from pipeline.storage import one_line
+from pipeline.settings.fields import absolute_path
+from pipeline.storage import one_line, printable
+
+T = TypeVar("T")
 
 _ZIP = (".zip",)
-_TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_COMPRESSION = {".gz": "gzip", ".tgz": "gzip", ".bz2": "bz2", ".xz": "xz"}
-_SEPARATOR = "::"
+_TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),  # type: ignore[dict-item, return-value]
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\0": lzma.LZMAFile,
+}
+"""What opens a compressed tar archive, by the archive's first bytes."""
 
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError)
-"""Exceptions that damaged or encrypted archives raise; RuntimeError includes NotImplementedError."""
+_LARGEST_HEADER = 2**20
+"""Bytes of a member's extended header in a tar archive; real ones have some hundred."""
+_LARGEST_PADDING = 2**26
+"""Bytes after the end of a tar archive that are read to check the checksum behind them."""
+_MOST_LINKS = 32
+"""Links from link to link that are followed; the limit ends circles."""
+_LONGEST_LINK = 4096
+"""Bytes of a symbolic link in a zip archive."""
+_LZMA_MEMORY = 2**28
+"""Bytes that decompressing a member of a zip archive may take beside its content."""
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A member of an archive."""
+
+    name: str
+    """Its name in the archive."""
+    location: Location | None
+    """The place of its content; None if it has none."""
+    details: dict[str, Any]
+    """Size and version, as `describe` takes them."""
+    target: str | None = None
+    """The member that it is a link to."""
+    fault: str = ""
+    """The reason for which it cannot be used; it completes a sentence that begins with the name."""
 
 
 def is_archive(source: str) -> bool:
     """Tell by its ending if a path or URL names an archive."""
-    return source.lower().endswith(_ZIP + _TAR)
+    on_web = source.startswith(("http://", "https://"))
+    path = re.split("[?#]", source, maxsplit=1)[0] if on_web else source
+    return path.lower().endswith(_ZIP + _TAR)
 
 
-def list_archive(source: str) -> list[SourceImage]:
+def list_archive(source: str) -> Listing:
     """List the images in a zip or tar archive at a local path or fsspec URL.
+
+    A link to a member counts as that member. A member that cannot be used is left out.
 
     Raises:
         UserError: if the archive does not exist or cannot be read.
     """
     kind = "zip" if source.lower().endswith(_ZIP) else "tar"
-    archive = absolute(source)
-    _open.cache_clear()  # the archive may have changed
+    archive = absolute_path(source)
+    _open_zip.cache_clear()  # the archive may have changed
+    _open_tar.cache_clear()
     try:
-        details = storage.with_retries(archive, lambda: _open(kind, archive).find("", detail=True), _DAMAGED)
+        members = _run(archive, lambda: _zip_members(archive) if kind == "zip" else _tar_members(archive))
     except FileNotFoundError:
-        raise UserError(f"source {source} does not exist, expected a {kind} archive") from None
-    except (OSError, *_DAMAGED) as error:
-        reason = one_line(error)
-        raise UserError(f"source {source} cannot be read: {reason}, expected a whole {kind} archive") from None
-    return [describe(path, f"{kind}://{path}{_SEPARATOR}{archive}", info) for path, info in images_among(details)]
+        raise UserError(f"source {printable(source)} does not exist, expected a {kind} archive") from None
+    except (OSError, _ContentError) as error:
+        raise UserError(
+            f"source {printable(source)} cannot be read: {one_line(error)}, expected a whole {kind} archive"
+        ) from None
+    return _sort_members(source, members)
 
 
-def is_member(url: str) -> bool:
-    """Tell if a URL names a file within an archive."""
-    return _SEPARATOR in url
-
-
-def read_member(url: str) -> bytes:
-    """Read a file within an archive.
+def read_member(location: ZipLocation | TarLocation) -> bytes:
+    """Read a member of an archive.
 
     The members of a compressed tar archive are best read in order, because a step back starts again at the beginning.
-
-    Args:
-        url: zip://MEMBER::ARCHIVE or tar://MEMBER::ARCHIVE.
 
     Raises:
         RejectedImageError: if the member is damaged or encrypted.
         OSError: if the archive cannot be read.
     """
-    member, _, archive = url.rpartition(_SEPARATOR)
-    kind, _, path = member.partition("://")
+
+    def read() -> bytes:
+        return _read_zip(location) if isinstance(location, ZipLocation) else _read_tar(location)
+
     try:
-        return storage.with_retries(archive, lambda: bytes(_open(kind, archive).cat_file(path)), _DAMAGED)
-    except _DAMAGED as error:
+        return _run(location.archive, read)
+    except _ContentError as error:
         detail = f"cannot be read from its archive: {one_line(error)}"
         raise RejectedImageError(RejectionKind.DAMAGED, detail) from None
 
 
+class _ContentError(Exception):
+    """The content of an archive is damaged or of an unknown kind."""
+
+
+def _run(archive: str, operation: Callable[[], T]) -> T:
+    """Run an operation on an archive, again while its storage is unavailable.
+
+    Raises:
+        _ContentError: if the archive's content makes the operation fail.
+        OSError: if the storage fails.
+    """
+
+    def attempt() -> T:
+        try:
+            return operation()
+        except StorageError as error:
+            _open_zip.cache_clear()
+            _open_tar.cache_clear()
+            raise (error.__cause__ or error) from None
+        except Exception as error:  # see open_stream
+            _open_tar.cache_clear()  # a decompressor cannot be used after an error
+            raise _ContentError(str(error) or type(error).__name__) from error
+
+    return storage.with_retries(archive, attempt, (_ContentError,))
+
+
 @lru_cache(maxsize=8)
-def _open(kind: str, archive: str) -> fsspec.AbstractFileSystem:
-    compression = _COMPRESSION.get(PurePosixPath(archive.lower()).suffix)
-    return fsspec.filesystem(kind, fo=archive, **({"compression": compression} if compression else {}))
+def _open_zip(archive: str, _stamp: tuple[int, ...]) -> zipfile.ZipFile:
+    return zipfile.ZipFile(open_stream(archive))
+
+
+@lru_cache(maxsize=8)
+def _open_tar(archive: str, _stamp: tuple[int, ...]) -> IO[bytes]:
+    """Open the content of a tar archive, decompressed if it is compressed."""
+    file = open_stream(archive)
+    start = file.read(6)
+    file.seek(0)
+    return next((opener(file) for magic, opener in _DECOMPRESSORS.items() if start.startswith(magic)), file)
+
+
+def _zip_members(archive: str) -> list[_Member]:
+    opened = _open_zip(archive, stamp(archive))
+    members = []
+    for info in opened.infolist():
+        mode = info.external_attr >> 16 if info.create_system == 3 else 0  # the mode of Unix
+        details = {"size": info.file_size, "CRC": info.CRC}
+        location = ZipLocation(archive, info.filename, info.file_size)
+        name = info.orig_filename
+        if "\0" in name:
+            members.append(_Member(name, None, details, fault="has a name with a NUL character"))
+        elif name.endswith("/"):
+            continue
+        elif stat.S_ISLNK(mode) and info.file_size <= _LONGEST_LINK:
+            members.append(_zip_link(location, details))
+        elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+            members.append(_Member(name, None, details, fault="is no regular file"))
+        else:
+            members.append(_Member(name, location, details))
+    return members
+
+
+def _zip_link(location: ZipLocation, details: dict[str, Any]) -> _Member:
+    """Return the member for a symbolic link, whose content is the path that it points to."""
+    try:
+        target = _read_zip(location).decode(errors="surrogateescape")
+    except StorageError:
+        raise
+    except Exception as error:  # see open_stream
+        return _Member(location.member, None, details, fault=f"is a damaged link: {one_line(error)}")
+    return _Member(location.member, None, details, _link_target(location.member, target))
+
+
+def _tar_members(archive: str) -> list[_Member]:
+    content = _open_tar(archive, stamp(archive))
+    content.seek(0)
+    headers = _Headers(content)
+    opened = tarfile.TarFile(fileobj=headers)  # type: ignore[arg-type]
+    members = []
+    while (info := opened.next()) is not None:
+        opened.members.clear()  # type: ignore[attr-defined]  # the list would hold every header
+        details = {"size": info.size, "mtime": info.mtime, "chksum": info.chksum}
+        if info.isdir():
+            continue
+        target = location = None
+        fault = ""
+        if "\0" in info.name:
+            fault = "has a name with a NUL character"
+        elif info.issym():
+            target = _link_target(info.name, info.linkname)
+        elif info.islnk():
+            target = info.linkname
+        elif not info.isreg() or info.issparse():
+            fault = "is a sparse file" if info.issparse() else "is no regular file"
+        else:
+            location = TarLocation(archive, info.name, info.offset_data, info.size)
+        members.append(_Member(info.name, location, details, target, fault))
+    if len(headers.last) < tarfile.BLOCKSIZE or headers.last.strip(b"\0"):  # `tarfile` takes any damage for the end
+        raise tarfile.ReadError(f"the header at byte {opened.offset} is damaged or missing")
+    left = _LARGEST_PADDING
+    while left > 0 and (read := len(content.read(2**16))):  # a checksum may follow, which the decompressor checks
+        left -= read
+    return members
+
+
+class _Headers:
+    """The content of a tar archive, of which `tarfile` reads no more than headers.
+
+    A header can state any size of what follows it, and `tarfile` reads all of that into memory.
+    """
+
+    def __init__(self, content: IO[bytes]) -> None:
+        self._content = content
+        self.seek, self.tell = content.seek, content.tell
+        self.last = b""
+        """The bytes of the last call of `read`."""
+
+    def read(self, size: int) -> bytes:
+        if size > _LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header has {size} bytes")
+        self.last = self._content.read(size)
+        return self.last
+
+
+def _link_target(name: str, target: str) -> str:
+    """Return the name of the member that a symbolic link points to."""
+    return posixpath.join(posixpath.dirname(name), target)
+
+
+def _sort_members(source: str, members: Sequence[_Member]) -> Listing:
+    """Divide an archive's members into images and what is left out."""
+    by_path = {_path(member.name): member for member in members}
+    has_links = any(member.target is not None for member in members)
+    folders = {str(folder) for path in by_path for folder in PurePosixPath(path).parents} if has_links else set()
+    images: list[SourceImage] = []
+    left_out: dict[LeftOut, None] = {}
+    for member in members:
+        name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
+        reason = reason_to_leave_out(name)
+        found = _follow(member, by_path)
+        if reason is None and by_path[_path(member.name)] is not member:
+            reason = LeftOut(name, LeftOutKind.UNUSABLE, "is followed by a member of the same name")
+        elif found is None and _path(member.target or "") in folders:
+            reason = LeftOut(name, LeftOutKind.LINKED_FOLDER)
+        elif reason is None and (found is None or found.location is None):
+            reason = LeftOut(name, LeftOutKind.UNUSABLE, found.fault if found else "is a link to nothing")
+        if reason:
+            left_out[reason] = None
+        elif found and found.location:
+            images.append(describe(name, found.location, found.details))
+    images.sort(key=lambda image: image.name)
+    return Listing(source, images, list(left_out))
+
+
+def _path(name: str) -> str:
+    """Return a member's path in the archive without what does not change it, such as "./" at the beginning."""
+    return posixpath.normpath(name).lstrip("/")
+
+
+def _follow(member: _Member, by_path: dict[str, _Member]) -> _Member | None:
+    """Return the member that a link leads to, or None if there is none; any other member is returned as it is."""
+    found: _Member | None = member
+    for _ in range(_MOST_LINKS):
+        if found is None or found.target is None:
+            return found
+        found = by_path.get(_path(found.target))
+    return None
+
+
+def _read_zip(location: ZipLocation) -> bytes:
+    opened = _open_zip(location.archive, stamp(location.archive))
+    info = opened.getinfo(location.member)
+    if info.compress_size > 2 * location.size + 2**16:
+        raise zipfile.BadZipFile(f"{info.compress_size} bytes would become {location.size}")
+    stored = copy.copy(info)  # `zipfile` itself would decompress without a limit
+    stored.compress_type, stored.file_size = zipfile.ZIP_STORED, info.compress_size
+    del stored.CRC  # that of the decompressed content
+    with opened.open(stored) as member:
+        content = _decompress(member.read(), info.compress_type, location.size)
+    if len(content) != location.size or zlib.crc32(content) != info.CRC:
+        raise zipfile.BadZipFile("its content does not have the size and the CRC that the archive states")
+    return content
+
+
+def _decompress(stored: bytes, method: int, size: int) -> bytes:
+    """Decompress a member of a zip archive, but no more than one byte beyond its size."""
+    if method == zipfile.ZIP_STORED:
+        return stored
+    if method == zipfile.ZIP_DEFLATED:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, size + 1)
+    if method == zipfile.ZIP_BZIP2:
+        return bz2.BZ2Decompressor().decompress(stored, size + 1)
+    if method == zipfile.ZIP_LZMA:  # APPNOTE.TXT 5.8: version, length and properties; a .lzma file has also the size
+        end = 4 + int.from_bytes(stored[2:4], "little")
+        decompressor = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=_LZMA_MEMORY)
+        return decompressor.decompress(stored[4:end] + b"\xff" * 8 + stored[end:], size + 1)
+    raise NotImplementedError(f"its compression method {method} is unknown")
+
+
+def _read_tar(location: TarLocation) -> bytes:
+    file = _open_tar(location.archive, stamp(location.archive))
+    file.seek(location.offset)
+    parts, left = [], location.size
+    while left and (part := file.read(min(left, 2**24))):
+        parts.append(part)
+        left -= len(part)
+    if left:
+        raise tarfile.ReadError(f"{location.size - left} of {location.size} bytes came")
+    return b"".join(parts)

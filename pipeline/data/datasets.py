@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.data.archives import list_archive
-from pipeline.data.listing import SourceImage
+from pipeline.data.listing import Listing, SourceImage
+from pipeline.data.locations import BuiltinLocation
 from pipeline.settings import UserError
 from pipeline.storage import download
 
@@ -24,7 +25,6 @@ _BUILTIN = {
     "motorcycle_right": ("skimage", "data/motorcycle_right.png"),
     "rocket": ("skimage", "data/rocket.jpg"),
 }
-_BUILTIN_SCHEME = "builtin://"
 
 
 class WebArchive(NamedTuple):
@@ -57,7 +57,7 @@ def is_named(source: str) -> bool:
     return source == "builtin" or source.split("/")[0] == "div2k"
 
 
-def list_named(source: str, cache: str) -> list[SourceImage]:
+def list_named(source: str, cache: str) -> Listing:
     """List the images of a dataset that is known by name; DIV2K is downloaded first.
 
     Args:
@@ -69,26 +69,25 @@ def list_named(source: str, cache: str) -> list[SourceImage]:
         OSError: if the download fails.
     """
     if source == "builtin":
-        return _list_builtin()
+        return Listing(source, _list_builtin(), [])
     part = source.partition("/")[2]
     if part not in ("", *DIV2K):
         raise UserError(f"source {source} is unknown, expected div2k, div2k/train or div2k/valid")
     archives = [DIV2K[part]] if part else list(DIV2K.values())
-    return [
-        image
-        for archive in archives
-        for image in list_archive(download.fetch(archive.url, cache, archive.size, archive.sha256))
-    ]
+    listed = [list_archive(download.fetch(archive.url, cache, archive.size, archive.sha256)) for archive in archives]
+    return Listing(source, [p for part in listed for p in part.images], [p for part in listed for p in part.left_out])
 
 
-def is_builtin(url: str) -> bool:
-    """Tell if a URL names a built-in photograph."""
-    return url.startswith(_BUILTIN_SCHEME)
+def read_builtin(location: BuiltinLocation) -> bytes:
+    """Read a built-in photograph.
 
-
-def read_builtin(url: str) -> bytes:
-    """Read a built-in photograph."""
-    return _builtin_path(url.removeprefix(_BUILTIN_SCHEME)).read_bytes()
+    Raises:
+        OSError: if it cannot be read.
+    """
+    try:
+        return _builtin_path(location.name).read_bytes()
+    except UserError as error:
+        raise FileNotFoundError(str(error)) from None
 
 
 def _list_builtin() -> list[SourceImage]:
@@ -96,7 +95,7 @@ def _list_builtin() -> list[SourceImage]:
     for name in _BUILTIN:
         path = _builtin_path(name)
         size = path.stat().st_size
-        images.append(SourceImage(f"{name}{path.suffix}", f"{_BUILTIN_SCHEME}{name}", str(size), size))
+        images.append(SourceImage(f"{name}{path.suffix}", BuiltinLocation(name), str(size), size))
     return images
 
 

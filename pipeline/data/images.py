@@ -1,39 +1,48 @@
-"""Decode image files to 8-bit arrays, or reject them with a reason."""
+"""Decode image files to 8-bit arrays, or reject them with a reason.
+
+Formats are read in `formats`. Memory beside the file is at most about 24 bytes a pixel; docs/guides/data.md lists what
+was measured for each format.
+"""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
-from typing import TypeVar
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from pipeline.data.formats import bmp, directory, jpeg, png, tiff, webp
+from pipeline.data.formats.colour import to_srgb
+from pipeline.data.formats.raster import Alpha, ImageFile, Raster, damaged, on_white, oriented
 from pipeline.data.rejection import RejectedImageError, RejectionKind
 from pipeline.storage import one_line
 from sr_model.pixels import Pixels
 
-Alpha = npt.NDArray[np.uint8]
-"""Opacity, (H, W), from 0 (transparent) to 255 (opaque)."""
-
-T = TypeVar("T")
-
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 """Lower-case endings of the files that are taken for images."""
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # excludes formats that run programs, such as EPS
-_TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 
-Image.MAX_IMAGE_PIXELS = None  # `decode` checks its own limit before it decompresses anything
+_PEAK_BYTES = 24
+"""Bytes a pixel that decoding takes at most, beside the file, for images of up to 4 samples."""
+
+_READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], ImageFile]], ...] = (
+    (lambda content: content.startswith(png.SIGNATURE), png.open_png),
+    (lambda content: content.startswith(jpeg.SIGNATURE), jpeg.open_jpeg),
+    (webp.is_webp, webp.open_webp),
+    (lambda content: content.startswith(directory.SIGNATURES), tiff.open_tiff),
+    (lambda content: content.startswith(bmp.SIGNATURE), bmp.open_bmp),
+)
+"""Tests of a file's first bytes, with the functions that read its header. No format runs programs, as EPS would."""
 
 
 def decode(content: bytes, max_pixels: int, as_stored: bool = False) -> Pixels:
     """Decode an image file to 8-bit RGB.
 
-    EXIF orientation is applied. 16-bit samples are reduced to their high byte. An embedded colour profile other than
-    sRGB is converted to sRGB. Grey, palette and CMYK images become RGB. Transparent images are put on white. Of an
-    animation, only the first frame is decoded.
+    EXIF orientation is applied. Samples of more than 8 bits are reduced to their 8 high bits, and samples of fewer bits
+    are scaled to 0..255 and rounded down. Colours of an embedded profile become sRGB; a profile that equals sRGB,
+    cannot be read or has another colour space is ignored. Grey, palette and CMYK images become RGB. Transparent images
+    are put on white. The first frame of an animation, or the first image of a file with several, is decoded.
 
     Args:
         content: the file's bytes.
@@ -44,135 +53,85 @@ def decode(content: bytes, max_pixels: int, as_stored: bool = False) -> Pixels:
         (H, W, 3) uint8; (H, W, 1) for a grey image if `as_stored` is set.
 
     Raises:
-        RejectedImageError: if the file is no image, is damaged or is too large.
+        RejectedImageError: if the file is no image, is damaged, is not supported or exceeds a limit. Its kind is
+            UNREADABLE if there is not enough memory, which may be otherwise at a later try.
     """
-    return _decode(content, max_pixels, lambda image: _to_rgb(image, as_stored))
+    with _reasons():
+        raster = _read(content, max_pixels)
+        pixels = to_srgb(raster.samples, None if as_stored else raster.profile)
+        if raster.alpha is not None:
+            pixels = on_white(pixels, raster.alpha)
+        if pixels.shape[2] == 1 and not as_stored:
+            pixels = np.repeat(pixels, 3, axis=2)
+        return _contiguous(pixels)
 
 
 def decode_channels(content: bytes, max_pixels: int) -> tuple[Pixels, Alpha | None]:
     """Decode an image file as `decode` does, but keep grey images grey and return transparency separately.
 
     Returns:
-        (H, W, 3) uint8 or, for a grey image, (H, W, 1) uint8; and the opacity, or None if all of it is opaque.
+        (H, W, 3) uint8 or, for a grey image, (H, W, 1) uint8; and the opacity, or None if the file has none.
 
     Raises:
-        RejectedImageError: if the file is no image, is damaged or is too large.
+        RejectedImageError: as `decode`.
     """
-    return _decode(content, max_pixels, _split_alpha)
-
-
-def _decode(content: bytes, max_pixels: int, convert: Callable[[Image.Image], T]) -> T:
-    try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as file:
-            _check_size(file.width, file.height, max_pixels)
-            file.load()
-            ImageOps.exif_transpose(file, in_place=True)
-            return convert(file)
-    except RejectedImageError:
-        raise
-    except UnidentifiedImageError:
-        if content[:4] in _TIFF_SIGNATURES:
-            return convert(_decode_tiff(content, max_pixels))
-        raise _no_image() from None
-    except Exception as error:  # Pillow's decoders raise many kinds of exceptions on damaged files
-        raise _damaged(error) from None
+    with _reasons():
+        raster = _read(content, max_pixels)
+        pixels = _contiguous(to_srgb(raster.samples, raster.profile))
+        return pixels, None if raster.alpha is None else _contiguous(raster.alpha)
 
 
 def read_size(content: bytes) -> tuple[int, int]:
     """Return width and height from the file's header, before the EXIF orientation is applied.
 
     Raises:
-        RejectedImageError: if the file is no image.
+        RejectedImageError: if the file is no image, or its header is damaged, not supported or exceeds a limit.
     """
+    with _reasons():
+        file = _open(content)
+        return file.width, file.height
+
+
+def _read(content: bytes, max_pixels: int) -> Raster:
+    file = _open(content)
+    if file.width * file.height > max_pixels:
+        detail = f"{file.width}x{file.height} is more than {max_pixels} pixels"
+        raise RejectedImageError(RejectionKind.TOO_LARGE, detail)
     try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS) as file:
-            return file.size
-    except Exception:  # Pillow's parsers raise many kinds of exceptions on damaged files
-        if content[:4] in _TIFF_SIGNATURES:
-            height, width = _tiff_page(content).shape[:2]
-            return width, height
-        raise _no_image() from None
+        raster = file.read()
+    except RejectedImageError:
+        raise
+    except Exception:
+        # Decoders in C report a lack of memory like damage. An allocation of the size that they need tells.
+        np.empty(_PEAK_BYTES * file.width * file.height, np.uint8)
+        raise
+    alpha = None if raster.alpha is None else oriented(raster.alpha, raster.orientation)
+    return Raster(oriented(raster.samples, raster.orientation), alpha, raster.profile)
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise RejectedImageError(RejectionKind.TOO_LARGE, f"{width}x{height} is more than {max_pixels} pixels")
+def _open(content: bytes) -> ImageFile:
+    for recognises, open_file in _READERS:
+        if recognises(content):
+            return open_file(content)
+    known = "PNG, JPEG, WebP, TIFF, BMP"
+    raise RejectedImageError(RejectionKind.NO_IMAGE, f"is no image of a known format ({known})")
 
 
-def _no_image() -> RejectedImageError:
-    return RejectedImageError(RejectionKind.NO_IMAGE, "is no image of a known format (PNG, JPEG, WebP, TIFF, BMP)")
-
-
-def _damaged(error: Exception) -> RejectedImageError:
-    return RejectedImageError(RejectionKind.DAMAGED, f"cannot be decoded: {one_line(error)}")
-
-
-def _split_alpha(image: Image.Image) -> tuple[Pixels, Alpha | None]:
-    alpha = None
-    grey = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        alpha = np.asarray(rgba.getchannel("A"))
-        image = image if grey else rgba.convert("RGB")
-    if grey and not image.mode.startswith("I"):
-        image = image.convert("L")
-    return _to_rgb(image, as_stored=grey), alpha
-
-
-def _to_rgb(image: Image.Image, as_stored: bool) -> Pixels:
-    if image.mode.startswith("I"):
-        wide = np.asarray(image)
-        grey = (wide >> 8).astype(np.uint8) if wide.dtype == np.uint16 else (wide.clip(0, 65535) >> 8).astype(np.uint8)
-        return grey[:, :, None] if as_stored else np.repeat(grey[:, :, None], 3, axis=2)
-    if image.mode == "F":
-        raise RejectedImageError(RejectionKind.UNSUPPORTED, "has floating-point samples, expected 8 or 16 bits")
-    if as_stored and image.mode == "L":
-        return np.asarray(image)[:, :, None]
-    profile = None if as_stored else image.info.get("icc_profile")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    if image.mode not in ("RGB", "L", "CMYK"):
-        image = image.convert("RGB")
-    image = _to_srgb(image, profile)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert an image to sRGB; a profile that is named sRGB or cannot be read is ignored."""
-    if not profile:
-        return image
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Turn every exception of a decoder into a rejection with a reason."""
     try:
-        parsed = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(parsed).lower().replace(" ", ""):
-            return image
-        converted = ImageCms.profileToProfile(image, parsed, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError):
-        return image
-    return image if converted is None else converted
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of what is decided here
+            yield
+    except RejectedImageError:
+        raise
+    except MemoryError:
+        detail = "cannot be decoded now: there is not enough memory to decode it"
+        raise RejectedImageError(RejectionKind.UNREADABLE, detail) from None
+    except Exception as error:  # Pillow's decoders raise many kinds of exceptions on damaged files
+        raise damaged(one_line(error) or type(error).__name__) from None
 
 
-def _tiff_page(content: bytes) -> tifffile.TiffPage:
-    try:
-        with tifffile.TiffFile(io.BytesIO(content)) as file:
-            return file.pages.first
-    except Exception as error:  # tifffile raises many kinds of exceptions on damaged files
-        raise _damaged(error) from None
-
-
-def _decode_tiff(content: bytes, max_pixels: int) -> Image.Image:
-    """Decode a kind of TIFF that Pillow cannot read, such as RGB with 16 bits a channel."""
-    page = _tiff_page(content)
-    height, width = page.shape[:2]
-    _check_size(width, height, max_pixels)
-    try:
-        pixels = tifffile.imread(io.BytesIO(content), key=0)
-    except Exception as error:  # tifffile raises many kinds of exceptions on damaged files
-        raise _damaged(error) from None
-    if pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or pixels.dtype not in (np.uint8, np.uint16):
-        raise RejectedImageError(
-            RejectionKind.UNSUPPORTED,
-            f"has samples of type {pixels.dtype} and shape {pixels.shape}, expected RGB with 8 or 16 bits",
-        )
-    eight_bit = (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
-    return Image.fromarray(eight_bit)
+def _contiguous(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return np.ascontiguousarray(pixels)

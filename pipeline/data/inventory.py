@@ -11,12 +11,15 @@ from pipeline import cluster, storage
 from pipeline.data import sources
 from pipeline.data.images import read_size
 from pipeline.data.listing import SourceImage
+from pipeline.data.locations import Location, identity
 from pipeline.data.manifest import ImageRecord
-from pipeline.data.progress import Work, print_progress
+from pipeline.data.progress import Work, image_progress
 from pipeline.data.rejection import RejectedImageError, Rejection, RejectionKind
 from pipeline.settings import Config
-from pipeline.storage import one_line
+from pipeline.storage import one_line, printable
 
+INSPECTION = 2
+"""Version of how an image is inspected; a rejection by another version is not reused."""
 _SAVE_EVERY_S = 30
 
 
@@ -25,7 +28,7 @@ class InspectedImage:
     """An image file that has been read once: its hash, and the size that its header states."""
 
     name: str
-    url: str
+    location: Location
     version: str
     """The version of the `SourceImage` when it was read."""
     sha256: str
@@ -54,21 +57,66 @@ def take_inventory(config: Config, images: Sequence[SourceImage], cache_url: str
         The inspected images, in the order of `images`.
     """
     cache = _load_cache(cache_url)
-    unknown = [image for image in images if image.url not in cache or cache[image.url].version != image.version]
+    known = {image.name: cache[key] for image in images if (key := identity(image.location)) in cache}
+    unknown = [image for image in images if image.name not in known or not known[image.name].is_of(image)]
+    read: dict[str, InspectedImage] = {}
     if unknown:
         cluster.connect(config)
-        limit = byte_limit(config.preprocess.max_pixels)
+        limit = sources.byte_limit(config.preprocess.max_pixels)
         results = cluster.map_tasks(inspect, [InspectionTask(image, limit) for image in unknown])
         saved = time.monotonic()
         try:
-            for result in print_progress(results, _work, len(unknown), "inventory"):
-                cache[result.url] = result
-                if time.monotonic() - saved > _SAVE_EVERY_S:
-                    _save_cache(cache_url, cache)
-                    saved = time.monotonic()
+            with image_progress("inventory", len(unknown)) as add:
+                for result in results:
+                    inspected = _failed(result) if isinstance(result, cluster.TaskError) else result
+                    read[inspected.name] = inspected
+                    if inspected.sha256:  # otherwise it could not be read, so the next run tries again
+                        cache[identity(inspected.location)] = _CachedImage.of(inspected)
+                    add(_work(inspected))
+                    if time.monotonic() - saved > _SAVE_EVERY_S:
+                        _save_cache(cache_url, cache)
+                        saved = time.monotonic()
         finally:  # an interrupted inventory keeps its results, too
             _save_cache(cache_url, cache)
-    return [replace(cache[image.url], name=image.name) for image in images]
+    return [read.get(image.name) or known[image.name].inspected(image) for image in images]
+
+
+@dataclass(frozen=True)
+class _CachedImage:
+    """An entry of inventory.json."""
+
+    name: str
+    url: str
+    """Path or URL of the file, or of the archive that it is in, as `identity` returns it."""
+    version: str
+    sha256: str
+    width: int
+    height: int
+    bytes: int
+    rejected: Rejection | None
+    member: str = ""
+    """Name in the archive."""
+    inspection: int = 1
+    """The version of `INSPECTION` that made this entry."""
+
+    @classmethod
+    def of(cls, image: InspectedImage) -> _CachedImage:
+        """Return the entry for an image that was read."""
+        url, member = identity(image.location)
+        reason = image.rejected and replace(image.rejected, detail=printable(image.rejected.detail))
+        return cls(
+            image.name, url, image.version, image.sha256, image.width, image.height, image.bytes, reason, member,
+            INSPECTION,
+        )  # fmt: skip
+
+    def is_of(self, image: SourceImage) -> bool:
+        """Tell whether the image has not changed since, and would be judged in the same way."""
+        return self.version == image.version and (self.rejected is None or self.inspection == INSPECTION)
+
+    def inspected(self, image: SourceImage) -> InspectedImage:
+        """Return the result for an image whose version is that of this entry."""
+        size = self.width, self.height
+        return InspectedImage(image.name, image.location, self.version, self.sha256, *size, self.bytes, self.rejected)
 
 
 @dataclass(frozen=True)
@@ -89,35 +137,34 @@ def inspect(task: InspectionTask) -> InspectedImage:
             raise RejectedImageError(
                 RejectionKind.TOO_LARGE, f"has {image.bytes} bytes, more than an image of max_pixels can have"
             )
-        content = sources.read_bytes(image.url)
+        content = sources.read_bytes(image.location)
         digest = hashlib.sha256(content).hexdigest()
         size = read_size(content)
     except RejectedImageError as error:
         rejected = error.rejection
+        if rejected.kind is RejectionKind.UNREADABLE:
+            digest = ""  # the next run tries again
     except OSError as error:
         rejected = Rejection(RejectionKind.UNREADABLE, f"cannot be read: {one_line(error)}")
-    return InspectedImage(image.name, image.url, image.version, digest, *size, image.bytes, rejected)
+    return InspectedImage(image.name, image.location, image.version, digest, *size, image.bytes, rejected)
 
 
-def byte_limit(max_pixels: int) -> int:
-    """Return the size of an uncompressed 16-bit RGBA file of so many pixels, with room for metadata."""
-    return 8 * max_pixels + 2**26
+def _failed(error: cluster.TaskError[InspectionTask]) -> InspectedImage:
+    """Return the result for an image whose inspection raised an exception."""
+    image = error.task.image
+    rejected = Rejection(RejectionKind.UNREADABLE, f"cannot be inspected: {error.reason}")
+    return InspectedImage(image.name, image.location, image.version, "", 0, 0, image.bytes, rejected)
 
 
 def _work(image: InspectedImage) -> Work:
     return Work(images=1, bytes=image.bytes, rejected=int(image.rejected is not None))
 
 
-def _load_cache(url: str) -> dict[str, InspectedImage]:
-    """Return the cached results by the URL of the file; a damaged cache counts as empty."""
-    try:
-        cached = storage.read_document(url, list[InspectedImage])
-    except storage.DamagedFileError as error:
-        print(f"{error}; all images are read again", flush=True)
-        cached = None
-    return {image.url: image for image in cached or []}
+def _load_cache(url: str) -> dict[tuple[str, str], _CachedImage]:
+    """Return the cached results by the identity of the location; a damaged cache counts as empty."""
+    cached = storage.read_expendable(url, list[_CachedImage], "all images are read again")
+    return {(entry.url, entry.member): entry for entry in cached or []}
 
 
-def _save_cache(url: str, cache: dict[str, InspectedImage]) -> None:
-    # A file without a hash could not be read, or was too large for this run's settings; the next run tries again.
-    storage.write_document(url, [image for image in cache.values() if image.sha256])
+def _save_cache(url: str, cache: dict[tuple[str, str], _CachedImage]) -> None:
+    storage.write_document(url, list(cache.values()))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
 
 from pipeline.data.rejection import Rejection
 from pipeline.settings import Preprocess
@@ -14,6 +17,12 @@ Increase it for every incompatible change, including one of the preprocessing se
 """
 
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
+"""A name that is safe as the last part of a path."""
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+
+
 @dataclass(frozen=True)
 class ImageRecord:
     """The outcome for one source image."""
@@ -21,14 +30,14 @@ class ImageRecord:
     name: str
     sha256: str
     """Hash of the file; empty if it could not be read."""
-    width: int
-    height: int
-    tiles: int
+    width: Count
+    height: Count
+    tiles: Count
     """Tiles in the training shards; 0 if the image is held out or rejected."""
     held_out: bool
     rejected: Rejection | None = None
     """The reason for which the image is not in the set; None if it is."""
-    flat: int = 0
+    flat: Count = 0
     """Tiles that were dropped for lack of detail."""
 
 
@@ -36,11 +45,11 @@ class ImageRecord:
 class Shard:
     """One Parquet file of the set."""
 
-    file: str
+    file: Name
     """Name in the set's folder."""
-    row_groups: list[int]
+    row_groups: list[Positive]
     """Rows in each row group."""
-    bytes: int
+    bytes: Count
     sha256: str
     images: list[ImageRecord]
 
@@ -49,9 +58,9 @@ class Shard:
 class Manifest:
     """The content of manifest.json."""
 
-    name: str
-    scale: int
-    tile: int
+    name: Name
+    scale: Positive
+    tile: Positive
     """Side of a tile in HR pixels."""
     settings: Preprocess
     """The settings with which the set was made."""

@@ -9,13 +9,14 @@ without the manifest.
 from __future__ import annotations
 
 import json
+import shlex
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +25,8 @@ from pipeline import storage
 from pipeline.data.manifest import FORMAT, ImageRecord, Shard
 from pipeline.settings import Preprocess
 from sr_model.pixels import Pixels
+
+T = TypeVar("T")
 
 TILE_SCHEMA = pa.schema(
     [("image_id", pa.string()), ("y", pa.int32()), ("x", pa.int32()), ("hr", pa.binary()), ("lr", pa.binary())]
@@ -72,13 +75,19 @@ def unpack(column: pa.ChunkedArray, side: int) -> Pixels:
     """Return a column of square images as one array (n, side, side, 3), uint8 and read-only.
 
     Rows of equal size are adjacent in Arrow's data buffer, so nothing is copied and there is no loop over rows.
+
+    Raises:
+        ValueError: if a row is missing or has another size.
     """
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0)
     size = side * side * 3
-    data = np.frombuffer(array.buffers()[2], np.uint8, count=(array.offset + len(array)) * size)
-    return data[array.offset * size :].reshape(len(array), side, side, 3)
+    _, offsets, data = array.buffers()
+    ends = np.frombuffer(offsets, np.int32, array.offset + len(array) + 1)[array.offset :].astype(np.int64)
+    if array.null_count or (np.diff(ends) != size).any():
+        raise ValueError(f"rows are not all images of {side}x{side} pixels")
+    return np.frombuffer(data, np.uint8, len(array) * size, int(ends[0])).reshape(len(array), side, side, 3)
 
 
 def read_shard(file: Path, name: str, check: bool) -> Shard | None:
@@ -94,26 +103,103 @@ def read_shard(file: Path, name: str, check: bool) -> Shard | None:
         for group in range(parquet.num_row_groups if check else 0):
             parquet.read_row_group(group)
         images = storage.parse_document(parquet.metadata.metadata[b"images"], list[ImageRecord], str(file))
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
+        groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+    except Exception:  # pyarrow raises exceptions of many classes for a damaged file
         return None
-    groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
     return Shard(name, groups, file.stat().st_size, storage.sha256(file), images)
 
 
-def read_row_group(url: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a row group of a shard at any path or URL; the file stays open for further calls from the same thread.
+class DamagedShardError(storage.DamagedFileError):
+    """A shard is missing or damaged. The text is one sentence."""
+
+    def __init__(self, url: str, problem: str) -> None:
+        self.url, self.problem = url, problem
+        folder, _, file = url.rpartition("/")
+        remove = f"delete {file} and " if problem.startswith("is damaged") else ""
+        super().__init__(
+            f"the shard {url} {problem}: {remove}rerun the command, which makes it again; "
+            f"python -m pipeline.patchset verify {shlex.quote(folder)} checks all shards"
+        )
+
+    def __reduce__(self) -> tuple[type[DamagedShardError], tuple[str, str]]:
+        return DamagedShardError, (self.url, self.problem)
+
+
+_DAMAGE = (pa.ArrowException, ArithmeticError, LookupError, TypeError, ValueError)
+"""Exceptions that pyarrow and numpy raise for a damaged file, beside `OSError` without a number."""
+
+
+def read_tiles(url: str, group: int, rows: int, sides: Sequence[int]) -> tuple[Pixels, Pixels]:
+    """Read a row group of a training shard at any path or URL.
+
+    Pages are compared with their checksums. The file stays open for further calls from the same thread.
+
+    Args:
+        url: path or URL of the shard.
+        group: number of the row group.
+        rows: expected number of rows.
+        sides: side of an HR tile and of an LR tile.
+
+    Returns:
+        HR (rows, side, side, 3) and LR tiles, uint8 and read-only.
 
     Raises:
+        DamagedShardError: if the shard is missing or damaged.
         OSError: if it cannot be read.
     """
+
+    def read(file: pq.ParquetFile) -> tuple[Pixels, Pixels]:
+        table = file.read_row_group(group, columns=["hr", "lr"])
+        if table.num_rows != rows:
+            raise ValueError(f"row group {group} has {table.num_rows} rows instead of {rows}")
+        return unpack(table["hr"], sides[0]), unpack(table["lr"], sides[1])
+
+    return _read(url, read)
+
+
+def read_image(url: str, group: int, scale: int) -> tuple[str, Pixels, Pixels]:
+    """Read the image of a row group of a held-out shard; the arguments and errors are those of `read_tiles`.
+
+    Returns:
+        Name, HR (H, W, 3) and LR (H/scale, W/scale, 3), uint8 and read-only.
+    """
+
+    def read(file: pq.ParquetFile) -> tuple[str, Pixels, Pixels]:
+        (row,) = file.read_row_group(group).to_pylist()
+        height, width = row["height"], row["width"]
+        if min(height, width) < scale:
+            raise ValueError(f"an image has {width}x{height} pixels")
+        hr = np.frombuffer(row["hr"], np.uint8).reshape(height, width, 3)
+        lr = np.frombuffer(row["lr"], np.uint8).reshape(height // scale, width // scale, 3)
+        return str(row["image_id"]), hr, lr
+
+    return _read(url, read)
+
+
+def _read(url: str, read: Callable[[pq.ParquetFile], T]) -> T:
     thread = threading.get_ident()  # threads share no open file, because they would share its position
-    return storage.with_retries(url, lambda: _open(url, thread).read_row_group(group, columns=columns))
+
+    def attempt() -> T:
+        try:
+            return read(_open(url, thread))
+        except _DAMAGE as error:
+            raise DamagedShardError(url, f"is damaged ({storage.one_line(error, 200)})") from None
+        except OSError as error:
+            if type(error) is OSError and error.errno is None:  # it is pyarrow's, not the file system's
+                raise DamagedShardError(url, f"is damaged ({storage.one_line(error, 200)})") from None
+            raise
+
+    try:
+        return storage.with_retries(url, attempt, expected=(DamagedShardError,))
+    except FileNotFoundError:
+        raise DamagedShardError(url, "is missing") from None
 
 
 @lru_cache(maxsize=128)
 def _open(url: str, _thread: int) -> pq.ParquetFile:
-    fs, path = fsspec.url_to_fs(url)
-    if "file" in fs.protocol:
-        return pq.ParquetFile(path, memory_map=True)
+    fs, path = storage.locate(url)
+    if storage.is_local(fs):
+        return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
     # Request exactly the columns of one row group from an object store; the default would read 50 MB ahead.
-    return pq.ParquetFile(fs.open(path, "rb", cache_type="none"), pre_buffer=True)
+    opened = fs.open(path, "rb", cache_type="none")
+    return pq.ParquetFile(opened, pre_buffer=True, page_checksum_verification=True)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-import numpy as np
-
 from pipeline import storage
 from pipeline.data import parquet
 from pipeline.data.manifest import FORMAT, FormatOnly, ImageRecord, Manifest, Shard
 from pipeline.settings import UserError
 from sr_model.pixels import Pixels
+
+_REMEDY = "delete it and rerun pipeline.preprocess, which keeps the undamaged shards"
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,12 @@ class PatchSet:
             HR (n, tile, tile, 3) and LR (n, tile/scale, tile/scale, 3), uint8 and read-only.
 
         Raises:
+            DamagedShardError: if the shard is missing or damaged.
             OSError: if the shard cannot be read.
         """
         file, group = self._group_locations[number]
-        table = parquet.read_row_group(f"{self.url}/{file}", group, ["hr", "lr"])
-        return parquet.unpack(table["hr"], self.tile), parquet.unpack(table["lr"], self.tile // self.scale)
+        rows = self.row_groups[number]
+        return parquet.read_tiles(f"{self.url}/{file}", group, rows, (self.tile, self.tile // self.scale))
 
     @cached_property
     def holdout_names(self) -> list[str]:
@@ -103,14 +104,30 @@ class PatchSet:
             number: index into `holdout_names`.
 
         Raises:
+            DamagedShardError: if the shard is missing or damaged.
             OSError: if the shard cannot be read.
         """
         file, group = self._holdout_locations[number]  # each held-out image is a row group of its own
-        (row,) = parquet.read_row_group(f"{self.url}/{file}", group).to_pylist()
-        height, width, s = row["height"], row["width"], self.scale
-        hr = np.frombuffer(row["hr"], np.uint8).reshape(height, width, 3)
-        lr = np.frombuffer(row["lr"], np.uint8).reshape(height // s, width // s, 3)
-        return HeldOutImage(row["image_id"], hr, lr)
+        return HeldOutImage(*parquet.read_image(f"{self.url}/{file}", group, self.scale))
+
+    def find_missing(self) -> list[str]:
+        """Return the names of the shards that are missing or have another size than the manifest says.
+
+        Raises:
+            OSError: if the folder cannot be listed.
+        """
+        found = storage.sizes(self.url)
+        return [shard.file for shard in self.all_shards if found.get(shard.file) != shard.bytes]
+
+    def require_shards(self) -> None:
+        """Check that all shards are there; their content is checked when it is read.
+
+        Raises:
+            DamagedShardError: if one is missing or has another size than the manifest says.
+            OSError: if the folder cannot be listed.
+        """
+        for file in self.find_missing():
+            raise parquet.DamagedShardError(f"{self.url}/{file}", "is missing or incomplete")
 
     def save(self) -> None:
         """Write the manifest, which makes the folder a finished patch set.
@@ -146,13 +163,21 @@ def load(url: str) -> PatchSet:
         DamagedFileError: if the manifest is damaged.
         OSError: if the manifest cannot be read.
     """
-    content = storage.read(manifest_url(url))
+    file = manifest_url(url)
+    content = storage.read(file)
     if content is None:
         raise UserError(f"{url} has no manifest.json, so it is no finished patch set: run pipeline.preprocess")
-    found = storage.parse_document(content, FormatOnly, manifest_url(url)).format
-    if found != FORMAT:
-        raise UserError(f"{url} has the format {found}, expected {FORMAT}: rerun pipeline.preprocess")
-    return PatchSet(url, storage.parse_document(content, Manifest, manifest_url(url)))
+    found = storage.parse_document(content, FormatOnly, file, _REMEDY).format
+    if found > FORMAT:
+        raise UserError(f"{url} has the format {found}, expected {FORMAT}: a newer version made it, so update this one")
+    if found < FORMAT:
+        raise UserError(f"{url} has the format {found}, expected {FORMAT}: make it again with pipeline.preprocess")
+    manifest = storage.parse_document(content, Manifest, file, _REMEDY)
+    if manifest.tile % manifest.scale:
+        raise storage.DamagedFileError(
+            f"{file} is damaged: tile is {manifest.tile}, no multiple of the scale {manifest.scale}; {_REMEDY}"
+        )
+    return PatchSet(url, manifest)
 
 
 def describe(patch_set: PatchSet) -> str:

@@ -13,15 +13,27 @@ from pipeline.data import patchset, shards, sources
 from pipeline.data.inventory import take_inventory
 from pipeline.data.manifest import ImageRecord, Manifest, Shard
 from pipeline.data.patchset import PatchSet
-from pipeline.data.progress import Work, print_progress
+from pipeline.data.progress import Work, image_progress
 from pipeline.data.rejection import RejectionKind
 from pipeline.data.shard_plan import ShardSpec, plan_shards
 from pipeline.data.split import split_images
 from pipeline.settings import Config, UserError
-from pipeline.storage import fingerprint
+from pipeline.storage import fingerprint, printable
 
 _NAMED_REJECTIONS = 3
 """Rejected images that an error message names."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What has to be made for a patch set."""
+
+    config: Config
+    name: str
+    """Name of the patch set, which its content determines."""
+    shards: list[ShardSpec]
+    rejected: list[ImageRecord]
+    """Images that are already known to be unusable."""
 
 
 def prepare(config: Config) -> tuple[PatchSet, bool]:
@@ -34,32 +46,78 @@ def prepare(config: Config) -> tuple[PatchSet, bool]:
         UserError: if a source is missing or empty, too many images are rejected, or a shard cannot be made.
         OSError: if a download or the storage fails.
     """
-    home = f"{config.outputs}/patchsets"
-    listed = sources.list_images(config.source, config.downloads)
-    train, holdout, rejected = split_images(config, take_inventory(config, listed, f"{home}/inventory.json"))
+    return carry_out(plan(config))
+
+
+def plan(config: Config) -> Preparation:
+    """Read what is new in the sources, and plan the patch set without making any shard.
+
+    Raises:
+        UserError: if a source is missing or empty, or too many images are rejected.
+        OSError: if a download or the storage fails.
+    """
+    listings = sources.list_sources(config.source, config.downloads)
+    for listing in listings:
+        print(listing.summary(), flush=True)
+    inventory = take_inventory(config, sources.merge(listings), f"{_home(config)}/inventory.json")
+    train, holdout, rejected = split_images(config, inventory)
     _check_records(
         config,
         [*rejected, *(image.record(tiles=1) for image in train), *(image.record(held_out=True) for image in holdout)],
     )
-    plan = [*plan_shards(config, train, held_out=False), *plan_shards(config, holdout, held_out=True)]
-    name = f"x{config.scale}-{fingerprint([[spec.file for spec in plan], [asdict(record) for record in rejected]])}"
-    url = f"{home}/{name}"
-    if storage.exists(patchset.manifest_url(url)):
-        return patchset.load(url), True
-    written = {shard.file: shard for shard in _write_shards(config, plan, home, url)}
+    planned = [*plan_shards(config, train, held_out=False), *plan_shards(config, holdout, held_out=True)]
+    mark = fingerprint([[spec.file for spec in planned], [asdict(record) for record in rejected]])
+    return Preparation(config, f"x{config.scale}-{mark}", planned, rejected)
+
+
+def carry_out(preparation: Preparation) -> tuple[PatchSet, bool]:
+    """Make a planned patch set, or find it if it was made before.
+
+    Returns:
+        The patch set, and True if it was found.
+
+    Raises:
+        UserError: if too many images are rejected, or a shard cannot be made.
+        OSError: if the storage fails.
+    """
+    config, home = preparation.config, _home(preparation.config)
+    url = f"{home}/{preparation.name}"
+    if found := _open_finished(url):
+        return found, True
+    written = {shard.file: shard for shard in _write_shards(config, preparation.shards, home, url)}
     manifest = Manifest(
-        name=name,
+        name=preparation.name,
         scale=config.scale,
         tile=config.preprocess.tile,
         settings=config.preprocess,
-        shards=[written[spec.file] for spec in plan if not spec.held_out],
-        holdout=[written[spec.file] for spec in plan if spec.held_out],
-        rejected=rejected,
+        shards=[written[spec.file] for spec in preparation.shards if not spec.held_out],
+        holdout=[written[spec.file] for spec in preparation.shards if spec.held_out],
+        rejected=preparation.rejected,
     )
     patch_set = PatchSet(url, manifest)
     _check_records(config, patch_set.images)
     patch_set.save()
     return patch_set, False
+
+
+def _home(config: Config) -> str:
+    """Return the path or URL of the folder of all patch sets."""
+    return f"{config.outputs}/patchsets"
+
+
+def _open_finished(url: str) -> PatchSet | None:
+    """Open the finished patch set at `url`; None if there is none, or if shards of it have to be made again."""
+    if not storage.exists(patchset.manifest_url(url)):
+        return None
+    try:
+        patch_set = patchset.load(url)
+        missing = patch_set.find_missing()
+    except storage.DamagedFileError:
+        storage.report_once(f"{patchset.manifest_url(url)} is damaged: it is made again from the undamaged shards")
+        return None
+    if missing:
+        storage.report_once(f"{url} lacks {', '.join(missing[:3])}: {len(missing)} shards are made again")
+    return None if missing else patch_set
 
 
 @dataclass(frozen=True)
@@ -75,10 +133,9 @@ class _ShardTask:
 
 @dataclass(frozen=True)
 class _ShardOutcome:
-    """The end of a task: a shard, or the reason for which it could not be made."""
+    """A finished shard and the work behind it."""
 
-    shard: Shard | None
-    error: str | None
+    shard: Shard
     work: Work
 
 
@@ -92,22 +149,23 @@ def _write_shards(config: Config, plan: Sequence[ShardSpec], home: str, url: str
     tasks = [_ShardTask(spec, f"{url}/{spec.file}", existing.get(spec.file)) for spec in plan]
     outcomes = cluster.map_tasks(_run_task, tasks)
     total = sum(len(spec.images) for spec in plan)
-    for outcome in print_progress(outcomes, lambda outcome: outcome.work, total, "preprocess"):
-        if outcome.shard is None:
-            raise UserError(f"{url} is unfinished: {outcome.error}; rerun the same command to resume")
-        yield outcome.shard
+    with image_progress("preprocess", total) as add:
+        for outcome in outcomes:
+            if isinstance(outcome, cluster.TaskError):
+                raise UserError(
+                    f"{url} is unfinished: {outcome.task.spec.file} could not be made ({outcome.reason}); "
+                    "rerun the same command to resume"
+                )
+            add(outcome.work)
+            yield outcome.shard
 
 
 def _run_task(task: _ShardTask) -> _ShardOutcome:
-    """Make one shard in a Ray Data task; a failed storage becomes the task's error."""
+    """Make one shard in a Ray Data task."""
     spec = task.spec
-    work = Work(images=len(spec.images), bytes=sum(image.bytes for image in spec.images), rejected=0)
-    try:
-        shard = shards.make_shard(spec, task.url, task.finished)
-    except OSError as error:
-        return _ShardOutcome(None, f"{spec.file} could not be made ({error})", work)
+    shard = shards.make_shard(spec, task.url, task.finished)
     rejected = sum(record.rejected is not None for record in shard.images)
-    return _ShardOutcome(shard, None, work._replace(rejected=rejected))
+    return _ShardOutcome(shard, Work(len(spec.images), sum(image.bytes for image in spec.images), rejected))
 
 
 def _check_records(config: Config, records: Sequence[ImageRecord]) -> None:
@@ -120,10 +178,10 @@ def _check_records(config: Config, records: Sequence[ImageRecord]) -> None:
             f"{_reasons(records)}"
         )
     if not any(record.tiles for record in records):
-        raise UserError(f"no image of {', '.join(config.source)} is left to train on{_reasons(records)}")
+        raise UserError(f"no image of {printable(', '.join(config.source))} is left to train on{_reasons(records)}")
 
 
 def _reasons(records: Iterable[ImageRecord]) -> str:
-    rejected = [f"{record.name} {record.rejected}" for record in records if record.rejected]
+    rejected = [printable(f"{record.name} {record.rejected}") for record in records if record.rejected]
     more = f" and {len(rejected) - _NAMED_REJECTIONS} more" if len(rejected) > _NAMED_REJECTIONS else ""
     return f": {'; '.join(rejected[:_NAMED_REJECTIONS])}{more}" if rejected else ""

@@ -1,6 +1,7 @@
 """Make one shard from its images: decode, degrade, cut into tiles, write. It runs in Ray Data tasks.
 
-Memory is proportional to the largest image, about 10 bytes a pixel, and independent of the number of images.
+Memory is proportional to the largest image and independent of the number of images; docs/guides/data.md says how much
+each format takes.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from pipeline.data import parquet, sources
 from pipeline.data.images import decode
 from pipeline.data.inventory import InspectedImage
 from pipeline.data.manifest import ImageRecord, Shard
-from pipeline.data.rejection import RejectedImageError
+from pipeline.data.rejection import RejectedImageError, RejectionKind
 from pipeline.data.shard_plan import ShardSpec, reduced_size, tile_origins
 from pipeline.settings import Degradation, Preprocess
+from pipeline.storage import printable
 from sr_model.degrade import add_noise, blur, downscale
 from sr_model.pixels import Pixels
 
@@ -40,8 +42,9 @@ def make_shard(spec: ShardSpec, url: str, finished: str | None) -> Shard:
         finished: where a shard of this name already exists, either `url` itself or in another patch set.
 
     Raises:
-        OSError: if the shard cannot be stored, or an image can no longer be read. Such an image is not rejected,
-            because the shard's name does not depend on rejections, so the rejection would become permanent.
+        OSError: if the shard cannot be stored, an image can no longer be read, or there is not enough memory to decode
+            it. Such an image is not rejected, because the shard's name does not depend on rejections, so the rejection
+            would become permanent.
     """
     if finished and (shard := _reuse(spec, url, finished)):
         return shard
@@ -95,8 +98,13 @@ def _images(spec: ShardSpec) -> Iterator[tuple[ImageRecord, list[_Row]]]:
         try:
             hr = _load(image, settings, spec.scale)
         except RejectedImageError as error:
+            if error.rejection.kind is RejectionKind.UNREADABLE:
+                raise OSError(f"{printable(image.name)} {error}") from None
             yield image.record(held_out=spec.held_out, rejected=error.rejection), []
             continue
+        except Exception as error:
+            error.add_note(f"the image is {printable(image.name)}")
+            raise
         lr = _degrade(hr, spec.scale, settings.degradation, image.sha256)
         height, width = hr.shape[:2]
         if spec.held_out:
@@ -115,7 +123,7 @@ def _table(rows: list[_Row], schema: pa.Schema) -> pa.Table:
 
 def _load(image: InspectedImage, settings: Preprocess, scale: int) -> Pixels:
     """Decode an image, reduce it to `max_side`, and crop it to a multiple of the scale; (H, W, 3)."""
-    content = sources.read_bytes(image.url)
+    content = sources.read_bytes(image.location)
     if hashlib.sha256(content).hexdigest() != image.sha256:
         raise OSError(f"{image.name} changed while the patch set was being made")
     rgb = decode(content, settings.max_pixels)

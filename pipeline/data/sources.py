@@ -9,15 +9,16 @@ from dataclasses import replace
 from pipeline import storage
 from pipeline.data import archives, datasets
 from pipeline.data.images import EXTENSIONS
-from pipeline.data.listing import SourceImage, list_files
+from pipeline.data.listing import Listing, SourceImage, describe_left_out, list_files
+from pipeline.data.locations import BuiltinLocation, FileLocation, Location
+from pipeline.data.rejection import RejectedImageError, RejectionKind
 from pipeline.settings import UserError
-from pipeline.storage import download
+from pipeline.settings.fields import absolute_path
+from pipeline.storage import download, printable
 
 
 def list_images(sources: Sequence[str], cache: str) -> list[SourceImage]:
-    """List the images of all sources, sorted by name.
-
-    If a later source repeats a name, its image's name gets the source's number as a prefix.
+    """List the images of all sources, sorted by name, as `merge` does.
 
     Args:
         sources: "builtin", "div2k" (or one part, "div2k/train", "div2k/valid"), folders, files, glob patterns, zip or
@@ -28,41 +29,87 @@ def list_images(sources: Sequence[str], cache: str) -> list[SourceImage]:
         UserError: if a source does not exist or holds no image.
         OSError: if a download fails.
     """
-    listed: dict[str, SourceImage] = {}
-    for number, source in enumerate(sources):
-        images = list_source(source, cache)
-        if not images:
-            raise UserError(f"source {source} holds no image, expected files ending in {', '.join(EXTENSIONS)}")
-        for image in images:
+    return merge(list_sources(sources, cache))
+
+
+def list_sources(sources: Sequence[str], cache: str) -> list[Listing]:
+    """List each of several sources; arguments and errors are those of `list_images`."""
+    listings = []
+    for source in sources:
+        listing = list_source(source, cache)
+        if not listing.images:
+            left_out = describe_left_out(listing.left_out)
+            raise UserError(
+                f"source {printable(source)} holds no image, expected files ending in {', '.join(EXTENSIONS)}"
+                f"{left_out and f'; it has {left_out}'}"
+            )
+        listings.append(listing)
+    return listings
+
+
+def merge(listings: Sequence[Listing]) -> list[SourceImage]:
+    """Return the images of all listings, sorted by name.
+
+    If a name repeats an earlier one, it gets the number of its source as a prefix.
+    """
+    merged: dict[str, SourceImage] = {}
+    for number, listing in enumerate(listings):
+        for image in listing.images:
             name = image.name
-            while name in listed:
+            while name in merged:
                 name = f"{number}/{name}"
-            listed[name] = replace(image, name=name)
-    return [listed[name] for name in sorted(listed)]
+            merged[name] = replace(image, name=name)
+    return [merged[name] for name in sorted(merged)]
 
 
-def list_source(source: str, cache: str) -> list[SourceImage]:
-    """List the images of one source as `list_images` does; the list may be empty."""
+def list_source(source: str, cache: str) -> Listing:
+    """List one source; it may hold no image.
+
+    Raises:
+        UserError: if the source does not exist or cannot be listed.
+        OSError: if a download fails.
+    """
     if datasets.is_named(source):
         return datasets.list_named(source, cache)
     if archives.is_archive(source):
-        on_web = re.match("https?://", source)
-        return archives.list_archive(download.fetch(source, cache) if on_web else source)
+        if re.match("https?://", source):
+            return archives.list_archive(download.fetch(source, cache))
+        if not _is_folder(source):
+            return archives.list_archive(source)
     return list_files(source)
 
 
-def read_bytes(url: str) -> bytes:
-    """Read an image file by the URL of its `SourceImage`.
+def _is_folder(source: str) -> bool:
+    fs, path = storage.locate(absolute_path(source))
+    return storage.with_retries(source, lambda: bool(fs.isdir(path)))
+
+
+def read_bytes(location: Location, max_bytes: int | None = None) -> bytes:
+    """Read an image file.
+
+    Args:
+        location: the location of its `SourceImage`.
+        max_bytes: a larger file is rejected before it is read or decompressed.
 
     Raises:
-        RejectedImageError: if it is a damaged or encrypted member of an archive.
+        RejectedImageError: if it is too large, or a damaged or encrypted member of an archive.
         OSError: if it cannot be read.
     """
-    if datasets.is_builtin(url):
-        return datasets.read_builtin(url)
-    if archives.is_member(url):
-        return archives.read_member(url)
-    content = storage.read(url)
+    if isinstance(location, BuiltinLocation):
+        return datasets.read_builtin(location)
+    if max_bytes is not None:
+        size = storage.size(location.url) if isinstance(location, FileLocation) else location.size
+        if size and size > max_bytes:
+            detail = f"has {size} bytes, more than an image of max_pixels can have"
+            raise RejectedImageError(RejectionKind.TOO_LARGE, detail)
+    if not isinstance(location, FileLocation):
+        return archives.read_member(location)
+    content = storage.read(location.url)
     if content is None:
-        raise FileNotFoundError(f"{url} is gone")
+        raise FileNotFoundError(f"{location} is gone")
     return content
+
+
+def byte_limit(max_pixels: int) -> int:
+    """Return the size of an uncompressed 16-bit RGBA file of so many pixels, with room for metadata."""
+    return 8 * max_pixels + 2**26

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -71,12 +72,18 @@ def _held_out_names(settings: Preprocess, usable: Sequence[InspectedImage]) -> s
         return {p.name for p in sorted(usable, key=lambda p: p.sha256)[: settings.holdout_count]}
     names: set[str] = set()
     for pattern in settings.holdout:
-        matching = {
-            p.name
-            for p in usable
-            if fnmatch.fnmatch(p.name, pattern) or fnmatch.fnmatch(PurePosixPath(p.name).stem, pattern)
-        }
+        matching = {p.name for p in usable if _matches(p.name, pattern)}
         if not matching:
             raise UserError(f"preprocess.holdout has {pattern!r}, expected a pattern that matches an image's name")
         names |= matching
     return names
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Tell whether a pattern is, or matches, an image's path or its name without extension.
+
+    Two forms of the same letter, such as one and two code points for "é", are equal: file systems differ in them.
+    """
+    pattern = unicodedata.normalize("NFC", pattern)
+    forms = [unicodedata.normalize("NFC", form) for form in (name, PurePosixPath(name).stem)]
+    return pattern in forms or any(fnmatch.fnmatch(form, pattern) for form in forms)

@@ -1,4 +1,4 @@
-"""Show what a patch set holds: a text summary and a sheet of tiles."""
+"""Show what a patch set holds: a text summary, the rejected images and a sheet of tiles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
+from pipeline import storage
 from pipeline.data.patchset import PatchSet
+
+NAMED = 20
+"""Rejected images that a summary names."""
 
 _COLUMNS = 4
 _GAP = 8
@@ -35,6 +39,19 @@ def describe(patch_set: PatchSet) -> str:
     }
     width = max(map(len, lines))
     return "\n".join(f"{key:{width}}  {value}" for key, value in lines.items())
+
+
+def list_rejected(patch_set: PatchSet, most: int | None) -> list[str]:
+    """Return a line for each rejected image with its name and the reason.
+
+    Args:
+        patch_set: the patch set.
+        most: images to name; one more line says how many others there are. None names all.
+    """
+    lines = [storage.printable(f"rejected {r.name}: {r.rejected}") for r in patch_set.images if r.rejected]
+    if most is None or len(lines) <= most:
+        return lines
+    return [*lines[:most], f"and {len(lines) - most} more rejected images: patchset show --all names them"]
 
 
 def contact_sheet(patch_set: PatchSet, pairs: int, seed: int) -> Image.Image:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 import filelock
 import numpy as np
 
+from pipeline import storage
+from pipeline.data.parquet import DamagedShardError
 from pipeline.data.patchset import PatchSet
 from pipeline.settings import UserError
 from sr_model.pixels import Pixels
+
+_FILES = ("hr", "lr")
+_FINISHED = "finished.json"
 
 
 class Tiles(Protocol):
@@ -50,7 +54,8 @@ def open_tiles(
 ) -> Tiles:
     """Decide where tiles are read from, and unpack them on this node if necessary.
 
-    All processes of a node share one unpacked copy.
+    All processes of a node share one unpacked copy. A copy that is unfinished, was changed since, or is one of other
+    shards is made again.
 
     Args:
         patch_set: the tiles' patch set.
@@ -60,23 +65,24 @@ def open_tiles(
 
     Raises:
         UserError: if the folder cannot be used.
+        DamagedShardError: if a shard is missing or damaged.
     """
     if how == "stream":
         return patch_set
-    root = Path(scratch or f"{tempfile.gettempdir()}/sr-pipeline-{os.getuid()}")
+    root = Path(scratch) if scratch else _default_scratch()
     try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not scratch and root.stat().st_uid != os.getuid():  # everyone may write to the temporary folder
-            raise UserError(f"{root} belongs to another user, expected data.scratch to name a folder of your own")
+        root.mkdir(parents=True, exist_ok=True)
         folder = root / patch_set.name
         with filelock.FileLock(f"{folder}.lock"):
-            if not folder.is_dir():
+            if not _is_finished(patch_set, folder):
                 size = sum(patch_set.row_groups) * patch_set.tile**2 * 3 * (1 + patch_set.scale**-2)
                 if how == "auto" and size > min(budget_mb * 1e6, shutil.disk_usage(root).free / 2):
                     return patch_set
                 _unpack(patch_set, folder)
         return MappedTiles(patch_set, folder)
-    except OSError as error:
+    except DamagedShardError:
+        raise
+    except (OSError, NotImplementedError) as error:  # the latter is filelock's, where there are no locks
         if how == "auto":
             return patch_set
         raise UserError(
@@ -84,17 +90,50 @@ def open_tiles(
         ) from None
 
 
-def _unpack(patch_set: PatchSet, folder: Path) -> None:
-    part = Path(f"{folder}.part")
-    shutil.rmtree(part, ignore_errors=True)  # a killed worker may have left it
-    part.mkdir()
+@dataclass(frozen=True)
+class _Copy:
+    """The content of finished.json, which is written last and makes an unpacked copy count."""
+
+    shards: str
+    """Fingerprint of the shards' checksums."""
+    files: dict[str, tuple[int, int]]
+    """Size in bytes and time of the last change in nanoseconds, by name."""
+
+
+def _default_scratch() -> Path:
     try:
-        with (part / "hr").open("wb") as hr_file, (part / "lr").open("wb") as lr_file:
+        return storage.private_folder("sr-pipeline")
+    except OSError as error:
+        raise UserError(f"{error}; data.scratch can also name a folder of your own") from None
+
+
+def _describe(patch_set: PatchSet, folder: Path) -> _Copy:
+    stats = {name: (folder / name).stat() for name in _FILES}
+    shards = storage.fingerprint([shard.sha256 for shard in patch_set.shards])
+    return _Copy(shards, {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()})
+
+
+def _is_finished(patch_set: PatchSet, folder: Path) -> bool:
+    known = storage.read_expendable(str(folder / _FINISHED), _Copy)
+    try:
+        return known is not None and known == _describe(patch_set, folder)
+    except FileNotFoundError:
+        return False
+
+
+def _unpack(patch_set: PatchSet, folder: Path) -> None:
+    """Write the copy. What is read from the shards is compared with their checksums there."""
+    shutil.rmtree(folder, ignore_errors=True)  # a killed worker or an earlier version may have left it
+    folder.mkdir(mode=0o700)
+    try:
+        with (folder / "hr").open("wb") as hr_file, (folder / "lr").open("wb") as lr_file:
             for number in range(len(patch_set.row_groups)):
                 hr, lr = patch_set.read_group(number)
                 hr_file.write(hr.data.cast("B"))
                 lr_file.write(lr.data.cast("B"))
+        for name in _FILES:
+            storage.flush(str(folder / name))
+        storage.write_document(str(folder / _FINISHED), _describe(patch_set, folder))
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
-    part.rename(folder)

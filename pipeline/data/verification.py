@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
@@ -35,6 +36,10 @@ def find_faults(patch_set: PatchSet, shard: Shard) -> Iterator[str]:
                 yield from _row_faults(patch_set, shard, file)
     except FileNotFoundError:
         yield "is missing"
+    except (pa.ArrowException, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # it is the file system's, not pyarrow's
+            raise
+        yield f"cannot be read ({storage.one_line(error)})"
 
 
 def _row_faults(patch_set: PatchSet, shard: Shard, file: Path) -> Iterator[str]:
@@ -45,13 +50,15 @@ def _row_faults(patch_set: PatchSet, shard: Shard, file: Path) -> Iterator[str]:
         return
     found: Counter[str] = Counter()
     rows = []
+    scale = patch_set.scale
     for group in range(parquet.num_row_groups):
         table = parquet.read_row_group(group)
         rows.append(table.num_rows)
         found.update(table["image_id"].to_pylist())
         for row in table.to_pylist():
             height, width = (row["height"], row["width"]) if held_out else (patch_set.tile, patch_set.tile)
-            if (len(row["hr"]), len(row["lr"]) * patch_set.scale**2) != (height * width * 3, height * width * 3):
+            expected_bytes = height * width * 3, (height // scale) * (width // scale) * 3
+            if (len(row["hr"]), len(row["lr"])) != expected_bytes:
                 yield f"has a row of {row['image_id']} with {len(row['hr'])} and {len(row['lr'])} bytes"
     if rows != shard.row_groups:
         yield f"has row groups of {rows}, the manifest says {shard.row_groups}"

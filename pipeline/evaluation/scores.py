@@ -11,12 +11,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from typing import Annotated
 
 import torch
 from PIL import Image
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
-from pipeline import cluster, storage
+from pipeline import cluster, storage, terminal
 from pipeline.data import benchmark_sets, patchset
 from pipeline.data.benchmark_sets import BenchmarkImage
 from pipeline.data.patchset import PatchSet
@@ -26,7 +27,8 @@ from pipeline.networks import features
 from pipeline.networks.upscaling import upscale_image
 from pipeline.networks.weights import build_network, load_weights
 from pipeline.settings import Config, UserError
-from sr_model.networks import NetworkSettings, SuperResolver
+from sr_model.networks import NetworkSettings
+from sr_model.networks.super_resolver import SuperResolver
 from sr_model.pixels import Pixels
 
 PROTOCOL_VERSION = 2
@@ -55,7 +57,7 @@ METRICS = {
 Metrics = dict[str, float]
 """Values by the name of their metric, a key of `METRICS`."""
 
-_JSON = ConfigDict(ser_json_inf_nan="constants")  # the PSNR of equal images is infinite
+_JSON = ConfigDict(ser_json_inf_nan="constants")  # older files may have an infinite PSNR
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ class ImageScores:
     name: str
     scores: dict[str, Metrics]
     """Metrics by method."""
-    shown: dict[str, str]
-    """Path or URL of each version of the image that a report shows, by method, and of the HR image as "hr"."""
+    shown: dict[str, Annotated[str, Field(pattern=r"^images/[^./\\][^/\\]*/[^./\\][^/\\]*$")]]
+    """Place of each version of the image that a report shows, by method, and of the HR image as "hr": in scores.json
+    below its folder, otherwise a path or URL."""
 
 
 @dataclass(frozen=True)
@@ -146,17 +149,21 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Result:
-    """The outcome of a task: scores, or an error."""
+    """The scores of a task's image."""
 
     number: int
-    lr: str = ""
-    scores: dict[str, Metrics] | None = None
-    shown: dict[str, str] | None = None
-    error: str = ""
+    lr: str
+    scores: dict[str, Metrics]
+    shown: dict[str, str]
 
 
 def evaluate(
-    config: Config, patch_set: PatchSet, weights: str, folder: str, methods: Sequence[str] = tuple(METHODS)
+    config: Config,
+    patch_set: PatchSet,
+    weights: str,
+    folder: str,
+    methods: Sequence[str] = tuple(METHODS),
+    stage: str = "evaluate",
 ) -> Scores:
     """Score held-out images and benchmark sets, or read the scores if the same was measured before.
 
@@ -166,10 +173,11 @@ def evaluate(
         weights: path or URL of the trained weights.
         folder: path or URL for scores.json and the enlarged images.
         methods: the keys of `METHODS` to score.
+        stage: name of the work on the screen.
 
     Raises:
-        UserError: if a benchmark's folder or one of its images cannot be used.
-        DamagedFileError: if scores.json is damaged.
+        UserError: if the weights, a benchmark's folder or an image cannot be used.
+        OSError: if the scores cannot be stored.
     """
     images, sha256 = _images(config, patch_set), _sha256(weights)
     identity = _identity(config, images, sha256, methods)
@@ -183,14 +191,19 @@ def evaluate(
         for number, image in enumerate(images)
     ]
     cluster.connect(config)
-    results = sorted(cluster.map_tasks(_score, tasks), key=lambda result: result.number)
-    failed = next((result.error for result in results if result.error), None)
-    if failed:
-        raise UserError(failed)
+    results: list[_Result] = []
+    with terminal.stage(stage, total=len(tasks), unit="images") as shown:
+        for result in cluster.map_tasks(_score, tasks):
+            if isinstance(result, cluster.TaskError):
+                image = result.task.image
+                raise UserError(f"{image.name} of the set {image.set} cannot be scored: {result.reason}")
+            results.append(result)
+            shown.update(len(results))
+    results.sort(key=lambda result: result.number)
     sets: dict[str, SetScores] = {}
     for image, result in zip(images, results, strict=True):
         entry = sets.setdefault(image.set, SetScores(result.lr, [], {}))
-        entry.images.append(ImageScores(image.name, result.scores or {}, result.shown or {}))
+        entry.images.append(ImageScores(image.name, result.scores, result.shown))
     for entry in sets.values():
         entry.mean.update({m: mean_scores([image.scores[m] for image in entry.images]) for m in methods})
     scores = Scores(identity, PROTOCOL, sets)
@@ -201,17 +214,22 @@ def evaluate(
 def read(
     config: Config, patch_set: PatchSet, weights: str, folder: str, methods: Sequence[str] = tuple(METHODS)
 ) -> Scores | None:
-    """Return the scores in `folder`, or None unless they are of these weights, images and methods.
-
-    Raises:
-        DamagedFileError: if scores.json is damaged.
-    """
+    """Return the scores in `folder`, or None unless they are whole and of these weights, images and methods."""
     return _read(folder, _identity(config, _images(config, patch_set), _sha256(weights), methods))
 
 
 def _read(folder: str, identity: str) -> Scores | None:
-    scores = storage.read_document(f"{folder}/scores.json", Scores)
-    return _located(scores, folder) if scores and scores.identity == identity else None
+    scores = storage.read_expendable(f"{folder}/scores.json", Scores, "the images are scored again")
+    if scores is None or scores.identity != identity or not _has_shown_images(scores, folder):
+        return None
+    return _located(scores, folder)
+
+
+def _has_shown_images(scores: Scores, folder: str) -> bool:
+    shown = {name for entry in scores.sets.values() for image in entry.images for name in image.shown.values()}
+    folders = {name.rpartition("/")[0] for name in shown}
+    there = {f"{part}/{name}" for part in folders for name, size in storage.sizes(f"{folder}/{part}").items() if size}
+    return shown <= there
 
 
 def _identity(config: Config, images: Sequence[_Image], weights: str, methods: Sequence[str]) -> str:
@@ -230,7 +248,10 @@ def _identity(config: Config, images: Sequence[_Image], weights: str, methods: S
 
 
 def _sha256(weights: str) -> str:
-    return hashlib.sha256(storage.read(weights) or b"").hexdigest()
+    content = storage.read(weights)
+    if content is None:
+        raise UserError(f"there are no weights at {weights}, expected a .safetensors file")
+    return hashlib.sha256(content).hexdigest()
 
 
 def _images(config: Config, patch_set: PatchSet) -> list[_Image]:
@@ -263,8 +284,8 @@ def _score(task: _Task) -> _Result:
     image, scale = task.image, task.networks.scale
     try:
         hr, lr, origin = _load_pair(task)
-    except (RejectedImageError, OSError) as error:
-        return _Result(task.number, error=f"benchmark {image.set}: {image.name} {error}")
+    except RejectedImageError as error:
+        raise UserError(f"it {error}") from None
     nets = _load_networks(task.networks)
     enlarged = {
         method: upscale_image(nets[method], lr) if method in nets else bicubic_image(lr, scale)

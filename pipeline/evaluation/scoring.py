@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipeline.data import sources
 from pipeline.data.images import decode
+from pipeline.data.locations import Location
 from pipeline.data.patchset import HeldOutImage
 from pipeline.data.rejection import RejectedImageError, RejectionKind
 from pipeline.networks import features
@@ -18,12 +19,12 @@ from sr_model.metrics import SMALLEST, Score, score
 from sr_model.pixels import Pixels, to_unit
 
 
-def load_pair(hr: str, lr: str | None, scale: int, max_pixels: int) -> tuple[Pixels, Pixels, str]:
+def load_pair(hr: Location, lr: Location | None, scale: int, max_pixels: int) -> tuple[Pixels, Pixels, str]:
     """Read a benchmark image, crop it to a multiple of the scale, and read or make its LR version.
 
     Args:
-        hr: path or URL of the HR file.
-        lr: path or URL of the LR file, or None to reduce the HR image with MATLAB's bicubic.
+        hr: the place of the HR file.
+        lr: the place of the LR file, or None to reduce the HR image with MATLAB's bicubic.
         scale: HR pixels per LR pixel along an axis.
         max_pixels: largest number of pixels of an image that is decoded.
 
@@ -34,7 +35,7 @@ def load_pair(hr: str, lr: str | None, scale: int, max_pixels: int) -> tuple[Pix
         RejectedImageError: if a file cannot be used or the two do not fit each other.
         OSError: if a file cannot be read.
     """
-    hr_image = decode(sources.read_bytes(hr), max_pixels, as_stored=True)
+    hr_image = decode(sources.read_bytes(hr, sources.byte_limit(max_pixels)), max_pixels, as_stored=True)
     hr_image = hr_image[: hr_image.shape[0] // scale * scale, : hr_image.shape[1] // scale * scale]
     if min(hr_image.shape[:2]) < 2 * scale + SMALLEST:
         raise RejectedImageError(
@@ -45,7 +46,7 @@ def load_pair(hr: str, lr: str | None, scale: int, max_pixels: int) -> tuple[Pix
     if lr is None:
         made = downscale(channels_first(hr_image), scale).permute(1, 2, 0).numpy()
         return hr_image, made, "made by this pipeline with MATLAB's bicubic"
-    lr_image = decode(sources.read_bytes(lr), max_pixels, as_stored=True)
+    lr_image = decode(sources.read_bytes(lr, sources.byte_limit(max_pixels)), max_pixels, as_stored=True)
     if (lr_image.shape[0] * scale, lr_image.shape[1] * scale, lr_image.shape[2]) != hr_image.shape:
         raise RejectedImageError(
             RejectionKind.MISMATCHED,

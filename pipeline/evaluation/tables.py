@@ -45,8 +45,3 @@ def common_metrics(scored: Sequence[Mapping[str, SetScores]]) -> dict[str, str]:
     """Return the metrics, with their labels, that all of the given sets have."""
     means = [mean for sets in scored for entry in sets.values() for mean in entry.mean.values()]
     return {key: label for key, label in METRICS.items() if all(key in mean for mean in means)}
-
-
-def duration(seconds: float) -> str:
-    """Format a time for people, in minutes below two hours and in hours above."""
-    return f"{seconds / 60:.1f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

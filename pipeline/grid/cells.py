@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from pipeline import storage, tracking
@@ -14,7 +14,7 @@ from pipeline.grid import records as record_files
 from pipeline.reporting import records
 from pipeline.reporting.records import TrainingRecord
 from pipeline.settings import Config, UserError
-from pipeline.training import driver, runs
+from pipeline.training import description, driver, runs
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,18 @@ class State(StrEnum):
 
 
 @dataclass
+class Pace:
+    """What this session has seen of a trial's speed; times are in seconds of the monotonic clock."""
+
+    started: float | None = None
+    """When Ray Tune started the trial."""
+    first: tuple[float, int] | None = None
+    """Time and step of the first report."""
+    last: tuple[float, int] | None = None
+    """Time and step of the last report."""
+
+
+@dataclass
 class Outcome:
     """The progress and the result of a cell. Only the main thread changes it."""
 
@@ -61,8 +73,17 @@ class Outcome:
     loss: float | None = None
     psnr: float | None = None
     """PSNR (Y) of the last validation on held-out images, in dB."""
-    steps_per_s: float | None = None
-    """Training speed, without validation."""
+    step_s: float | None = None
+    """Seconds of a step as the plan measured them, without validation."""
+    pace: Pace = field(default_factory=Pace, compare=False)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Seconds of a step between the first report and the last one, validations included; before, as planned."""
+        first, last = self.pace.first, self.pace.last
+        if first and last and last[1] > first[1]:
+            return (last[0] - first[0]) / (last[1] - first[1])
+        return self.step_s
 
     @property
     def can_train(self) -> bool:
@@ -182,5 +203,5 @@ def track_restored(cells: Sequence[Cell], tracker: tracking.Tracker, parent: str
         if cell.record and lacks_mlflow_run(cell, parent):
             trained = finished_training(cell)
             assert trained
-            tags = driver.run_tags(cell.config, cell.patch_set.name, cell.label) | records.provenance(cell.record)
+            tags = description.run_tags(cell.config, cell.patch_set.name, cell.label) | records.provenance(cell.record)
             driver.track_finished(trained, cell.config, tags, tracker, parent, cell.label)

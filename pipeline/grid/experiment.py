@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import ray
 import torch
 
-from pipeline import cluster, storage, tracking
+from pipeline import cluster, storage, terminal, tracking
 from pipeline.data import benchmark_sets, patchset, preparation
 from pipeline.data.patchset import PatchSet
 from pipeline.evaluation import scores, tables
@@ -29,13 +29,16 @@ from pipeline.grid.cells import (
     restore_from_record,
     save_record,
     track_restored,
+    training_folder,
 )
+from pipeline.grid.estimates import cell_seconds, grid_seconds
 from pipeline.grid.trials import read_stopped, train_cells
 from pipeline.grid.variants import Variant, list_variants
 from pipeline.networks import features
-from pipeline.reporting import comparison
+from pipeline.reporting import comparison, registration
 from pipeline.settings import Config, UserError, with_values
 from pipeline.storage import one_line
+from pipeline.training import description, runs
 from pipeline.training.methods import find_method
 from pipeline.training.planning import Plan
 from pipeline.training.ranks import Ranks
@@ -77,15 +80,14 @@ def run(config: Config, dry_run: bool = False) -> list[str]:
         dry_run: if true, print the plan and train nothing.
 
     Returns:
-        Labels of the cells that failed.
+        Labels of the cells without a result: those that failed, and those that were left out.
 
     Raises:
         UserError: if the whole grid cannot be trained. The failure of a single cell is reported beside the results of
             the others.
     """
-    start = time.monotonic()
     for name, source in config.evaluate.benchmarks.items():  # report a wrong benchmark before hours of training
-        benchmark_sets.list_images(name, source, config.scale, config.downloads)
+        print(benchmark_sets.list_set(name, source, config.scale, config.downloads).summary(), flush=True)
     variants = list_variants(config)
     for variant in variants:
         find_method(variant.config)
@@ -100,45 +102,58 @@ def run(config: Config, dry_run: bool = False) -> list[str]:
     cells = [replace(cell, config=with_values(cell.config, share.settings)) for cell in cells]
     plans = measure_plans(cells, outcomes, folder, share)
     cells = settle_steps(cells, outcomes, plans, config, folder)
-    print(describe_plan(cells, outcomes, plans, share), flush=True)
+    print(describe_plan(cells, outcomes, share), flush=True)
     if dry_run:
-        return []
+        return _name_missing(
+            [comparison.Row(c.label, outcomes[c.label].state, c.config, outcomes[c.label].reason) for c in cells]
+        )
     tracker = tracking.Tracker(config)
     with tracker.run(folder, config.name, {"stage": "grid", "scale": str(config.scale)}) as parent:
         parent.describe({"source": ",".join(config.source), "cells": len(cells)}, config)
+        for patch_set in {cell.patch_set.name: cell.patch_set for cell in cells}.values():
+            description.log_patch_set(parent, config, patch_set)
         track_restored(cells, tracker, parent.id)
         train_cells(config, _able(cells, outcomes), outcomes, folder, parent.id, share.at_once)
         rows = [_score(cell, outcomes[cell.label], folder, config.new_records) for cell in cells]
+        # The facts are those of the trainings, not of this command, so that a rerun writes the same report.
         facts = {
-            "time of this command": tables.duration(time.monotonic() - start),
+            "training": f"{terminal.duration(sum(row.seconds for row in rows))}, all cells together",
+            "finished": max(runs.last_day(row.history) for row in rows),
             "patch set": ", ".join(sorted({cell.patch_set.name for cell in cells})),
         }
-        comparison.write(folder, config, rows, facts, parent, tracker)
-    failed = [row for row in rows if row.state == State.FAILED]
-    for row in failed:
-        print(f"cell {row.label} failed: {row.reason}", file=sys.stderr, flush=True)
-    print(f"\n{comparison.text(rows, config.scale)}\n\nreport: {folder}/report.html")
-    print(f"MLflow: {tracking.ui_command(config)}")
-    return [row.label for row in failed]
+        with terminal.stage("", "writing the comparison and sending it to MLflow"):
+            comparison.write(folder, config, rows, facts, parent, tracker)
+            registration.send_best(config, rows, parent, tracker)
+    print(f"\n{comparison.text(rows)}\n\nreport: {folder}/report.html")
+    print(f"MLflow: {tracking.ui_command(config)}", flush=True)
+    return _name_missing(rows)
 
 
-def describe_plan(cells: Sequence[Cell], outcomes: Outcomes, plans: Plans, share: Share) -> str:
+def _name_missing(rows: Sequence[comparison.Row]) -> list[str]:
+    """Print a sentence for each cell without a result, and return the labels of these cells."""
+    for sentence in comparison.missing(rows):
+        print(sentence, file=sys.stderr, flush=True)
+    return [row.label for row in rows if row.reason]
+
+
+def describe_plan(cells: Sequence[Cell], outcomes: Outcomes, share: Share) -> str:
     """Return the plan as it is printed before the training: a table of the cells, and the expected time."""
-    rows = [["cell", "steps", "state", "a step", "about"]]
-    times = [0.0]
-    for cell in cells:
-        outcome, plan = outcomes[cell.label], plans.get(cell.label)
-        if plan is None or plan.step_s is None:
-            rows.append([cell.label, str(outcome.total or ""), outcome.state, "", ""])
-            continue
-        waiting = outcome.state is State.WAITING
-        times.append((outcome.total - outcome.step) * plan.step_s if waiting else 0.0)
-        rows.append([cell.label, str(outcome.total), outcome.state, f"{plan.step_s:.2f} s", tables.duration(times[-1])])
+    rows = [["#", "cell", "steps", "state", "a step", "about"]]
+    now = time.monotonic()
+    for number, cell in enumerate(cells, start=1):
+        outcome = outcomes[cell.label]
+        seconds = cell_seconds(outcome, now) if outcome.state is State.WAITING else None
+        step = "" if outcome.step_s is None else f"{outcome.step_s:.2f} s"
+        about = "" if seconds is None else terminal.duration(seconds)
+        rows.append([str(number), cell.label, str(outcome.total or ""), outcome.state, step, about])
     count = sum(outcome.state is State.WAITING for outcome in outcomes.values())
-    whole = tables.duration(max(sum(times) / share.at_once, *times))
+    whole = grid_seconds([outcomes[cell.label] for cell in cells], now, share.at_once)
+    about = (
+        "" if whole is None else f"; about {terminal.duration(whole)} with the start of the trials, without validation"
+    )
     return (
-        f"{tables.aligned(rows)}\n{count} of {len(cells)} trials to train, {share.at_once} at once, each with {share}; "
-        f"about {whole}, without validation and start"
+        f"{tables.aligned(rows)}\n{count} of {len(cells)} trials to train, {share.at_once} at once, each with {share}"
+        f"{about}"
     )
 
 
@@ -233,19 +248,19 @@ def measure_plans(
     missing = [
         cell for cell in able if cell.label not in plans and (cell.has_time_limit or not finished_training(cell))
     ]
-    if missing:
-        print(f"measuring a step of {len(missing)} cells", flush=True)
     gpu = "GPU" in share.resources
     threads = min(int(share.resources["CPU"]) * share.workers, cluster.most_cores())
     task = ray.remote(num_cpus=threads, num_gpus=int(gpu), max_retries=0)(measure)
-    for cell in missing:
-        config = features.prepare_terms(cell.config)
-        try:
-            plans[cell.label] = ray.get(task.remote(config, cell.patch_set.url, threads, gpu))
-            storage.write_document(url, plans)
-        except ray.exceptions.RayError as error:
-            reason = one_line(error, 10**6)[-300:]
-            outcomes[cell.label].fail(f"cannot measure a step: {reason}")
+    with terminal.stage("measure a step", total=len(missing), unit="cells") as shown:
+        for done, cell in enumerate(missing, start=1):
+            config = features.prepare_terms(cell.config)
+            try:
+                plans[cell.label] = ray.get(task.remote(config, cell.patch_set.url, threads, gpu))
+                storage.write_document(url, plans)
+            except ray.exceptions.RayError as error:
+                reason = one_line(error, 10**6)[-300:]
+                outcomes[cell.label].fail(f"cannot measure a step: {reason}")
+            shown.update(done)
     _require_able_cell(cells, outcomes)
     return plans
 
@@ -281,7 +296,8 @@ def settle_steps(cells: Sequence[Cell], outcomes: Outcomes, plans: Plans, config
     for cell in cells:
         outcome = outcomes[cell.label]
         if outcome.can_train:
-            outcome.total = plans[cell.label].steps if cell.label in plans else 0
+            plan = plans.get(cell.label)
+            outcome.total, outcome.step_s = (plan.steps, plan.step_s) if plan else (0, None)
             if cell.has_time_limit:
                 outcome.total = steps[cell.config.train.length]
                 length = {"train.length": f"{outcome.total} steps"}
@@ -309,23 +325,33 @@ def _steps_of_times(cells: Sequence[Cell], plans: Plans, url: str) -> dict[str, 
 
 
 def _score(cell: Cell, outcome: Outcome, folder: str, records_folder: str | None) -> comparison.Row:
-    """Score a cell if it is finished, and return its row of the comparison."""
+    """Score a cell if it is finished or was stopped, and return its row of the comparison.
+
+    Of a stopped cell, the weights of its best validation are scored.
+    """
     trained = None if outcome.state is State.LEFT_OUT else finished_training(cell)
-    if trained is None:
-        if outcome.state in (State.WAITING, State.TRAINING, State.FINISHED):
+    place = training_folder(cell) if trained or outcome.state is State.STOPPED else ""
+    weights = trained.weights if trained else f"{place}/best.safetensors"
+    if not trained and not (place and storage.exists(weights)):
+        if outcome.state is State.STOPPED:
+            outcome.reason = f"it was stopped at step {outcome.step}, before its first validation"
+        elif outcome.state in (State.WAITING, State.TRAINING, State.FINISHED):
             outcome.fail("it ended without a result")
-        return comparison.Row(cell.label, outcome.state, outcome.reason)
+        return comparison.Row(cell.label, outcome.state, cell.config, outcome.reason)
     own = f"{folder}/cells/{storage.plain_name(cell.label)}"
-    measured = scores.evaluate(cell.config, cell.patch_set, trained.weights, own, METHODS)
-    outcome.state = State.FINISHED
-    save_record(cell, records_folder, measured)
+    measured = scores.evaluate(cell.config, cell.patch_set, weights, own, METHODS, f"evaluate {cell.label}")
+    if trained:
+        outcome.state = State.FINISHED
+        save_record(cell, records_folder, measured)
+    history = runs.read_history(place)
     return comparison.Row(
         cell.label,
-        State.FINISHED,
-        config=cell.config,
-        folder=trained.folder,
-        result=trained.result,
-        history=trained.history(),
-        seconds=trained.seconds,
+        outcome.state,
+        cell.config,
+        folder=place,
+        steps=trained.result.steps if trained else outcome.step,
+        stopped=trained is None,
+        history=history,
+        seconds=runs.seconds(history),
         sets=measured.sets,
     )

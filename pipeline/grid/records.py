@@ -11,16 +11,16 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 import psutil
-import safetensors.torch
 from pydantic import JsonValue
 
 from pipeline import storage, tracking
 from pipeline.data.patchset import PatchSet
 from pipeline.evaluation.scores import Scores, SetScores
-from pipeline.networks.weights import read_weights
+from pipeline.networks.weights import read_weights, serialise
 from pipeline.reporting import cards, records
 from pipeline.reporting.records import Machine, PatchSetCounts, TrainingRecord
 from pipeline.settings import Config, UserError
+from pipeline.storage import redact
 from pipeline.training import runs
 
 _PRECISION = 6
@@ -105,8 +105,7 @@ def restore(folder: str, record: TrainingRecord, home: str) -> bool:
     if not storage.exists(url):
         return False
     weights = {name: value.float() if value.is_floating_point() else value for name, value in read_weights(url).items()}
-    metadata = {"format": "pt", "scale": str(records.configuration(record).scale)}
-    storage.write(f"{home}/model.safetensors", safetensors.torch.save(weights, metadata))
+    storage.write(f"{home}/model.safetensors", serialise(weights, records.configuration(record).scale))
     journal = "".join(json.dumps(asdict(line)) + "\n" for line in record.history)
     storage.write(f"{home}/journal/000000000-0.jsonl", journal.encode())
     storage.write_document(f"{home}/result.json", record.result)
@@ -123,8 +122,7 @@ def conflict(folder: str, label: str) -> UserError:
 
 def _in_half(url: str, scale: int) -> bytes:
     half = {name: value.half() if value.is_floating_point() else value for name, value in read_weights(url).items()}
-    content: bytes = safetensors.torch.save(half, {"format": "pt", "scale": str(scale)})
-    return content
+    return serialise(half, scale)
 
 
 def _merged(known: Mapping[str, SetScores], measured: Mapping[str, SetScores]) -> dict[str, SetScores]:
@@ -163,7 +161,8 @@ def _without_folders(value: JsonValue) -> JsonValue:
 
 def _file_name(text: str) -> str:
     """Return the last part of an absolute path or of a URL, and any other text unchanged."""
-    return PurePosixPath(text.split("?")[0]).name if "://" in text or text.startswith("/") else text
+    plain = redact(text).split("?")[0]
+    return PurePosixPath(plain).name if "://" in text or text.startswith("/") else text
 
 
 def _shortened(record: tracking.JournalRecord) -> tracking.JournalRecord:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import pyarrow.fs
 import ray.tune
 import ray.tune.schedulers
@@ -62,7 +62,8 @@ class Progressed:
     step: int
     loss: float | None
     psnr: float | None
-    steps_per_s: float | None
+    earlier: bool = False
+    """True if an earlier session made the record."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def train_cells(
         nonlocal stopped
         while not events.empty():
             number, event = events.get()
-            apply_event(outcomes[cells[number].label], event)
+            apply_event(outcomes[cells[number].label], event, time.monotonic())
         for cell in cells:
             if outcomes[cell.label].state is State.FINISHED and cell.label not in recorded:
                 save_record(cell, config.new_records)
@@ -126,7 +127,7 @@ def train_cells(
             stopped = now
         table.update()
 
-    with LiveTable(cells, outcomes) as table:
+    with LiveTable(cells, outcomes, at_once) as table:
         cluster.run_in_thread(tuner.fit, "ray-tune", follow)
 
 
@@ -139,16 +140,25 @@ def read_stopped(config: Config, folder: str) -> dict[str, int]:
     return storage.read_document(_stopped_url(config, folder), dict[str, int]) or {}
 
 
-def apply_event(outcome: Outcome, event: Event) -> None:
-    """Update the outcome of a cell by what its trial did."""
+def apply_event(outcome: Outcome, event: Event, now: float) -> None:
+    """Update the outcome of a cell by what its trial did.
+
+    Args:
+        outcome: the outcome of the cell.
+        event: what its trial did.
+        now: the time, in seconds of the monotonic clock.
+    """
     if isinstance(event, Started):
         if outcome.state is State.WAITING:
             outcome.state = State.TRAINING
+            outcome.pace.started = now
     elif isinstance(event, Progressed):
         outcome.step = max(outcome.step, event.step)
         outcome.loss = outcome.loss if event.loss is None else event.loss
         outcome.psnr = outcome.psnr if event.psnr is None else event.psnr
-        outcome.steps_per_s = outcome.steps_per_s if event.steps_per_s is None else event.steps_per_s
+        if not event.earlier:
+            outcome.pace.first = outcome.pace.first or (now, event.step)
+            outcome.pace.last = now, event.step
     elif isinstance(event, Failed):
         outcome.fail(event.reason)
     elif outcome.state is State.TRAINING:
@@ -195,7 +205,7 @@ def _make_tuner(
             max_t=steps + 1,
             grace_period=settings.grace,
         )
-    fs, root = fsspec.url_to_fs(f"{folder}/tune")
+    fs, root = storage.locate(f"{folder}/tune")
     # A scheduler compares the cells that train with the others, so those report their records once more.
     numbers = todo if scheduler is None else list(range(len(jobs)))
     return ray.tune.Tuner(
@@ -256,7 +266,7 @@ class _EventQueue(ray.tune.Callback):  # type: ignore[misc]
             self._put(trial, Failed(result["error"]))
         elif "step" in result:
             loss, psnr = result.get("train/objective"), result.get("val/psnr_y")
-            self._put(trial, Progressed(result["step"], loss, psnr, result.get("train/steps_per_s")))
+            self._put(trial, Progressed(result["step"], loss, psnr, result["earlier"]))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._put(trial, Ended())
@@ -267,6 +277,10 @@ class _EventQueue(ray.tune.Callback):  # type: ignore[misc]
 
     def _put(self, trial: Any, event: Event) -> None:
         self._events.put((trial.config["cell"], event))
+
+
+_Report = tuple[JournalRecord, bool]
+"""A record, and True if an earlier session made it."""
 
 
 class _Trial(ray.tune.Trainable):  # type: ignore[misc]
@@ -281,12 +295,13 @@ class _Trial(ray.tune.Trainable):  # type: ignore[misc]
         if self._job.stop_file and storage.exists(self._job.stop_file) and self._training.stop():
             return {"done": True}
         try:
-            record = self._training.next_report()
+            report = self._training.next_report()
         except (UserError, OSError) as error:
             return {"done": True, "error": str(error)}
-        if record is None:
+        if report is None:
             return {"done": True}
-        return {"step": record.step, "kind": record.kind, **record.metrics}
+        record, earlier = report
+        return {"step": record.step, "kind": record.kind, "earlier": earlier, **record.metrics}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._training.stop()
@@ -306,27 +321,27 @@ class _BackgroundTraining:
 
     def __init__(self, job: TrialJob) -> None:
         self._job = job
-        self._records: queue.SimpleQueue[JournalRecord | None] = queue.SimpleQueue()  # None follows the last record
+        self._reports: queue.SimpleQueue[_Report | None] = queue.SimpleQueue()  # None follows the last one
         self._error: Exception | None = None
         self._stopped = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
         self._thread.start()
 
-    def next_report(self) -> JournalRecord | None:
+    def next_report(self) -> _Report | None:
         """Wait for the next record of a validation or of training steps; return None after the last one.
 
         Raises:
             Exception: the exception that ended the training.
         """
         while True:
-            record = self._records.get()
-            if record is None:
+            report = self._reports.get()
+            if report is None:
                 if self._error:
                     raise self._error
                 return None
-            if record.kind in ("train", "validation"):
-                return record
+            if report[0].kind in ("train", "validation"):
+                return report
 
     def stop(self) -> bool:
         """End the training, if it still runs, and wait until its cores are free.
@@ -340,28 +355,29 @@ class _BackgroundTraining:
 
     def _run(self) -> None:
         try:
-            for record in self._train():
-                self._records.put(record)
+            self._put(self._train(), earlier=True)
         except StopTraining:
             self._stopped = True
         except Exception as error:
             self._error = error
-        self._records.put(None)
+        self._reports.put(None)
 
-    def _train(self) -> Iterator[JournalRecord]:
-        """Train, and yield the records that a training which was finished before has left."""
+    def _put(self, records: Sequence[JournalRecord], earlier: bool) -> None:
+        for record in records:
+            self._reports.put((record, earlier))
+
+    def _train(self) -> Sequence[JournalRecord]:
+        """Train, and return the records that a training which was finished before has left."""
         job = self._job
         if job.replay:
-            yield from runs.read_history(job.replay)
-            return
+            return runs.read_history(job.replay)
         tracking.wait_for_server(job.config, _SERVER_PATIENCE_S)
         trained = driver.train(
             job.config,
             patchset.load(job.patch_set),
             job.parent,
             job.label,
-            watch=self._records.put,
+            watch=self._put,
             should_stop=self._stopping.is_set,
         )
-        if trained.found:
-            yield from trained.history()
+        return trained.history() if trained.found else []

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray.tune
 
-from pipeline.reporting import records
 from pipeline.settings import Config, UserError, with_values
 from pipeline.settings.grid import Tune
 
@@ -90,9 +88,11 @@ def _draw(key: str, distribution: dict[str, list[Any]], rng: np.random.RandomSta
         raise UserError(
             f"tune.sample.{key} is {distribution}, expected one of {', '.join(_DISTRIBUTIONS)} with its arguments"
         )
+    import ray.tune  # here, because it takes seconds and most mistakes are found without it
+
     try:
         drawn = getattr(ray.tune, name)(*([arguments] if name == "choice" else arguments)).sample(random_state=rng)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"tune.sample.{key} is {distribution}: {error}") from None
     return drawn.item() if isinstance(drawn, np.generic) else drawn
 
@@ -108,7 +108,12 @@ def _label(key: str, value: Any) -> str:
 
 
 def _check_labels(variants: list[Variant]) -> None:
-    """Require labels that stay distinct in the names of folders."""
+    """Require labels that can be printed in a line, and that stay distinct in the names of folders."""
+    for label in (variant.label for variant in variants):
+        if not label.strip() or not label.isprintable():
+            raise UserError(f"a cell has the name {label!r}, expected a name that can be printed in a line")
+    from pipeline.reporting import records  # here, because it imports torch and most mistakes are found without it
+
     names = [records.folder_name(variant.label) for variant in variants]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
+import zipfile
 from functools import lru_cache
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from pipeline import storage
+from pipeline.networks.weights import parse_weights, serialise
 from pipeline.settings import Config, Train, UserError
 from pipeline.storage import download, fingerprint, one_line
 from sr_model import squeezenet
@@ -102,17 +101,36 @@ def _store(config: Config, needed: Pretrained) -> str:
     """Store the needed part of the weights in the outputs' home, unless it is there, and return its location."""
     part = fingerprint([identify(needed), needed.network, *needed.part])
     url = f"{config.outputs}/features/{needed.network}-{part}.safetensors"
-    if not storage.exists(url):
-        downloaded = needed.source == "torchvision"
-        whole = _load(needed.setting, _download(config, needed) if downloaded else needed.source)
-        try:
-            selected = needed.select(whole)
-        except (ValueError, RuntimeError) as error:
-            raise _lacking(needed, error) from None
-        storage.write(
-            url, safetensors.torch.save({name: value.float().contiguous() for name, value in selected.items()})
-        )
+    if not _is_stored(url, needed):
+        selected = _select(config, needed)
+        storage.write(url, serialise({name: value.float().contiguous() for name, value in selected.items()}))
     return url
+
+
+def _is_stored(url: str, needed: Pretrained) -> bool:
+    """Tell whether the home has the needed part of the weights; a damaged file counts as missing."""
+    content = storage.read(url)
+    try:
+        return content is not None and bool(needed.select(parse_weights(content)))
+    except (ValueError, RuntimeError) as error:
+        storage.report_once(f"{url} is damaged ({one_line(error, 200)}): it is made again")
+        return False
+
+
+def _select(config: Config, needed: Pretrained) -> dict[str, Tensor]:
+    """Load the whole weights, after a download if necessary, and return the needed part."""
+    downloaded = needed.source == "torchvision"
+    file = _download(config, needed) if downloaded else needed.source
+    try:
+        whole = _load(needed.setting, file)
+        return needed.select(whole)
+    except (UserError, ValueError, RuntimeError) as error:
+        if downloaded:
+            download.discard(file)
+            raise UserError(f"the download {file} was damaged and is removed: rerun the command") from None
+        if isinstance(error, UserError):
+            raise
+        raise _lacking(needed, error) from None
 
 
 def _lacking(needed: Pretrained, error: Exception) -> UserError:
@@ -133,9 +151,9 @@ def _download(config: Config, needed: Pretrained) -> str:
             f"{error}; the weights of {needed.network} are required: expected {needed.setting} to name a .safetensors "
             "or .pth file with torchvision's names, or a network connection to download them"
         ) from None
-    found = storage.read_json(f"{file}.json")["sha256"]
+    found = download.recorded_sha256(file) or ""
     if not found.startswith(digits):
-        storage.remove(file)  # so that the next run downloads it again
+        download.discard(file)
         raise UserError(f"{url} has the SHA-256 {found}, expected one that begins with {digits}")
     return file
 
@@ -148,15 +166,24 @@ def _load_cached(setting: str, url: str) -> dict[str, Tensor]:
 def _load(setting: str, url: str) -> dict[str, Tensor]:
     content = _read(setting, url)
     try:
-        if url.endswith(".safetensors"):
-            weights: dict[str, Tensor] = safetensors.torch.load(content)
-            return weights
-        weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return {name: value for name, value in weights.items() if isinstance(value, Tensor)}
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError, AttributeError):
+        return parse_weights(content) if url.endswith(".safetensors") else _parse_pth(content)
+    except Exception as error:  # the unpickler of PyTorch raises exceptions of many classes for a damaged file
         raise UserError(
-            f"{setting} is {url}, expected a .safetensors file, or a .pth file that holds nothing but tensors"
+            f"{setting} is {url}, expected a .safetensors file, or a .pth file that holds nothing but tensors "
+            f"({one_line(error, 200)})"
         ) from None
+
+
+def _parse_pth(content: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a file that `torch.save` wrote. They take no more memory than the file."""
+    file = io.BytesIO(content)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is compressed, which torch.save never does")
+    file.seek(0)
+    weights = torch.load(file, map_location="cpu", weights_only=True)
+    return {name: value for name, value in weights.items() if isinstance(value, Tensor)}
 
 
 def _read(setting: str, url: str) -> bytes:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from sr_model.networks import SuperResolver
+from pipeline import terminal
+from sr_model.networks.super_resolver import SuperResolver
 from sr_model.pixels import Pixels, to_eight_bit, to_unit
 from sr_model.tiling import tiles
 
@@ -18,7 +20,7 @@ def upscale_image(net: SuperResolver, lr: Pixels, tile: int = 256, progress: boo
         net: network in eval mode, on any device.
         lr: (h, w, 3) uint8 RGB; or (h, w, 1) uint8 grey, which enters as three equal channels and is averaged back.
         tile: LR pixels, side of a tile.
-        progress: whether to show a progress bar on a terminal.
+        progress: whether to show how many tiles are done.
 
     Returns:
         (s*h, s*w, C) uint8 with the channels of `lr`.
@@ -32,7 +34,11 @@ def upscale_image(net: SuperResolver, lr: Pixels, tile: int = 256, progress: boo
     out = np.empty((height * net.scale, width * net.scale, channels), np.uint8)
     count = -(-height // tile) * -(-width // tile)
     parts = tiles(net, height, width, read, tile)
-    for top, left, sr in tqdm(parts, total=count, unit="tile", disable=None if progress else True):
-        part = to_eight_bit(sr[0].mean(dim=0, keepdim=True) if channels == 1 else sr[0])
-        out[top : top + part.shape[0], left : left + part.shape[1]] = part
+    shown = terminal.stage("upscale", total=count, unit="tiles") if progress else nullcontext()
+    with shown as stage:
+        for done, (top, left, sr) in enumerate(parts, start=1):
+            part = to_eight_bit(sr[0].mean(dim=0, keepdim=True) if channels == 1 else sr[0])
+            out[top : top + part.shape[0], left : left + part.shape[1]] = part
+            if stage:
+                stage.update(done)
     return out

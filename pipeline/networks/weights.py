@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import struct
+from collections.abc import Mapping
+
 import safetensors
 import safetensors.torch
 import torch
@@ -10,7 +14,8 @@ from torch import Tensor, nn
 from pipeline import storage
 from pipeline.settings import UserError, architecture
 from pipeline.storage import one_line
-from sr_model.networks import NetworkSettings, SuperResolver, from_weights
+from sr_model.networks import NetworkSettings, from_weights
+from sr_model.networks.super_resolver import SuperResolver
 
 
 def build_network(scale: int, model: NetworkSettings, seed: int) -> SuperResolver:
@@ -63,17 +68,49 @@ def read_weights(url: str) -> dict[str, Tensor]:
         content = storage.read(url)
         if content is None:
             raise FileNotFoundError("there is no such file")
+        return parse_weights(content)
+    except (OSError, ValueError) as error:
+        reason = one_line(error)
+        raise UserError(f"cannot read the weights {url}: {reason}; expected a .safetensors file") from None
+
+
+def parse_weights(content: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a .safetensors file. They take no more memory than the file.
+
+    Raises:
+        ValueError: if it is damaged, or has a type of numbers that PyTorch lacks.
+    """
+    try:
         weights: dict[str, Tensor] = safetensors.torch.load(content)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"cannot read the weights {url}: {error}, expected a .safetensors file") from None
+    except KeyError as error:
+        raise ValueError(f"PyTorch has no numbers of the type {error}") from None
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise ValueError(one_line(error)) from None
     return weights
 
 
 def to_safetensors(net: nn.Module, scale: int | None = None) -> bytes:
     """Serialise the state dict of a network; with a scale, as a file that stands alone."""
-    metadata = None if scale is None else {"format": "pt", "scale": str(scale)}
-    content: bytes = safetensors.torch.save(contiguous(net), metadata)
-    return content
+    return serialise(contiguous(net), scale)
+
+
+def serialise(weights: Mapping[str, Tensor], scale: int | None = None) -> bytes:
+    """Serialise tensors as a .safetensors file. The same arguments give the same bytes, because names hash them.
+
+    Args:
+        weights: contiguous tensors on the CPU.
+        scale: the network's scale, which makes the file stand alone.
+    """
+    content: bytes = safetensors.torch.save(dict(weights))
+    if scale is None:
+        return content
+    # safetensors writes metadata in a random order, so it is added here. The header is JSON behind its length, which
+    # is a multiple of 8 (https://github.com/huggingface/safetensors#format).
+    (length,) = struct.unpack_from("<Q", content)
+    header = {"__metadata__": {"format": "pt", "scale": str(scale)}, **json.loads(content[8 : 8 + length])}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
 def contiguous(net: nn.Module) -> dict[str, Tensor]:

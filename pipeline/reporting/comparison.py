@@ -12,43 +12,67 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline import storage
-from pipeline.evaluation import tables
+from pipeline import storage, terminal
 from pipeline.evaluation.scores import HELD_OUT, METHODS, METRICS, PROTOCOL, Metrics, SetScores
 from pipeline.evaluation.tables import aligned, common_metrics, format_value
 from pipeline.networks.weights import count_parameters
 from pipeline.reporting import pages, report
 from pipeline.settings import Config
-from pipeline.tracking import JournalRecord, TrackedRun, Tracker, TrainingResult
+from pipeline.tracking import JournalRecord, TrackedRun, Tracker
 
 BICUBIC = METHODS["bicubic"]
 
-PUBLISHED: dict[str, dict[str, Metrics]] = {
-    "Set5": {"published bn·mse": {"psnr_y": 30.608}, "published nobn·mse": {"psnr_y": 30.685}},
-    "Set14": {"published bn·mse": {"psnr_y": 24.702}, "published nobn·mse": {"psnr_y": 25.981}},
-    HELD_OUT: {"published bn·perceptual": {"psnr_y": -0.2512}, "published nobn·perceptual": {"psnr_y": 9.213}},
-}
-"""Scores that the first publishers of this grid reached at x4, by set and label."""
+
+@dataclass(frozen=True)
+class Published:
+    """What the first publishers of this grid reached in one of its cells, at x4."""
+
+    label: str
+    batch_norm: bool
+    perceptual: bool
+    """True if the objective compares features, False if it is MSE alone."""
+    psnr_y: Metrics
+    """PSNR (Y) in dB by the name of the set."""
+
+    def is_like(self, config: Config) -> bool:
+        """Tell whether a configuration trains the same cell: network, BatchNorm, objective and scale."""
+        network, loss = config.model.model_dump(), config.train.loss
+        full_size = {"name": "srresnet", "channels": 64, "blocks": 16, "batch_norm": self.batch_norm}
+        same_objective = "perceptual" in loss if self.perceptual else set(loss) == {"mse"}
+        return config.scale == 4 and full_size.items() <= network.items() and same_objective
+
+
+PUBLISHED = (
+    Published("published bn·mse", True, False, {"Set5": 30.608, "Set14": 24.702}),
+    Published("published nobn·mse", False, False, {"Set5": 30.685, "Set14": 25.981}),
+    Published("published bn·perceptual", True, True, {HELD_OUT: -0.2512}),
+    Published("published nobn·perceptual", False, True, {HELD_OUT: 9.213}),
+)
+"""Published scores, in the order of their rows."""
 
 NOTE = (
-    "The published rows were trained on DIV2K with a 15 GB GPU, for 50 epochs with MSE and 20 epochs with the "
-    "perceptual loss. Their protocol is not stated, and they hold out other images."
+    "Source of the published rows: the project of students who trained this grid first, on DIV2K with a 15 GB GPU, for "
+    "50 epochs with MSE and 20 epochs with the perceptual loss. Their protocol is not stated, and they hold out other "
+    "images."
 )
-"""Differences between the published rows and the cells."""
+"""Source of the published rows, and their differences from the cells."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A cell of a grid with its outcome. Without a finished training, only the first three fields are set."""
+    """A cell of a grid with its outcome. Without trained weights, only the first four fields are set."""
 
     label: str
     state: str
+    config: Config
     reason: str = ""
-    """Why the cell failed or was skipped."""
-    config: Config | None = None
+    """Why the cell failed or was left out."""
     folder: str = ""
     """Path or URL of the training."""
-    result: TrainingResult | None = None
+    steps: int = 0
+    """Number of steps that were trained; 0 without trained weights."""
+    stopped: bool = False
+    """True if the scheduler ended the training early; the best weights until then were scored."""
     history: list[JournalRecord] = field(default_factory=list)
     """Journal of the training, in order of steps."""
     seconds: float = 0.0
@@ -56,15 +80,19 @@ class Row:
     sets: dict[str, SetScores] = field(default_factory=dict)
     """Scores by the name of the set; empty if the cell was not scored."""
 
+    @property
+    def title(self) -> str:
+        """The label; that of a stopped cell says after how many steps it was stopped."""
+        return f"{self.label} (stopped at step {self.steps})" if self.stopped else self.label
+
     @functools.cached_property
     def effort(self) -> Metrics:
         """Number of parameters, median throughput and seconds of a trained cell."""
-        assert self.config
-        rates = [r.metrics["train/patches_per_s"] for r in self.history if r.kind == "train"]
+        rates = [rate for r in self.history if (rate := r.metrics.get("train/patches_per_s")) is not None]
         return {
             "parameters": float(count_parameters(self.config.scale, self.config.model)),
-            "patches_per_s": statistics.median(rates),
             "train_seconds": self.seconds,
+            **({"patches_per_s": statistics.median(rates)} if rates else {}),
         }
 
     @property
@@ -75,17 +103,21 @@ class Row:
         }
 
 
-def text(rows: Sequence[Row], scale: int) -> str:
-    """Return both tables and the best cells for a terminal."""
-    return f"{aligned(score_table(rows, scale))}\n\n{aligned(cell_table(rows))}\n\n{best(rows)}"
+def text(rows: Sequence[Row]) -> str:
+    """Return both tables, the best cells and the source of published rows for a terminal."""
+    parts = [aligned(score_table(rows)), aligned(cell_table(rows)), best(rows), *([NOTE] if _published(rows) else [])]
+    return "\n\n".join(parts)
+
+
+def missing(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence for each cell without a result: its label, its state and the reason."""
+    return [f"cell {row.label} {row.state}: {row.reason}" for row in rows if row.reason]
 
 
 def write(
     folder: str, config: Config, rows: Sequence[Row], facts: dict[str, str], parent: TrackedRun, tracker: Tracker
 ) -> None:
     """Write results.md, results.csv, comparison.png and report.html to the grid's folder and to MLflow.
-
-    The best cells also get an alias of the registered model in MLflow.
 
     Args:
         folder: path or URL of the grid.
@@ -95,32 +127,33 @@ def write(
         parent: MLflow run of the grid.
         tracker: gives access to the runs of the cells.
     """
-    scores, cells = score_table(rows, config.scale), cell_table(rows)
+    scores, cells = score_table(rows), cell_table(rows)
     scored = [row for row in rows if row.sets]
     shown = _shown_images(scored)
     held_out = _means(scored, HELD_OUT)
-    labels = [BICUBIC, *(row.label for row in scored), report.TRUTH]
-    note = NOTE if config.scale == 4 else ""
+    labels = [BICUBIC, *(row.title for row in scored), report.TRUTH]
+    note = NOTE if _published(rows) else ""
     page = pages.render(
         "grid.html.j2",
         title=config.name,
         table=scores,
         cells=cells,
+        missing=missing(rows),
         best=best(rows),
         protocol=PROTOCOL,
         published=note,
         images=shown,
         before=BICUBIC,
-        after=scored[-1].label if scored else "",
+        after=scored[-1].title if scored else "",
         curves=report.curves(
-            {row.label: row.history for row in rows if row.result},
+            {row.title: row.history for row in rows if row.steps},
             held_out[BICUBIC]["psnr_y"] if BICUBIC in held_out else None,
         ),
-        facts=facts,
-        settings=config.to_yaml(),
+        facts={name: storage.redact(value) for name, value in facts.items()},
+        settings=storage.redact(config.to_yaml()),
     ).encode()
     files = {
-        "results.md": f"{markdown(scores)}\n{note}\n\n{markdown(cells)}\n{best(rows)}\n".encode(),
+        "results.md": "\n".join([markdown(scores), note, "", markdown(cells), *missing(rows), best(rows), ""]).encode(),
         "results.csv": _csv(rows),
         "report.html": page,
     }
@@ -135,28 +168,35 @@ def write(
         run = tracker.find_run(row.folder, parent.id)
         if run:
             run.log_metrics(row.flat_scores | row.effort)
-    _register_best(config, scored, tracker, parent)
 
 
-def score_table(rows: Sequence[Row], scale: int) -> list[list[str]]:
-    """Return a header and a row for each set and method: bicubic, the cells, and published results at x4."""
+def score_table(rows: Sequence[Row]) -> list[list[str]]:
+    """Return a header and a row for each set and method: bicubic, the cells, and published results of such cells."""
     scored = [row for row in rows if row.sets]
     metrics = common_metrics([row.sets for row in scored]) if scored else dict(list(METRICS.items())[:3])
     table = [["set", "cell", *metrics.values()]]
-    published = PUBLISHED if scale == 4 else {}
     sizes = {name: len(entry.images) for row in scored for name, entry in row.sets.items()}
-    for name in [*sizes, *(name for name in published if name not in sizes)]:
-        for label, values in (_means(scored, name) | published.get(name, {})).items():
-            cells = [format_value(key, values[key]) if key in values else "" for key in metrics]
-            table.append([name if label.startswith("published") else f"{name} ({sizes[name]})", label, *cells])
+    for name, size in sizes.items():
+        for label, values in _means(scored, name).items():
+            table.append([f"{name} ({size})", label, *(format_value(key, values[key]) for key in metrics)])
+        for known in _published(rows):
+            if name in known.psnr_y:
+                psnr = format_value("psnr_y", known.psnr_y[name])
+                table.append([name, known.label, *(psnr if key == "psnr_y" else "" for key in metrics)])
     return table
+
+
+def _published(rows: Sequence[Row]) -> list[Published]:
+    """Return the published results of cells that these rows have, too, on sets that were scored here."""
+    sets = {name for row in rows for name in row.sets}
+    return [known for known in PUBLISHED if sets & known.psnr_y.keys() and any(known.is_like(r.config) for r in rows)]
 
 
 def cell_table(rows: Sequence[Row]) -> list[list[str]]:
     """Return a header and a row for each cell with its state, size, throughput and time."""
     table = [["cell", "state", "parameters", "steps", "patches/s", "time"]]
     for row in rows:
-        if row.result is None:
+        if not row.steps:
             table.append([row.label, row.state, "", "", "", ""])
             continue
         table.append(
@@ -164,9 +204,9 @@ def cell_table(rows: Sequence[Row]) -> list[list[str]]:
                 row.label,
                 row.state,
                 f"{row.effort['parameters']:,.0f}",
-                f"{row.result.steps:,}",
-                f"{row.effort['patches_per_s']:.1f}",
-                tables.duration(row.seconds),
+                f"{row.steps:,}",
+                f"{row.effort['patches_per_s']:.1f}" if "patches_per_s" in row.effort else "",
+                terminal.duration(row.seconds),
             ]
         )
     return table
@@ -177,17 +217,18 @@ def best(rows: Sequence[Row]) -> str:
     titles = {"psnr_y": "highest PSNR", "distance": "lowest SqueezeNet feature distance"}
     cells = {metric: best_row(rows, metric) for metric in titles}
     named = [f"{titles[metric]}: {row.label}" for metric, row in cells.items() if row]
-    return f"On held-out images, {'; '.join(named)}." if named else "No cell was scored on held-out images."
+    which = " of the finished cells" if any(row.stopped for row in rows) else ""
+    return f"On held-out images{which}, {'; '.join(named)}." if named else "No cell was scored on held-out images."
 
 
 def best_row(rows: Sequence[Row], metric: str) -> Row | None:
-    """Return the best cell on the held-out images, or None if the metric was not measured.
+    """Return the best finished cell on the held-out images, or None if the metric was not measured.
 
     Args:
         rows: the cells.
         metric: "psnr_y" (higher is better) or "distance" (lower is better).
     """
-    scored = {row.label: row for row in rows if HELD_OUT in row.sets}
+    scored = {row.label: row for row in rows if HELD_OUT in row.sets and not row.stopped}
     means = {label: row.sets[HELD_OUT].mean["trained"] for label, row in scored.items()}
     values = {label: mean[metric] for label, mean in means.items() if metric in mean}
     if not values:
@@ -197,18 +238,18 @@ def best_row(rows: Sequence[Row], metric: str) -> Row | None:
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
     """Format a table, the first row of which is the header, as Markdown."""
-    lines = [f"| {' | '.join(row)} |" for row in table]
+    lines = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in table]
     return "\n".join([lines[0], f"|{'---|' * len(table[0])}", *lines[1:]]) + "\n"
 
 
 def _means(scored: Sequence[Row], name: str) -> dict[str, Metrics]:
-    """Return the mean scores on a set by label, bicubic among them."""
+    """Return the mean scores on a set by the title of the row, bicubic among them."""
     means: dict[str, Metrics] = {}
     for row in scored:
         entry = row.sets.get(name)
         if entry:
             means.setdefault(BICUBIC, entry.mean["bicubic"])
-            means[row.label] = entry.mean["trained"]
+            means[row.title] = entry.mean["trained"]
     return means
 
 
@@ -219,7 +260,7 @@ def _shown_images(scored: Sequence[Row]) -> list[report.ShownImage]:
     shown = []
     for name in [name for name in scored[0].sets if all(name in row.sets for row in scored)]:
         for i, image in enumerate(scored[0].sets[name].images):
-            versions = {row.label: row.sets[name].images[i] for row in scored}
+            versions = {row.title: row.sets[name].images[i] for row in scored}
             if not all(version.shown for version in versions.values()):
                 continue
             urls = {BICUBIC: image.shown["bicubic"]}
@@ -230,23 +271,13 @@ def _shown_images(scored: Sequence[Row]) -> list[report.ShownImage]:
     return shown
 
 
-def _register_best(config: Config, scored: Sequence[Row], tracker: Tracker, parent: TrackedRun) -> None:
-    model = f"{config.model.name}-x{config.scale}"
-    for alias, metric in (("best-psnr", "psnr_y"), ("best-perceptual", "distance")):
-        row = best_row(scored, metric)
-        run = tracker.find_run(row.folder, parent.id) if row else None
-        if row and run:
-            description = f"{row.label} of the grid {config.name}, chosen on held-out images; safetensors"
-            tracker.register_model(model, alias, run, "model", description)
-
-
 def _csv(rows: Sequence[Row]) -> bytes:
     """Return a line for each cell with all numbers in full precision."""
     lines: list[Mapping[str, object]] = []
     for row in rows:
         line: dict[str, object] = {"cell": row.label, "state": row.state, "reason": row.reason}
-        if row.result:
-            line |= {"training": row.folder.rpartition("/")[2], "steps": row.result.steps, **row.effort}
+        if row.steps:
+            line |= {"training": row.folder.rpartition("/")[2], "steps": row.steps, **row.effort}
             line |= row.flat_scores
         lines.append(line)
     sink = io.StringIO()

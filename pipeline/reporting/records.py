@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from pipeline import storage
 from pipeline.evaluation.scores import SetScores
@@ -46,17 +46,43 @@ class Machine:
     """Memory in GiB."""
 
 
+_REMEDY = "restore it, such as from version control, or delete its folder"
+
+
+def _check_identity(identity: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    if not isinstance(identity.get("patch_set"), str) or "algorithm" not in identity:
+        raise ValueError("patch_set or algorithm is missing")
+    if not isinstance(identity.get("train"), dict):
+        raise ValueError("train is missing")
+    return identity
+
+
+def _check_scores(scores: dict[str, SetScores]) -> dict[str, SetScores]:
+    for name, entry in scores.items():
+        for metrics in (entry.mean, *(image.scores for image in entry.images)):
+            for method in ("bicubic", "trained"):
+                if not {"psnr_y", "ssim_y", "psnr_rgb"} <= metrics.get(method, {}).keys():
+                    raise ValueError(f"the set {name} lacks scores of the method {method}")
+    return scores
+
+
+def _check_versions(versions: dict[str, str]) -> dict[str, str]:
+    if not {"torch", "ray"} <= versions.keys():
+        raise ValueError("the version of torch or ray is missing")
+    return versions
+
+
 @dataclass(frozen=True)
 class TrainingRecord:
     """A finished training: how it was run, and what came of it. This is the content of record.json."""
 
     __pydantic_config__ = ConfigDict(ser_json_inf_nan="constants")
 
-    label: str
+    label: Annotated[str, Field(min_length=1)]
     """Label of the grid's cell, such as "nobn·mse"."""
     training: Name
     """Name of the training."""
-    identity: dict[str, JsonValue]
+    identity: Annotated[dict[str, JsonValue], AfterValidator(_check_identity)]
     """Everything that shapes the weights, files by their content."""
     config: dict[str, JsonValue]
     """The settings without those of the machine, files by their names alone."""
@@ -66,7 +92,7 @@ class TrainingRecord:
     """Seconds of training, all sessions together."""
     history: list[JournalRecord]
     """The journal without images and without the metrics of single workers."""
-    scores: dict[str, SetScores]
+    scores: Annotated[dict[str, SetScores], AfterValidator(_check_scores)]
     """Scores by the name of the set; empty until the weights are scored."""
     note: str
     """Origin and terms of the training images, for the model card."""
@@ -75,7 +101,7 @@ class TrainingRecord:
     commit: str
     """Commit of the code that trained."""
     machine: Machine
-    versions: dict[str, str]
+    versions: Annotated[dict[str, str], AfterValidator(_check_versions)]
     """Versions of Python and of the packages that matter, by name."""
 
     @property
@@ -90,7 +116,7 @@ def read(folder: str, label: str) -> TrainingRecord | None:
     Raises:
         DamagedFileError: if it is damaged.
     """
-    return storage.read_document(f"{folder}/{folder_name(label)}/record.json", TrainingRecord)
+    return _read(folder, folder_name(label))
 
 
 def read_all(folder: str) -> list[TrainingRecord]:
@@ -99,7 +125,7 @@ def read_all(folder: str) -> list[TrainingRecord]:
     Raises:
         DamagedFileError: if one is damaged.
     """
-    found = (storage.read_document(f"{folder}/{name}/record.json", TrainingRecord) for name in names(folder))
+    found = (_read(folder, name) for name in names(folder))
     return [record for record in found if record]
 
 
@@ -123,8 +149,12 @@ def with_weights(folder: str, sha256: str) -> TrainingRecord | None:
     for name in names(folder):
         content = storage.read(f"{folder}/{name}/model.safetensors")
         if content is not None and hashlib.sha256(content).hexdigest() == sha256:
-            return storage.read_document(f"{folder}/{name}/record.json", TrainingRecord)
+            return _read(folder, name)
     return None
+
+
+def _read(folder: str, name: str) -> TrainingRecord | None:
+    return storage.read_document(f"{folder}/{name}/record.json", TrainingRecord, _REMEDY)
 
 
 def initial_record(folder: str, record: TrainingRecord) -> TrainingRecord | None:

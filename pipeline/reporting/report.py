@@ -74,8 +74,8 @@ def write_report(
         before=METHODS["bicubic"],
         after=METHODS["trained"],
         curves=curves({title: history}, held_out.mean["bicubic"]["psnr_y"] if held_out else None),
-        facts=facts,
-        settings=config.to_yaml(),
+        facts={name: storage.redact(value) for name, value in facts.items()},
+        settings=storage.redact(config.to_yaml()),
     ).encode()
     storage.write(f"{folder}/comparison.png", comparison)
     storage.write(f"{folder}/report.html", page)
@@ -115,7 +115,7 @@ def load_shown(group: str, name: str, urls: Mapping[str, str], scores: Mapping[s
         urls: path or URL of each version by its label, `TRUTH` among them.
         scores: scores by the label of the version.
     """
-    whole = {label: Image.open(io.BytesIO(storage.read(url) or b"")).convert("RGB") for label, url in urls.items()}
+    whole = {label: _read_image(url) for label, url in urls.items()}
     truth = whole[TRUTH]
     y, x = busiest_crop(np.asarray(truth), _CROP)
     crops = {label: image.crop((x, y, x + _CROP, y + _CROP)) for label, image in whole.items()}
@@ -132,6 +132,13 @@ def load_shown(group: str, name: str, urls: Mapping[str, str], scores: Mapping[s
     )
 
 
+def _read_image(url: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(storage.read(url) or b"")).convert("RGB")
+    except Exception:  # Pillow raises exceptions of many classes for a damaged file
+        raise storage.DamagedFileError(f"{url} is damaged: {storage.DELETE_AND_RERUN}") from None
+
+
 def crops_figure(images: Sequence[ShownImage], labels: Sequence[str]) -> bytes:
     """Draw crops as PNG, with a row for each image and a column for each label."""
     rows = max(len(images), 1)
@@ -142,7 +149,7 @@ def crops_figure(images: Sequence[ShownImage], labels: Sequence[str]) -> bytes:
     for row, image in zip(axes, images, strict=False):
         for axis, label in zip(row, labels, strict=True):
             axis.imshow(image.crops[label], interpolation="nearest")
-            axis.set_title(image.caption(label), fontsize=10)
+            axis.set_title(_plain(image.caption(label)), fontsize=10)
     return _rendered(figure, "png")
 
 
@@ -157,9 +164,9 @@ def curves(histories: Mapping[str, Sequence[JournalRecord]], bicubic: float | No
     for label, history in histories.items():
         train = [r for r in history if r.kind == "train" and "train/objective" in r.metrics]
         validation = [r for r in history if r.kind == "validation" and "val/psnr_y" in r.metrics]
-        left.plot([r.step for r in train], [r.metrics["train/objective"] for r in train], lw=1, label=label)
+        left.plot([r.step for r in train], [r.metrics["train/objective"] for r in train], lw=1)
         scores = [r.metrics["val/psnr_y"] for r in validation]
-        right.plot([r.step for r in validation], scores, marker="o", ms=3, label=label)
+        right.plot([r.step for r in validation], scores, marker="o", ms=3, label=_plain(label))
     left.set(xlabel="step", title="training objective", yscale="log")
     if bicubic is not None:
         right.axhline(bicubic, ls="--", lw=1, color="gray", label="bicubic")
@@ -169,6 +176,11 @@ def curves(histories: Mapping[str, Sequence[JournalRecord]], bicubic: float | No
     right.legend(fontsize=8)
     svg = _rendered(figure, "svg").decode()
     return svg[svg.index("<svg") :]
+
+
+def _plain(text: str) -> str:
+    """Return a text that matplotlib shows as it is: it would take what is between two dollar signs for a formula."""
+    return text.replace("$", r"\$")
 
 
 def _rendered(figure: Figure, kind: str) -> bytes:

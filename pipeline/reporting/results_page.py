@@ -84,7 +84,7 @@ def write_page(
         folder=folder,
         headline=comparison.markdown(_headline(found)),
         distances=_distances(found),
-        scores=comparison.markdown(comparison.score_table(rows, first.scale)),
+        scores=comparison.markdown(comparison.score_table(rows)),
         efforts=comparison.markdown(comparison.cell_table(rows)),
         note=comparison.NOTE,
         perceptual=_perceptual(found),
@@ -115,9 +115,9 @@ def record_row(record: TrainingRecord, folder: str = "") -> Row:
     return Row(
         record.label,
         "finished",
-        config=records.configuration(record),
+        records.configuration(record),
         folder=folder,
-        result=record.result,
+        steps=record.result.steps,
         history=record.history,
         seconds=record.seconds,
         sets=record.scores,
@@ -146,10 +146,6 @@ def _headline(found: Sequence[TrainingRecord]) -> list[list[str]]:
     """Return a header and a row for bicubic, for each record, and for each published result."""
     sets = _set_names(found)
     known = _scale(found) == 4
-    published: dict[str, Metrics] = {}
-    for name, entries in comparison.PUBLISHED.items() if known else ():
-        for label, values in entries.items():
-            published.setdefault(label, {})[name] = values["psnr_y"]
     bicubic = {
         name: next(record.scores[name].mean["bicubic"]["psnr_y"] for record in found if name in record.scores)
         for name in sets
@@ -157,7 +153,7 @@ def _headline(found: Sequence[TrainingRecord]) -> list[list[str]]:
     rows = {
         comparison.BICUBIC: bicubic,
         **{f"**{label}**": values for label, values in _psnr(found).items()},
-        **published,
+        **{entry.label: entry.psnr_y for entry in comparison.PUBLISHED if known},
         **{f"literature: {label}": values for label, values in LITERATURE.items() if known},
     }
     table = [["", *sets]]

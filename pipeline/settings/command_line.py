@@ -1,30 +1,57 @@
 """The command line that all commands share: settings from a file and from options, error messages and exit codes.
 
-`parse` turns a command line into a `Config`. `command` wraps the entry point of a command.
+`parse` turns a command line into a `Config`. `command` wraps the entry point of a command. This module imports neither
+torch, Ray nor MLflow, which take seconds, so a command reports a mistake at once. Each command imports its work after
+it has parsed.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from pydantic import ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from pipeline.settings.errors import UserError
-from pipeline.settings.mistakes import explain, suggest
+from pipeline.settings.help import settings_help
+from pipeline.settings.mistakes import explain, known_settings, refuse_form, suggest
 from pipeline.settings.overrides import merge
 from pipeline.settings.places import resolve
 from pipeline.settings.schema import Config
-from pipeline.storage import one_line
+from pipeline.settings.yaml_text import MOST_BYTES, parse_yaml
+from pipeline.storage import one_line, printable, redact
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of a command's arguments that raises its errors as `UserError`.
+
+    Args:
+        module: name of the command's module in `pipeline`.
+        description: a sentence for --help that says what the command does.
+    """
+
+    def __init__(self, module: str, description: str = "", **arguments: Any) -> None:
+        name = Path(sys.argv[0]).stem
+        called = name if name == f"sr-{module}" else f"python -m pipeline.{module}"
+        super().__init__(**{"prog": called, "description": description, "allow_abbrev": False, **arguments})
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found as a sentence."""
+        raise UserError(f"{one_line(message)}; {self.prog} --help lists the arguments")
+
+    def add_commands(self, dest: str) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+        """Add a required argument that selects one of several commands."""
+        return self.add_subparsers(dest=dest, required=True, parser_class=functools.partial(Parser, ""))
 
 
 def parse(argv: Sequence[str], module: str, purpose: str) -> Config:
@@ -56,34 +83,32 @@ def parse_with(
         UserError: for an unknown key or an invalid value, in the file or on the command line.
         SystemExit: after --help.
     """
-    parser = _Parser(
-        prog=f"python -m pipeline.{module}",
-        usage="%(prog)s [--config FILE] [--KEY VALUE | KEY=VALUE ...]",
-        description=f"{purpose} Options override the settings of the file. Pass null to unset an optional setting.",
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, such as configs/demo.yaml")
-    for flag, effect in flags.items():
-        parser.add_argument(flag, action="store_true", dest=flag, help=effect)
+    parser = _SettingsParser(module)
+    own = {"--config": ("FILE", "YAML file of settings, such as configs/demo.yaml")}
     if fetch:
-        parser.add_argument("--from-run", metavar="RUN_ID", help="reproduce a run: use its settings, stored in MLflow")
+        own["--from-run"] = ("RUN_ID", "reproduce a run: use its settings, stored in MLflow")
+    own |= {flag: ("", effect) for flag, effect in flags.items()}
+    if asked := _asked_for_help(argv):
+        print(settings_help(parser.prog, module, purpose, own, everything=asked == "all"))
+        raise SystemExit(0)
+    for option, (value, _) in own.items():
+        parser.add_argument(option, action="store" if value else "store_true", dest=option)
     source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(
         Config, root_parser=parser, cli_exit_on_error=False
     )
-    given = vars(parser.parse_args(_with_dashes(argv, flags)))
-    file, run = given.pop("config"), given.pop("from_run", None)
+    known, unknown = parser.parse_known_args(_with_dashes(argv, flags))
+    if unknown:
+        raise UserError(_refuse_argument(unknown, module))
+    given = vars(known)
+    file, run = given.pop("--config"), given.pop("--from-run", None)
     if file and run:
         raise UserError(f"--config {file} and --from-run {run} are both given, expected one of them")
     given_flags = {flag for flag in flags if given.pop(flag)}
+    options = _read_options(source, given)
+    origin = f"run {run}" if run else file
     try:
-        options = source(parsed_args=given)()
-    except SettingsError as error:
-        raise UserError(one_line(error)) from None
-    try:
-        origin = f"run {run}" if run else file
         text = fetch(resolve(Config(**options)), run) if run and fetch else _read_file(file) if file else "{}"
-        config = Config(**merge(_parse_yaml(text, str(origin)), options))
+        config = Config(**merge(parse_yaml(text, str(origin)), options))
     except ValidationError as error:
         raise UserError(explain(error, origin)) from None
     return resolve(config), given_flags
@@ -101,7 +126,7 @@ def command(main: Callable[[Sequence[str]], None]) -> Callable[[], None]:
         try:
             main(sys.argv[1:])
         except (UserError, OSError) as error:  # an OSError, such as missing permission, names its file
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {printable(redact(_as_sentence(error)))}", file=sys.stderr, flush=True)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("interrupted: rerun the same command to resume", file=sys.stderr, flush=True)
@@ -117,6 +142,22 @@ def stop_like_interrupt() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+def _as_sentence(error: Exception) -> str:
+    if type(error).__module__ == "builtins" and isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename} cannot be used: {error.strerror}"
+    return str(error)
+
+
+def _asked_for_help(argv: Sequence[str]) -> str:
+    """Return "all" or "own" for a request for help about all settings or those of the command, else ""."""
+    for argument, following in itertools.pairwise([*argv, ""]):
+        if argument == "--help-all" or (argument in ("--help", "-h") and following == "all"):
+            return "all"
+        if argument in ("--help", "-h"):
+            return "own"
+    return ""
+
+
 def _with_dashes(argv: Sequence[str], flags: Iterable[str]) -> list[str]:
     """Turn a bare `key=value` into `--key=value`, unless it is the value of the option before it."""
     dashed: list[str] = []
@@ -127,39 +168,99 @@ def _with_dashes(argv: Sequence[str], flags: Iterable[str]) -> list[str]:
     return dashed
 
 
+def _read_options(source: CliSettingsSource[argparse.ArgumentParser], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the texts of the options into nested settings.
+
+    Raises:
+        UserError: if a text is not of the form of its setting.
+    """
+
+    def read(some: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            nested: dict[str, Any] = source(parsed_args=dict(some))()
+        except SettingsError:
+            if len(some) > 1:  # find the option, which the error does not name in all cases
+                for key, value in some.items():
+                    read({key: value})
+            for key, value in some.items():
+                text = " ".join(value) if isinstance(value, list) else value
+                raise UserError(refuse_form(key, text)) from None
+            raise
+        return nested
+
+    # The name of an existing file is taken as it is, even if it has commas, brackets or quotes.
+    rest = dict(given)
+    sources, sets = rest.get("source"), rest.get("evaluate.benchmarks")
+    places: list[str] | None = None
+    if isinstance(sources, list) and any(map(_exists, sources)):
+        del rest["source"]
+        each = [[text] if _exists(text) else read({"source": [text]})["source"] for text in sources]
+        places = [place for some in each for place in some]
+    folders: dict[str, str] = {}
+    if isinstance(sets, list):
+        folders = {name: path for name, _, path in (text.partition("=") for text in sets) if path and _exists(path)}
+        others = [text for text in sets if text.partition("=")[0] not in folders]
+        rest = {key: value for key, value in rest.items() if key != "evaluate.benchmarks"}
+        rest |= {"evaluate.benchmarks": others} if others else {}
+    options = read(rest)
+    if places is not None:
+        options["source"] = places
+    if folders:
+        evaluate = options.setdefault("evaluate", {})
+        evaluate["benchmarks"] = {**evaluate.get("benchmarks", {}), **folders}
+    return options
+
+
+def _exists(path: str) -> bool:
+    return os.path.lexists(Path(path).expanduser())
+
+
 def _read_file(file: str) -> str:
     try:
-        return Path(file).read_text()
+        with open(file, "rb") as opened:
+            content = opened.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise UserError(f"{file} has more than {MOST_BYTES} bytes, expected a file of settings")
+        return content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"cannot read the configuration {file}: {reason}") from None
 
 
-def _parse_yaml(text: str, origin: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{origin} is not valid YAML: {one_line(error)}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{origin} holds {type(content).__name__}, expected a mapping of settings")
-    return {str(key): value for key, value in content.items()}
+class _SettingsParser(Parser):
+    """The parser of a command that takes settings."""
 
-
-class _HelpFormatter(argparse.HelpFormatter):
-    """Omits a default of null: the description of such a setting says what it means."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help and action.help.replace(" (default: null)", "").replace(" (default: None)", "")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises its errors as `UserError`."""
+    def __init__(self, module: str) -> None:
+        super().__init__(module, add_help=False)
 
     def error(self, message: str) -> NoReturn:
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
-        if not message.startswith("unrecognized arguments"):
-            raise UserError(message)
-        if not unknown.startswith("--"):
-            raise UserError(f"cannot read {unknown!r}, expected --KEY VALUE or KEY=VALUE")
-        key = unknown.removeprefix("--").split("=")[0]
-        raise UserError(f"unknown key {key}{suggest(key)}; --help lists all")
+        """Raise what argparse found about a known option as a sentence."""
+        option, _, problem = message.removeprefix("argument ").partition(": ")
+        field = known_settings().get(option.removeprefix("--"))
+        if problem.startswith("expected") and "argument" in problem:
+            raise UserError(_refuse_missing_value(option, field is not None))
+        super().error(message)
+
+
+def _refuse_missing_value(option: str, is_setting: bool) -> str:
+    if not is_setting:
+        return f"{option} has no value, expected one, such as --config configs/demo.yaml"
+    expected = refuse_form(option.removeprefix("--"), "").partition(", ")[2]
+    return f"{option} has no value, {expected}; write {option}=VALUE for a value that begins with a dash"
+
+
+def _refuse_argument(unknown: Sequence[str], module: str) -> str:
+    """Explain the first argument that is neither an option nor an option's value."""
+    first = unknown[0]
+    if first.startswith("-"):
+        key = first.lstrip("-").partition("=")[0]
+        return f"unknown key {key}{suggest(key)}; --help-all lists all settings"
+    if first.endswith((".yaml", ".yml")):
+        return f"cannot read {first!r} by itself, expected --config {shlex.quote(first)}"
+    if first in known_settings():
+        return f"{first} has no value, expected --{first} VALUE or {first}=VALUE"
+    if first in ("help", "all"):
+        return f"cannot read {first!r}, expected --help or --help-all"
+    if _exists(first):
+        return f"cannot read {first!r} by itself, expected --source {shlex.quote(first)}"
+    return f"cannot read {first!r}, expected --KEY VALUE or KEY=VALUE"

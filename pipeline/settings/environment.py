@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import BaseModel, Field
 
 from pipeline.settings.fields import STRICT
@@ -17,6 +19,18 @@ class Tracking(BaseModel):
     file mlflow.db in the home folder."""
     experiment: str = Field("super-resolution", min_length=1)
     """Name of the MLflow experiment that collects the runs."""
+    register_models: bool = True
+    """Register the best cells of a grid as versions of a model. Turn it off for tries with small networks."""
+
+
+def sqlite_uri(file: str) -> str:
+    """Return the URI of a SQLite database in a file, whatever characters its path has.
+
+    SQLAlchemy decodes the path of a URI. MLflow takes the path of a URI that begins with "sqlite:///" as it is when it
+    creates the folder, so a path with escapes gets another form of the scheme, for which MLflow creates none.
+    """
+    escaped = re.sub("[%?#]", lambda match: f"%{ord(match[0]):02X}", file)
+    return f"{'sqlite' if escaped == file else 'sqlite+pysqlite'}:///{escaped}"
 
 
 class Cluster(BaseModel):

@@ -14,7 +14,7 @@ class Evaluate(BaseModel):
 
     model_config = STRICT
 
-    benchmarks: dict[str, str] = {}
+    benchmarks: dict[str, str] = Field({}, examples=["Set5=data/Set5"])
     """Benchmark sets as NAME=FOLDER. A folder holds HR images, with or without the published LR files; the data guide
     describes the layouts."""
     images: int = Field(6, ge=0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline import storage
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """Decay rate of a moving average."""
@@ -13,18 +16,22 @@ Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """Weight of a term or layer in a sum."""
 
 # Defaults are validated as well: a default of 0 becomes the same 0.0 as in a file, so that both give one fingerprint.
-STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+STRICT = ConfigDict(
+    extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+)
 
 
 def absolute_path(path: str) -> str:
     """Make a local path absolute, because workers run in other folders; return a URL unchanged.
 
     Raises:
-        ValueError: if the text is empty.
+        ValueError: if the text is empty, has a NUL, which no path has, or is not UTF-8, as files of settings are.
     """
-    if not path:
+    if not path or "\0" in path:
         raise ValueError("a path or URL")
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+    if storage.unicode_name(path) != path:
+        raise ValueError("a path in UTF-8: rename it, or make a link to it and name the link")
+    return path if storage.is_url(path) else str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111
 
 
 def absolute_source(source: str) -> str:

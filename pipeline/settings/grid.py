@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
@@ -14,19 +15,22 @@ class Tune(BaseModel):
 
     model_config = STRICT
 
-    grid: dict[str, list[Any] | dict[str, Any]] = {
-        "model.batch_norm": [True, False],
-        "train.loss": {"mse": {"mse": 1.0}, "perceptual": {"perceptual": 1.0, "tv": 5.5e-4}},
-    }
+    grid: dict[str, list[Any] | dict[str, Any]] = Field(
+        {
+            "model.batch_norm": [True, False],
+            "train.loss": {"mse": {"mse": 1.0}, "perceptual": {"perceptual": 1.0, "tv": 5.5e-4}},
+        },
+        examples=['{"train.lr": [1e-4, 2e-4]}'],
+    )
     """Axes of the grid: for each setting, by its dotted key, the list of its values, or a mapping from labels to
     values. Every combination is one cell."""
-    sample: dict[str, dict[str, list[Any]]] = {}
+    sample: dict[str, dict[str, list[Any]]] = Field({}, examples=['{"train.lr": {"loguniform": [1e-4, 1e-3]}}'])
     """Settings that are drawn at random for each cell, such as {"train.lr": {"loguniform": [1e-4, 1e-3]}}. The
     distributions are uniform, loguniform, randint and lograndint with their bounds, and choice with a list of
     values."""
     samples: int = Field(1, ge=1)
     """Number of random draws for each combination of the grid. `train.seed` seeds them."""
-    also: dict[str, dict[str, Any]] = {}
+    also: dict[str, dict[str, Any]] = Field({}, examples=['{"long": {"train.length": "20 epochs"}}'])
     """Additional cells: for each label, the settings by dotted key that differ from the configuration."""
     scheduler: Literal["none", "asha"] = "none"
     """Early stopping of cells: "none", or "asha" to stop those that fall behind (asynchronous successive halving)."""
@@ -45,6 +49,13 @@ class Tune(BaseModel):
     note: str = ""
     """Text for the model cards that says what the images are and under which terms they may be used."""
 
+    @field_validator("grid", "sample", "also")
+    @classmethod
+    def _finite_numbers(cls, value: Any) -> Any:
+        if not _is_finite(value):
+            raise ValueError("finite numbers")
+        return value
+
     @field_validator("metric")
     @classmethod
     def _validation_metric(cls, value: str) -> str:
@@ -56,3 +67,12 @@ class Tune(BaseModel):
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
         return value if value is None else absolute_path(value)
+
+
+def _is_finite(value: Any) -> bool:
+    """Tell whether all numbers in nested lists and mappings are finite."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)

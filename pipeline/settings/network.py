@@ -34,6 +34,11 @@ def known_settings(name: str) -> dict[str, Any]:
     return {"name": name} if entry is None else entry.settings().model_dump()  # type: ignore[call-arg]
 
 
+def known_networks() -> list[str]:
+    """The values that `model.name` can have."""
+    return list(ARCHITECTURES)
+
+
 def without_network_name(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """Drop the network's name, which pydantic inserts into the location of a mistake in a union of networks."""
     in_union = len(ARCHITECTURES) > 1 and len(location) > 1 and location[0] == "model" and location[1] in ARCHITECTURES

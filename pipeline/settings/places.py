@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+from pipeline.settings.environment import sqlite_uri
+from pipeline.settings.errors import UserError
 from pipeline.settings.fields import absolute_path
 from pipeline.settings.schema import Config
 
@@ -12,7 +16,7 @@ from pipeline.settings.schema import Config
 def resolve(config: Config) -> Config:
     """Fill in `home`, `cache`, `tracking.uri` and `tune.new_records`, and make them absolute.
 
-    This is the only place that reads the environment variables SR_HOME, SR_CACHE and MLFLOW_TRACKING_URI and the
+    This module alone reads the environment variables SR_HOME, SR_CACHE, MLFLOW_TRACKING_URI and RAY_ADDRESS, and the
     current folder. The result means the same in every process and on every node, so call this before Ray starts:
     Ray changes the current folder of the processes it starts. A resolved configuration is returned as it is.
 
@@ -39,7 +43,30 @@ def resolve(config: Config) -> Config:
     )
 
 
+def ray_address(config: Config) -> str | None:
+    """Return the address of the Ray cluster, such as HOST:PORT or ray://HOST:PORT; None for a local Ray.
+
+    In a submitted job, Ray sets RAY_ADDRESS to the job's own cluster, whatever it was outside.
+
+    Raises:
+        UserError: if the address is that of a dashboard, which only `ray job` can use.
+    """
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if not address or address == "local":
+        return None
+    if address.startswith(("http://", "https://")):
+        name, remedy = "RAY_ADDRESS", "`unset RAY_ADDRESS` to start a local Ray"
+        if config.cluster.address:
+            name, remedy = "cluster.address", "none to start a local Ray"
+        raise UserError(
+            f"{name} is {address}, the address of a dashboard, which only `ray job submit` can use: expected "
+            f"{urlsplit(address).hostname or 'HOST'}:6379, the address of the head node, or {remedy}"
+        )
+    return address
+
+
 def _absolute_uri(uri: str | None, home: str) -> str | None:
-    if uri and uri.startswith("sqlite:///"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"
-    return uri or (None if "://" in home else f"sqlite:///{home}/mlflow.db")
+    match = re.fullmatch(r"sqlite(?:\+pysqlite)?:///([^?]+)(\?.*)?", uri or "")
+    if match and match[1] != ":memory:":
+        return sqlite_uri(str(Path(unquote(match[1])).expanduser().absolute())) + (match[2] or "")
+    return uri or (None if "://" in home else sqlite_uri(f"{home}/mlflow.db"))

@@ -10,17 +10,18 @@ import re
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from pipeline.settings.data import Data, Preprocess
-from pipeline.settings.environment import Cluster, Tracking
+from pipeline.settings.environment import Cluster, Tracking, sqlite_uri
 from pipeline.settings.errors import UserError
 from pipeline.settings.evaluation import Evaluate
 from pipeline.settings.fields import absolute_path, absolute_source
 from pipeline.settings.grid import Tune
 from pipeline.settings.network import Model, default_model
 from pipeline.settings.training import Train
+from pipeline.storage import redact
 
 
 class Config(BaseSettings):
@@ -30,13 +31,14 @@ class Config(BaseSettings):
         extra="forbid",
         frozen=True,
         use_attribute_docstrings=True,
+        allow_inf_nan=False,
         cli_avoid_json=True,
         cli_hide_none_type=True,
         cli_kebab_case=False,
         cli_parse_none_str="null",
     )
 
-    name: str = Field("srresnet", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = "srresnet"
     """Name of the workflow. Names of its folders start with it."""
     home: str | None = None
     """Folder or URL of all outputs. By default $SR_HOME or, if that is not set, runs/ in the current folder, and
@@ -65,6 +67,13 @@ class Config(BaseSettings):
     """Settings of MLflow."""
     cluster: Cluster = Cluster()
     """Settings of the Ray cluster and of its training workers."""
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+            raise ValueError('letters A to Z, digits, ".", "_" and "-", beginning with a letter or digit')
+        return value
 
     @field_validator("home", "cache")
     @classmethod
@@ -101,7 +110,7 @@ class Config(BaseSettings):
                 raise ValueError(f"{key} is {side}, expected a multiple of the scale {self.scale}")
         group = self.preprocess.row_group * self.preprocess.tile**2 * 3
         if group >= 2**31:
-            raise ValueError(f"preprocess.row_group x tile x tile x 3 is {group} bytes, expected less than 2^31")
+            raise ValueError(f"preprocess.row_group x preprocess.tile^2 x 3 is {group} bytes, expected less than 2^31")
         if self.data.crop > self.preprocess.tile:
             raise ValueError(
                 f"data.crop is {self.data.crop}, expected no more than preprocess.tile, {self.preprocess.tile}"
@@ -146,7 +155,12 @@ class Config(BaseSettings):
                 f"outputs go to {self.outputs}, which cannot hold a SQLite file: "
                 "set tracking.uri to an MLflow server or to sqlite:////path/mlflow.db"
             )
-        return f"sqlite:///{self.outputs}/mlflow.db"
+        return sqlite_uri(f"{self.outputs}/mlflow.db")
+
+    @property
+    def training_label(self) -> str:
+        """Beginning of the name of the training that this configuration describes, such as "srresnet-x4-bn-mse"."""
+        return f"{self.name}-x{self.scale}-{self.model.label}-{'+'.join(self.train.loss)}"
 
     @property
     def new_records(self) -> str | None:
@@ -156,9 +170,16 @@ class Config(BaseSettings):
     def to_yaml(self) -> str:
         """Return the settings as YAML for another user or machine.
 
-        The text leaves out the places that `resolve` sets, because each machine has its own, and the user names and
-        passwords in URLs.
+        The text leaves out the places that `resolve` sets, because each machine has its own, and the secrets in URLs.
         """
         places: Any = {"home": True, "cache": True, "tracking": {"uri"}, "tune": {"new_records"}}
-        text = yaml.safe_dump(self.model_dump(mode="json", exclude=places), sort_keys=False)
-        return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+        return yaml.safe_dump(_redacted(self.model_dump(mode="json", exclude=places)), sort_keys=False)
+
+
+def _redacted(value: Any) -> Any:
+    """Return a JSON value with the secrets removed from the URLs in its texts."""
+    if isinstance(value, dict):
+        return {key: _redacted(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_redacted(entry) for entry in value]
+    return redact(value) if isinstance(value, str) else value

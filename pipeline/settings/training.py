@@ -26,6 +26,10 @@ else:
     )
 
 
+_LONGEST = 1e12
+"""Steps, epochs or minutes of a training."""
+
+
 class Train(TermSections):
     """The training run."""
 
@@ -46,7 +50,7 @@ class Train(TermSections):
     recompute: bool = False
     """Activation checkpointing: compute activations again in the backward pass instead of keeping them. It saves
     memory, takes more time and gives the same gradients."""
-    loss: dict[str, Weight] = Field({"mse": 1.0})
+    loss: dict[str, Weight] = Field({"mse": 1.0}, examples=["mse=1"])
     """Weight of each term of the objective: mse, l1, charbonnier, tv, perceptual."""
     optimizer: Literal["adam", "muon"] = "adam"
     """Adam, or Muon for the hidden 3x3 convolutions (Jordan et al. 2024) and Adam for all other weights. Muon reaches
@@ -58,7 +62,7 @@ class Train(TermSections):
     arXiv:1404.5997), or linear (Goyal et al. 2017, arXiv:1706.02677)."""
     lr_batch: int = Field(16, ge=1)
     """Global batch for which `lr` was chosen."""
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), examples=["0.9,0.999"])
     """Decay rates of Adam's first and second moments."""
     warmup: float = Field(0.03, ge=0, lt=1)
     """Share of the steps over which the learning rate rises linearly."""
@@ -122,7 +126,16 @@ class Train(TermSections):
     @classmethod
     def _amount_and_unit(cls, value: str) -> str:
         if not re.fullmatch(r"(0\.0*[1-9]\d*|[1-9]\d*(\.\d+)?) (steps|epochs|minutes)", value):
-            raise ValueError('such as "1000 steps", "20 epochs" or "25 minutes"')
+            raise ValueError('a number of steps, epochs or minutes, such as "1000 steps", "20 epochs" or "25 minutes"')
+        if float(value.split()[0]) > _LONGEST:
+            raise ValueError(f"a length of at most {_LONGEST:,.0f} steps, epochs or minutes")
+        return value
+
+    @field_validator("seed")
+    @classmethod
+    def _seed_of_64_bits(cls, value: int) -> int:
+        if not -(2**63) <= value < 2**63:
+            raise ValueError("a number from -2^63 to 2^63 - 1")
         return value
 
     @field_validator("init_from")
@@ -135,7 +148,7 @@ class Train(TermSections):
     def _known_terms(cls, value: dict[str, float]) -> dict[str, float]:
         unknown = sorted(set(value) - set(TERMS))
         if unknown or not value:
-            raise ValueError(f"terms among {sorted(TERMS)}")
+            raise ValueError(f"weights of terms among {', '.join(TERMS)}, such as mse=1")
         return value
 
     @model_validator(mode="after")
@@ -144,7 +157,10 @@ class Train(TermSections):
             settings = self.term_settings(name)
             needed = TERMS[name].pretrained(settings)
             if needed and needed.source != "torchvision":
-                local = settings.model_copy(update={"weights": absolute_path(needed.source)})
+                try:
+                    local = settings.model_copy(update={"weights": absolute_path(needed.source)})
+                except ValueError as error:
+                    raise ValueError(f"{needed.setting} is {needed.source!r}, expected {error}") from None
                 object.__setattr__(self, name, local)  # the model is frozen once it is validated
         return self
 

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 import requests
 import tenacity
 import urllib3
 from filelock import FileLock
-from tqdm import tqdm
 
+from pipeline import terminal
 from pipeline.storage import documents, files
+from pipeline.storage.locations import is_url
+from pipeline.storage.private import private_folder
+from pipeline.storage.redaction import redact
 from pipeline.storage.texts import fingerprint
-
-T = TypeVar("T")
 
 _ATTEMPTS = 6
 """Number of attempts in a row without new bytes after which a download fails."""
@@ -80,34 +78,41 @@ def fetch(
     name = f"{fingerprint(url)}-{name}"
     target = f"{cache}/{name}"
     # An unfinished file is always local: in the cache itself, or in one folder for all remote caches.
-    folder = Path(tempfile.gettempdir(), f"sr-downloads-{os.getuid()}") if "://" in cache else Path(cache)
     if not _is_cached(target, size, sha256):
-        folder.mkdir(parents=True, exist_ok=True)
+        if is_url(cache):
+            folder = private_folder("sr-downloads")
+        else:
+            folder = Path(cache)
+            folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{name}.lock"):
             if not _is_cached(target, size, sha256):  # another process may have finished it meanwhile
                 part = folder / f"{name}.part"
                 checksum = _download(url, part, size, sha256, sleep)
-                note = _CachedFile(url, part.stat().st_size, checksum)
+                note = _CachedFile(redact(url), part.stat().st_size, checksum)
                 files.put(part, target)
                 documents.write_document(f"{target}.json", note)
                 part.unlink(missing_ok=True)
     return target
 
 
+def recorded_sha256(file: str) -> str | None:
+    """Return the SHA-256 of a file in the cache, in hexadecimal, from the note beside it; None without a note."""
+    note = documents.read_expendable(f"{file}.json", _CachedFile)
+    return note.sha256 if note else None
+
+
+def discard(file: str) -> None:
+    """Remove a file from the cache, so that it is downloaded again."""
+    files.remove(f"{file}.json")
+    files.remove(file)
+
+
 def _is_cached(target: str, size: int | None, sha256: str | None) -> bool:
     """Tell whether the cache has the file, by its size and its note; the SHA-256 is not computed again."""
-    note = _read_note(f"{target}.json", _CachedFile)
+    note = documents.read_expendable(f"{target}.json", _CachedFile)
     if note is None or files.size(target) != note.bytes:
         return False
     return size in (None, note.bytes) and sha256 in (None, note.sha256)
-
-
-def _read_note(url: str, kind: type[T]) -> T | None:
-    """Read a note; a damaged one counts as missing, so that the file is downloaded again."""
-    try:
-        return documents.read_document(url, kind)
-    except documents.DamagedFileError:
-        return None
 
 
 def _download(url: str, part: Path, size: int | None, sha256: str | None, sleep: Callable[[float], None]) -> str:
@@ -163,7 +168,7 @@ def _receive(url: str, part: Path) -> bool:
         OSError: if the bytes cannot be stored.
     """
     size_before = have = part.stat().st_size if part.exists() else 0
-    version = _read_note(f"{part}.json", _PartialFile) or _PartialFile()
+    version = documents.read_expendable(f"{part}.json", _PartialFile) or _PartialFile()
     if have and not version.etag:  # nothing ensures that the rest would belong to the same version
         have = 0
     headers = {"Accept-Encoding": "identity"}
@@ -206,16 +211,23 @@ def _store(response: requests.Response, part: Path, have: int, size_before: int)
         size = content_range.rpartition("/")[2]
         total = int(size) if size.isdigit() else None if total is None else have + total
     reason = ""
+    name = part.stem.partition("-")[2]  # without the fingerprint of the address
     with (
         part.open("r+b" if have else "wb") as file,
-        tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, mininterval=2) as bar,
+        terminal.stage(f"download {name}", "the first bytes are awaited", unit="MB") as shown,
     ):
         file.seek(have)
+        if total:
+            shown.begin_at(have / 1e6, total / 1e6)
         try:
             # read1 returns the bytes that have arrived; requests would lose the last chunk of a broken connection.
             while chunk := response.raw.read1(1 << 20):
                 file.write(chunk)
-                bar.update(len(chunk))
+                have += len(chunk)
+                if total:
+                    shown.update(have / 1e6)
+                else:
+                    shown.update(message=f"{have / 1e6:.1f} MB")
         except urllib3.exceptions.HTTPError as error:
             reason = f"the connection broke ({type(error).__name__})"
     now = part.stat().st_size

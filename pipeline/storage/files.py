@@ -13,12 +13,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import has_magic
 from pathlib import Path
 from uuid import uuid4
 
 import fsspec
 
-from pipeline.storage.retries import is_local, with_retries
+from pipeline.storage.locations import locate
+from pipeline.storage.retries import DISK_FULL, is_local, with_retries
 
 _ABANDONED_S = 3600
 """Age in seconds at which an unfinished file counts as left by a killed writer."""
@@ -39,22 +41,28 @@ def create(url: str, sync: bool = True) -> Iterator[Path]:
         sync: write a local file's content to disk before it gets its name. Without this, a power failure can damage
             the file until `flush` is called. Object stores publish an object only when its upload is complete.
     """
-    fs, path = fsspec.url_to_fs(url)
+    fs, path = locate(url)
     if is_local(fs):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         part = Path(f"{path}.{uuid4().hex[:8]}.part")
     else:
-        part = Path(tempfile.gettempdir(), f"sr-{uuid4().hex}.part")
+        descriptor, name = tempfile.mkstemp(prefix="sr-", suffix=".part")  # a new file that only this user can read
+        os.close(descriptor)
+        part = Path(name)
     try:
         yield part
         put(part, url, sync)
+    except OSError as error:
+        if error.errno in DISK_FULL and error.filename is None:
+            error.filename = url
+        raise
     finally:
         part.unlink(missing_ok=True)
 
 
 def put(part: Path, url: str, sync: bool = True) -> None:
     """Publish a finished local file as `url`. A local file is moved there; the caller removes an uploaded one."""
-    fs, path = fsspec.url_to_fs(url)
+    fs, path = locate(url)
     if is_local(fs):
         if sync:
             flush(str(part))
@@ -74,7 +82,7 @@ def _upload(fs: fsspec.AbstractFileSystem, part: Path, path: str) -> None:
 
 def flush(url: str) -> None:
     """Write a local file's content to its disk. Objects in a store are already safe."""
-    fs, path = fsspec.url_to_fs(url)
+    fs, path = locate(url)
     if is_local(fs):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -93,7 +101,7 @@ def local_copy(url: str) -> Iterator[Path]:
     Raises:
         FileNotFoundError: if there is no such file.
     """
-    fs, path = fsspec.url_to_fs(url)
+    fs, path = locate(url)
     if is_local(fs):
         if not Path(path).is_file():
             raise FileNotFoundError(errno.ENOENT, "no such file", path)
@@ -106,14 +114,22 @@ def local_copy(url: str) -> Iterator[Path]:
 
 def remove(folder: str) -> None:
     """Remove a folder and its content, if it exists."""
-    fs, path = fsspec.url_to_fs(folder)
+    fs, path = locate(folder)
+
+    def remove_all() -> None:
+        if is_local(fs) or not has_magic(path):
+            fs.rm(path, recursive=True)
+            return
+        for file in fs.find(path):  # `rm` would take the name for a pattern
+            fs.rm_file(file)
+
     with suppress(FileNotFoundError):
-        with_retries(folder, lambda: fs.rm(path, recursive=True))
+        with_retries(folder, remove_all)
 
 
 def sweep(folder: str) -> None:
     """Remove unfinished files that killed writers left in a local folder more than an hour ago."""
-    fs, path = fsspec.url_to_fs(folder)
+    fs, path = locate(folder)
     if is_local(fs):
         for part in Path(path).glob("*.part"):
             if time.time() - part.stat().st_mtime > _ABANDONED_S:
@@ -122,7 +138,7 @@ def sweep(folder: str) -> None:
 
 def read(url: str) -> bytes | None:
     """Return a file's content, or None if there is no such file."""
-    fs, path = fsspec.url_to_fs(url)
+    fs, path = locate(url)
     try:
         return with_retries(url, lambda: bytes(fs.cat_file(path)))
     except FileNotFoundError:
@@ -131,13 +147,13 @@ def read(url: str) -> bytes | None:
 
 def exists(url: str) -> bool:
     """Tell whether there is a file or folder at `url`."""
-    fs, path = fsspec.url_to_fs(url)
+    fs, path = locate(url)
     return with_retries(url, lambda: bool(fs.exists(path)))
 
 
 def size(url: str) -> int | None:
     """Return a file's size in bytes, or None if there is no such file."""
-    fs, path = fsspec.url_to_fs(url)
+    fs, path = locate(url)
     try:
         return with_retries(url, lambda: int(fs.info(path)["size"]))
     except FileNotFoundError:
@@ -146,13 +162,23 @@ def size(url: str) -> int | None:
 
 def names(folder: str) -> list[str]:
     """Return the sorted names of a folder's files and folders; an empty list if the folder does not exist."""
-    fs, path = fsspec.url_to_fs(folder)
+    fs, path = locate(folder)
     try:
         entries = with_retries(folder, lambda: list(fs.ls(path, detail=False)))
     except FileNotFoundError:
         return []
     paths = {entry.rstrip("/") for entry in entries} - {path.rstrip("/")}  # S3 consoles store an object for a folder
     return sorted(name for entry in paths if (name := entry.rsplit("/", 1)[-1]))
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """Return the size in bytes of each file in a folder by its name; empty if the folder does not exist."""
+    fs, path = locate(folder)
+    try:
+        entries = with_retries(folder, lambda: list(fs.ls(path, detail=True)))
+    except FileNotFoundError:
+        return {}
+    return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}
 
 
 def sha256(file: Path) -> str:

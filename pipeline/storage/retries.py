@@ -10,6 +10,7 @@ from typing import TypeVar
 import fsspec
 import tenacity
 
+from pipeline.storage.locations import locate
 from pipeline.storage.texts import one_line
 
 T = TypeVar("T")
@@ -27,7 +28,8 @@ _PERMANENT_ERRORS = (
 )
 _PERMANENT_ERROR_NAMES = re.compile("Credentials|Authentication|ParamValidation")
 """Parts of the class names of errors that the stores' own clients raise and that no retry can cure."""
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of errors for which there is no room."""
 _NUMBERS = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES}
 """Numbers for errors raised without one: an OSError with such a number is of that class again."""
 
@@ -48,7 +50,7 @@ def with_retries(url: str, operation: Callable[[], T], expected: tuple[type[Exce
     Raises:
         OSError: if the operation fails on an object store; it names the URL.
     """
-    fs, _ = fsspec.url_to_fs(url)
+    fs, _ = locate(url)
     if is_local(fs):
         return operation()
     fs.invalidate_cache()  # another process may have written since
@@ -74,6 +76,6 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
 
 
 def _is_temporary(error: BaseException) -> bool:
-    disk_full = isinstance(error, OSError) and error.errno in _DISK_FULL
+    disk_full = isinstance(error, OSError) and error.errno in DISK_FULL
     permanent = isinstance(error, _PERMANENT_ERRORS) or bool(_PERMANENT_ERROR_NAMES.search(type(error).__name__))
     return isinstance(error, Exception) and not permanent and not disk_full

@@ -1,9 +1,11 @@
 """Journals of trainings, and runs in MLflow."""
 
+from pipeline.tracking.addresses import ui_command
 from pipeline.tracking.forwarding import Forwarder
 from pipeline.tracking.journal import Journal, JournalReader, JournalRecord, RecordKind
-from pipeline.tracking.mlflow_store import TrackedRun, Tracker, fetch_config, ui_command, wait_for_server
-from pipeline.tracking.notes import mark_as_tracked, parents_of_tracked
+from pipeline.tracking.mlflow_store import TrackedRun, Tracker, fetch_config, find_problem, wait_for_server
+from pipeline.tracking.models import ModelVersion, register_version
+from pipeline.tracking.notes import any_tracked, mark_as_tracked, parents_of_tracked
 from pipeline.tracking.provenance import commit
 from pipeline.tracking.result import Best, TrainingResult
 
@@ -13,14 +15,18 @@ __all__ = [
     "Journal",
     "JournalReader",
     "JournalRecord",
+    "ModelVersion",
     "RecordKind",
     "TrackedRun",
     "Tracker",
     "TrainingResult",
+    "any_tracked",
     "commit",
     "fetch_config",
+    "find_problem",
     "mark_as_tracked",
     "parents_of_tracked",
+    "register_version",
     "ui_command",
     "wait_for_server",
 ]

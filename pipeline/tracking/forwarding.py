@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import time
+from collections.abc import Callable
 
 from PIL import Image
 
 from pipeline import storage
 from pipeline.tracking.journal import JournalReader, JournalRecord
-from pipeline.tracking.mlflow_store import TrackedRun
+from pipeline.tracking.mlflow_store import TrackedRun, system_metrics
 from pipeline.tracking.notes import SentImages
 
 _PAUSE_S = 15
 """Seconds without attempts after MLflow did not answer."""
 _PATIENCE_S = 60
 """Seconds for which `forward_rest` waits for MLflow."""
+_SYSTEM_EVERY_S = 10
+"""Seconds between two measurements of the machine."""
 
 
 class Forwarder:
@@ -34,15 +38,24 @@ class Forwarder:
         self._run = run
         self._unsent: list[JournalRecord] = []
         self._retry_at = 0.0
+        self._step = 0
+        self._measure: Callable[[], dict[str, float]] | None = None
+        self._measure_at = 0.0
         # MLflow replaces a metric that is sent twice, but would show an image twice.
         self._note_url = f"{journal_url}/images/sent-{run.id}.json"
-        note = storage.read_document(self._note_url, SentImages)
+        note = storage.read_expendable(self._note_url, SentImages)
         self._sent_images: list[str] = note.files if note else []
+
+    def read_new(self) -> list[JournalRecord]:
+        """Read the new records, and return them; a later call of the other methods sends them."""
+        new = list(self._reader.new())
+        self._unsent += new
+        self._step = max([self._step, *(record.step for record in new)])
+        return new
 
     def forward_new(self) -> list[JournalRecord]:
         """Read the new records, try to send all unsent ones, and return the new ones."""
-        new = list(self._reader.new())
-        self._unsent += new
+        new = self.read_new()
         if time.monotonic() >= self._retry_at:
             while self._unsent:
                 if not self._send(self._unsent[0]):
@@ -50,6 +63,21 @@ class Forwarder:
                     break
                 self._unsent.pop(0)
         return new
+
+    def forward_system_metrics(self) -> None:
+        """Every few seconds, log how busy this machine is, unless MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is "false".
+
+        Measurements are lost while MLflow is away. Those of workers on other machines are not taken.
+        """
+        now = time.monotonic()
+        if now < self._measure_at or self._unsent:
+            return
+        self._measure_at = now + _SYSTEM_EVERY_S
+        if os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() in ("false", "0"):
+            return
+        self._measure = self._measure or system_metrics()
+        if not self._run.log_metrics(self._measure(), self._step):
+            self._measure_at = now + 10 * _SYSTEM_EVERY_S
 
     def forward_rest(self) -> bool:
         """Try for up to a minute to send all remaining records; return True if MLflow has them all."""
@@ -71,11 +99,25 @@ class Forwarder:
         if not self._run.log_metrics(record.metrics, record.step, record.time):
             return False
         for key, file in record.images.items():
-            content = None if file in self._sent_images else storage.read(f"{self._reader.url}/{file}")
-            if content is None:
+            image = None if file in self._sent_images else _read_image(f"{self._reader.url}/{file}")
+            if image is None:
                 continue
-            if not self._run.log_image(Image.open(io.BytesIO(content)), key, record.step):
+            if not self._run.log_image(image, key, record.step):
                 return False
             self._sent_images.append(file)
             storage.write_document(self._note_url, SentImages(self._sent_images))
         return True
+
+
+def _read_image(url: str) -> Image.Image | None:
+    """Read an image of the journal; None if it is missing or damaged."""
+    content = storage.read(url)
+    if content is None:
+        return None
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except Exception:  # Pillow raises exceptions of many classes for a damaged file
+        storage.report_once(f"{url} is damaged: MLflow does not get this image")
+        return None
+    return image

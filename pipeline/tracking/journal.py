@@ -10,9 +10,10 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 from PIL import Image
+from pydantic import Field
 
 from pipeline import storage
 
@@ -25,12 +26,12 @@ class JournalRecord:
     """One line of a journal."""
 
     kind: RecordKind
-    step: int
+    step: Annotated[int, Field(ge=0, lt=2**63)]
     """Number of finished optimizer steps."""
-    time: int
+    time: Annotated[int, Field(ge=0, lt=2**47)]
     """Unix time in milliseconds."""
     metrics: dict[str, float]
-    images: dict[str, str] = field(default_factory=dict)
+    images: dict[str, Annotated[str, Field(pattern=r"^images/[^./\\][^/\\]*$")]] = field(default_factory=dict)
     """File of each image in the journal's folder, by its key in MLflow."""
 
 
@@ -69,6 +70,9 @@ class Journal:
 class JournalReader:
     """Reads each record of a journal once, and skips the records of steps repeated after an interruption.
 
+    A line that is not a record, such as a torn one, is skipped, and one sentence on stderr names its file. No result
+    depends on the journal.
+
     Args:
         url: path or fsspec URL of the journal's folder.
     """
@@ -79,18 +83,18 @@ class JournalReader:
         self._seen: set[tuple[str, int, int]] = set()
 
     def new(self) -> Iterator[JournalRecord]:
-        """Yield the records since the last call, in order of steps.
-
-        Raises:
-            DamagedFileError: if a line of the journal is not a record.
-        """
+        """Yield the records since the last call, in order of steps."""
         files = [name for name in storage.names(self.url) if name.endswith(".jsonl") and name not in self._read]
         for file in files:
             url = f"{self.url}/{file}"
             content = storage.read(url)
             self._read.add(file)
             for line in (content or b"").splitlines():
-                record = storage.parse_document(line, JournalRecord, url)
+                try:
+                    record = storage.parse_document(line, JournalRecord, url, "")
+                except storage.DamagedFileError:
+                    storage.report_once(f"{url} is damaged: the lines that are no records are skipped")
+                    continue
                 session = record.time if record.kind == "session" else 0  # each session has a record of its own
                 key = (record.kind, record.step, session)
                 if key not in self._seen:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import sys
 import tempfile
 import time
@@ -22,13 +23,31 @@ from typing import Any
 
 from PIL import Image
 
+from pipeline import terminal
 from pipeline.settings import Config, UserError
-from pipeline.storage import one_line
+from pipeline.storage import one_line, redact
+from pipeline.tracking.contact import (
+    RefusedError,
+    UnavailableError,
+    contact,
+    deleted_error,
+    find_experiments,
+    sqlite_file,
+)
 from pipeline.tracking.notes import read_run_note, write_run_note
-from pipeline.tracking.provenance import code_hash, commit
+from pipeline.tracking.provenance import code_hash, commit, has_ended, user_name
 
 _PROCESS_TAG = "sr.process"
 """Tag with the host and process id of the process that writes a run."""
+
+_DESCRIPTION = (
+    "Trainings of super-resolution networks. The run of a workflow or grid has its trainings below it. A training's "
+    "images are under Model metrics, bicubic_sr_hr: bicubic, network and truth at each validation; click one to "
+    "enlarge it. `val/psnr_y` is the PSNR of the held-out images in dB. The artifact config.yaml has all settings."
+)
+
+_SHOWN_WIDTH = 960
+"""Width in pixels to which small images are enlarged, so that MLflow's preview shows single pixels."""
 
 
 class Tracker:
@@ -38,42 +57,54 @@ class Tracker:
         config: names the tracking server or database and the experiment.
 
     Raises:
-        UserError: if MLflow does not answer. Only this first contact must succeed.
+        UserError: if MLflow cannot be used. Only this first contact must succeed.
     """
 
     def __init__(self, config: Config) -> None:
-        with _without_info_logs():
+        refused: UserError | None = None
+        try:
+            contact(config)
+        except RefusedError as error:  # MLflow itself may know a user from a file or a plug-in
+            refused = error
+        with terminal.stage("", "opening MLflow"), _without_info_logs():
             import mlflow  # imported here because it takes seconds, and a command that reuses everything needs none
             from mlflow.exceptions import MlflowException
 
-            self._failures: tuple[type[Exception], ...] = (MlflowException, OSError)
+            self.failures: tuple[type[Exception], ...] = (MlflowException, OSError)
             self.uri = config.tracking_uri
-            if self.uri.startswith("sqlite:///"):
-                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            self._client = mlflow.MlflowClient(self.uri)
+            self._place = f"MLflow at {redact(self.uri)}"
+            self._home = config.outputs
             self._warned = False
             try:
+                if file := sqlite_file(self.uri):
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                self._client = mlflow.MlflowClient(self.uri)
                 self.experiment_id = self._find_or_create_experiment(config)
+            except UserError:
+                raise
             except Exception as error:  # from SQLAlchemy, requests or MLflow, depending on the store
-                reason = one_line(error, 300)
-                raise UserError(
-                    f"MLflow at {self.uri} cannot be used: {reason}; expected a running server or a database"
+                raise refused or UserError(
+                    f"{self._place} cannot be used: {one_line(error, 300)}; expected a running server or a database"
                 ) from None
         self._end_abandoned_runs()
 
     def _find_or_create_experiment(self, config: Config) -> str:
         name = config.tracking.experiment
+        # The first tag makes MLflow's UI before 3.17 open its pages for training rather than those for GenAI.
+        tags = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": _DESCRIPTION}
         found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        artifacts = None
-        if self.uri.startswith("sqlite:") and "://" not in config.outputs:
-            artifacts = Path(f"{config.outputs}/mlartifacts").as_uri()
-        elif self.uri.startswith("sqlite:"):
-            artifacts = f"{config.outputs}/mlartifacts"
-        # This kind makes MLflow's UI open its pages for training rather than those for GenAI.
-        tags = {"mlflow.experimentKind": "custom_model_development"}
-        return str(self._client.create_experiment(name, artifact_location=artifacts, tags=tags))
+        if found is None:
+            artifacts = None
+            if self.uri.startswith("sqlite"):
+                artifacts = f"{config.outputs}/mlartifacts"
+                artifacts = artifacts if "://" in artifacts else Path(artifacts).as_uri()
+            return str(self._client.create_experiment(name, artifact_location=artifacts, tags=tags))
+        if found.lifecycle_stage != "active":
+            raise deleted_error(config, str(found.experiment_id))
+        with contextlib.suppress(*self.failures):  # such as for a user who may add runs but not change the experiment
+            for key in tags.keys() - found.tags.keys():
+                self._client.set_experiment_tag(found.experiment_id, key, tags[key])
+        return str(found.experiment_id)
 
     @contextlib.contextmanager
     def run(self, folder: str, name: str, tags: dict[str, str], parent: str = "") -> Iterator[TrackedRun]:
@@ -90,6 +121,9 @@ class Tracker:
             name: name of a new run.
             tags: tags to set.
             parent: id of the parent run, or "" for none.
+
+        Raises:
+            UserError: if MLflow does not create the run.
         """
         run = self._resume_or_create(folder, name, tags, parent)
         try:
@@ -107,35 +141,6 @@ class Tracker:
         run_id = read_run_note(folder, self.uri).runs.get(parent)
         return TrackedRun(self, run_id, new=False) if run_id else None
 
-    def register_model(self, model: str, alias: str, run: TrackedRun, path: str, description: str) -> bool:
-        """Register a run's artifact as a version of a model, and give the version an alias.
-
-        Args:
-            model: name of the registered model, which is created if it does not exist.
-            alias: alias of the version; another version loses it.
-            run: the run that has the artifact.
-            path: the artifact's path in the run.
-            description: description of a new version.
-
-        Returns:
-            True if MLflow accepted it.
-        """
-
-        def register(client: Any) -> None:
-            with contextlib.suppress(*self._failures):  # the model exists already
-                client.create_registered_model(model)
-            versions = client.search_model_versions(f"name = '{model}' and run_id = '{run.id}'")
-            version = (
-                versions[0]
-                if versions
-                else client.create_model_version(
-                    model, f"runs:/{run.id}/{path}", run.id, description=description, await_creation_for=0
-                )
-            )
-            client.set_registered_model_alias(model, alias, version.version)
-
-        return self.call(register)
-
     def call(self, request: Callable[[Any], Any]) -> bool:
         """Make a request with the MLflow client, and report an outage once.
 
@@ -151,19 +156,19 @@ class Tracker:
         except Exception as error:  # from MLflow, or from the client of a database or an object store
             reason = one_line(error, 200)
             if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
-                print(f"MLflow at {self.uri} rejects a record, which is skipped ({reason})", file=sys.stderr)
+                print(f"{self._place} rejects a record, which is skipped ({reason})", file=sys.stderr)
                 return True
             if not self._warned:
-                print(f"MLflow at {self.uri} does not answer; the run continues without it ({reason})", file=sys.stderr)
+                print(f"{self._place} does not answer; the run continues without it ({reason})", file=sys.stderr)
             self._warned = True
             return False
         if self._warned:
-            print(f"MLflow at {self.uri} answers again", file=sys.stderr)
+            print(f"{self._place} answers again", file=sys.stderr)
         self._warned = False
         return True
 
     def _end_with_children(self, run: TrackedRun, status: str) -> None:
-        with contextlib.suppress(*self._failures):
+        with contextlib.suppress(*self.failures):
             running = f"tags.`mlflow.parentRunId` = '{run.id}' and attributes.status = 'RUNNING'"
             for child in self._client.search_runs([self.experiment_id], running):
                 self._client.set_terminated(child.info.run_id, "KILLED")
@@ -173,31 +178,39 @@ class Tracker:
         note = read_run_note(folder, self.uri)
         below = {"mlflow.parentRunId": parent} if parent else {}
         tags = {**tags, _PROCESS_TAG: f"{platform.node()}:{os.getpid()}", **below}
+        tags = {key: redact(value) for key, value in tags.items()}
         run_id = note.runs.get(parent) or note.runs.get("")
         others = {key: value for key, value in note.runs.items() if value != run_id}
         if run_id:
-            with contextlib.suppress(*self._failures):  # the run was deleted: create another
+            with contextlib.suppress(*self.failures):  # the run was deleted: create another
                 self._client.update_run(run_id, status="RUNNING")
                 for key, value in tags.items():
                     self._client.set_tag(run_id, key, value)
                 write_run_note(folder, replace(note, runs={**others, parent: run_id}))
                 return TrackedRun(self, run_id, new=False)
-        user = os.environ.get("USER", "unknown")
-        source = {"mlflow.source.name": "pipeline", "mlflow.user": user, "sr.code": code_hash()}
+        source = {"mlflow.source.name": "pipeline", "mlflow.user": user_name(), "sr.code": code_hash()}
         source |= {"mlflow.source.git.commit": code} if (code := commit()) else {}
-        created = self._client.create_run(self.experiment_id, run_name=name, tags={**source, **tags})
+        try:
+            created = self._client.create_run(self.experiment_id, run_name=name, tags={**source, **tags})
+        except self.failures as error:
+            raise UserError(f"{self._place} does not create a run: {one_line(error, 300)}; rerun the command") from None
         run_id = str(created.info.run_id)
-        command = f"python -m pipeline.{'tune' if tags.get('stage') == 'grid' else 'run'} --from-run {run_id}"
-        self.call(lambda client: client.set_tag(run_id, "mlflow.note.content", f"Reproduce this run: `{command}`"))
+        again = self._rerun_command("tune" if tags.get("stage") == "grid" else "run", run_id)
+        self.call(lambda client: client.set_tag(run_id, "mlflow.note.content", f"To rerun it:\n\n```\n{again}\n```"))
         write_run_note(folder, replace(note, runs={**others, parent: run_id}))
         return TrackedRun(self, run_id, new=True)
 
+    def _rerun_command(self, module: str, run_id: str) -> str:
+        """Return the command that reproduces a run from any folder."""
+        places = ["--home", redact(self._home), "--tracking.uri", redact(self.uri)]
+        return shlex.join(["python", "-m", f"pipeline.{module}", "--from-run", run_id, *places])
+
     def _end_abandoned_runs(self) -> None:
         """Mark runs as KILLED if a process of this machine left them running and is gone."""
-        with contextlib.suppress(*self._failures):
+        with contextlib.suppress(*self.failures):
             for run in self._client.search_runs([self.experiment_id], "attributes.status = 'RUNNING'"):
-                host, _, pid = run.data.tags.get(_PROCESS_TAG, "").rpartition(":")
-                if host == platform.node() and not _is_running(int(pid)):
+                host, _, process = run.data.tags.get(_PROCESS_TAG, "").rpartition(":")
+                if host == platform.node() and has_ended(process):
                     self._client.set_terminated(run.info.run_id, "KILLED")
 
 
@@ -226,9 +239,14 @@ class TrackedRun:
         from mlflow.entities import Param
 
         if self.new:
-            entries = [Param(key, str(value)) for key, value in params.items()]
+            entries = [Param(key, redact(str(value))) for key, value in params.items()]
             self._tracker.call(lambda client: client.log_batch(self.id, params=entries[:100]))
         self._tracker.call(lambda client: client.log_text(self.id, config.to_yaml(), "config.yaml"))
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        """Set tags of the run."""
+        for key, value in tags.items():
+            self._tracker.call(lambda client, key=key, value=value: client.set_tag(self.id, key, redact(value)))
 
     def log_dataset(self, name: str, digest: str, source: str, profile: dict[str, Any]) -> None:
         """Log the training data.
@@ -241,7 +259,8 @@ class TrackedRun:
         """
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        dataset = Dataset(name, digest, "local", json.dumps({"uri": source}), profile=json.dumps(profile))
+        place = json.dumps({"uri": redact(source)})
+        dataset = Dataset(redact(name)[:500], digest, "local", place, profile=json.dumps(profile))
         entry = DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
         self._tracker.call(lambda client: client.log_inputs(self.id, [entry]))
 
@@ -260,8 +279,13 @@ class TrackedRun:
         return self._tracker.call(lambda client: client.log_batch(self.id, metrics=entries))
 
     def log_image(self, image: Image.Image, key: str, step: int) -> bool:
-        """Add an image of a step to the run's image grid; return False if MLflow did not receive it."""
-        return self._tracker.call(lambda client: client.log_image(self.id, image, key=key, step=step, synchronous=True))
+        """Add an image of a step to the run's image grid; return False if MLflow did not receive it.
+
+        A small image is enlarged by a whole number without smoothing.
+        """
+        factor = max(_SHOWN_WIDTH // image.width, 1)
+        shown = image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
+        return self._tracker.call(lambda client: client.log_image(self.id, shown, key=key, step=step, synchronous=True))
 
     def log_file(self, content: bytes, path: str) -> bool:
         """Store a file as the artifact `path`; return False if MLflow did not receive it."""
@@ -284,25 +308,48 @@ class TrackedRun:
         self.ended = self._tracker.call(lambda client: client.set_terminated(self.id, status))
 
 
+def find_problem(config: Config) -> UserError | None:
+    """Return why MLflow cannot be used, or None if it can. Nothing is created, and it takes no more than seconds.
+
+    Args:
+        config: names the tracking server or database and the experiment.
+    """
+    try:
+        contact(config)
+    except RefusedError as refused:  # MLflow itself may know a user from a file or a plug-in
+        with _without_info_logs():
+            import mlflow
+
+            try:
+                mlflow.MlflowClient(config.tracking_uri).get_experiment_by_name(config.tracking.experiment)
+            except Exception:  # from requests or MLflow
+                return refused
+    except UserError as error:
+        return error
+    return None
+
+
 def wait_for_server(config: Config, patience_s: float) -> None:
     """Wait until MLflow answers.
 
     Raises:
-        UserError: if it does not answer within `patience_s` seconds.
+        UserError: if it does not answer within `patience_s` seconds, or cannot be used at all.
     """
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            Tracker(config)
+            contact(config)
             return
-        except UserError:
+        except RefusedError:
+            return  # the tracker says more
+        except UnavailableError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(5)
 
 
 def fetch_config(config: Config, run_id: str) -> str:
-    """Return the configuration of a run as YAML.
+    """Return the configuration of a run as YAML. Nothing is created.
 
     Args:
         config: names the tracking server or database.
@@ -311,36 +358,41 @@ def fetch_config(config: Config, run_id: str) -> str:
     Raises:
         UserError: if MLflow has no such run, or the run has no configuration.
     """
-    with _without_info_logs():
+    place, file = f"MLflow at {redact(config.tracking_uri)}", sqlite_file(config.tracking_uri)
+    if file and not file.exists():
+        raise UserError(
+            f"run {run_id} cannot be used, because there is no database {file}: name that of the run with "
+            "--tracking.uri, or with the --home of its outputs"
+        )
+    with contextlib.suppress(RefusedError):
+        find_experiments(config)
+    with _without_info_logs(), tempfile.TemporaryDirectory(prefix="sr-") as folder:
         import mlflow
 
         try:
-            file: str = mlflow.MlflowClient(config.tracking_uri).download_artifacts(run_id, "config.yaml")
-            return Path(file).read_text()
+            path: str = mlflow.MlflowClient(config.tracking_uri).download_artifacts(run_id, "config.yaml", folder)
+            return Path(path).read_text("utf-8")
         except Exception as error:  # from SQLAlchemy, requests or MLflow, depending on the store
-            reason = one_line(error, 200)
             raise UserError(
-                f"run {run_id} of MLflow at {config.tracking_uri} cannot be used: {reason}; expected the id of a run "
-                "of this pipeline; --tracking.uri names another server"
+                f"run {run_id} of {place} cannot be used: {one_line(error, 200)}; expected the id of a run of this "
+                "pipeline; --tracking.uri names another server"
             ) from None
 
 
-def ui_command(config: Config) -> str:
-    """Return the shell command that opens MLflow's UI for the runs."""
-    uri = config.tracking_uri
-    if uri.startswith("http"):
-        return f"open {uri}"
-    return f"{Path(sys.executable).parent / 'mlflow'} ui --backend-store-uri {uri} --port 5000"
+def system_metrics() -> Callable[[], dict[str, float]]:
+    """Return a function that measures processor, memory, disk, network and GPUs of this machine, by MLflow's names."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+    monitor = SystemMetricsMonitor(run_id="")
 
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # the process belongs to another user
-        return True
-    return True
+    def measure() -> dict[str, float]:
+        monitor.collect_metrics()
+        values = {f"system/{key}": float(value) for key, value in monitor.aggregate_metrics().items()}
+        for part in monitor.monitors:
+            part.clear_metrics()
+        return values
+
+    return measure
 
 
 @contextlib.contextmanager

@@ -1,9 +1,12 @@
-"""Identification of the code that produces a run."""
+"""Identification of the code, the user and the process that produce a run."""
 
 from __future__ import annotations
 
 import functools
+import getpass
 import hashlib
+import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -40,3 +43,24 @@ def code_hash(root: Path = _ROOT) -> str:
         digest.update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()[:12]
+
+
+def user_name() -> str:
+    """Return the name of the user that runs this process; "user NUMBER" if the number has no name."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # such as in some containers
+        return f"user {os.getuid()}"
+
+
+def has_ended(process: str) -> bool:
+    """Tell whether a text is the id of a process of this machine that does not exist any more."""
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", process):
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # such as PermissionError: the process belongs to another user
+        return False
+    return False

@@ -7,9 +7,11 @@ the other files. No checkpoint is ever overwritten, so the earlier ones stay saf
 from __future__ import annotations
 
 import hashlib
-import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import Field
 
 from pipeline import storage
 from pipeline.tracking import Best
@@ -17,12 +19,16 @@ from pipeline.tracking import Best
 Files = dict[str, bytes]
 
 
+_FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
+_Count = Annotated[int, Field(ge=0)]
+
+
 @dataclass(frozen=True)
 class SkipCounts:
     """Steps without a finite gradient."""
 
-    total: int = 0
-    in_a_row: int = 0
+    total: _Count = 0
+    in_a_row: _Count = 0
     """Since the last good step."""
 
 
@@ -30,7 +36,7 @@ class SkipCounts:
 class TrainingState:
     """The state of a training beside the files of a checkpoint."""
 
-    step: int
+    step: _Count
     """Number of finished steps."""
     skips: SkipCounts = field(default_factory=SkipCounts)
     best: Best | None = None
@@ -39,7 +45,7 @@ class TrainingState:
 @dataclass(frozen=True)
 class _StateFile:
     state: TrainingState
-    files: dict[str, str]
+    files: Annotated[dict[_FileName, str], Field(min_length=1)]
     """SHA-256 of each file, hexadecimal."""
 
 
@@ -78,19 +84,16 @@ class Checkpoints:
             writing.result()
 
     def restore(self) -> tuple[Files, TrainingState] | None:
-        """Read the newest whole checkpoint; None if there is none."""
+        """Read the newest whole checkpoint; None if there is none. A damaged one is reported on stderr."""
         for step in reversed(self.steps()):
             url = f"{self.url}/{step:09d}"
             try:
-                found = storage.read_document(f"{url}/state.json", _StateFile)
-            except storage.DamagedFileError:
-                found = _StateFile(TrainingState(step), {"state.json": "damaged"})
-            if found is None:  # its writer was killed before it was complete
-                continue
-            files = {name: storage.read(f"{url}/{name}") or b"" for name in found.files}
-            if all(hashlib.sha256(files[name]).hexdigest() == checksum for name, checksum in found.files.items()):
-                return files, found.state
-            print(f"the checkpoint {url} is damaged: falling back to the previous one", file=sys.stderr, flush=True)
+                found = storage.read_document(f"{url}/state.json", _StateFile, "")
+                if found is None:  # its writer was killed before it was complete
+                    continue
+                return _read_files(url, found, step), found.state
+            except storage.DamagedFileError as error:
+                storage.report_once(f"the checkpoint {url} is damaged: falling back to the previous one ({error})")
         return None
 
     def steps(self) -> list[int]:
@@ -105,3 +108,22 @@ class Checkpoints:
         storage.write_document(f"{url}/state.json", state)
         for old in [other for other in self.steps() if other <= step][: -self._keep]:
             storage.remove(f"{self.url}/{old:09d}")
+
+
+def _read_files(url: str, state: _StateFile, step: int) -> Files:
+    """Read the files of a checkpoint.
+
+    Raises:
+        DamagedFileError: if one is missing or has another checksum, or the state is that of another step.
+    """
+    if state.state.step != step:
+        raise storage.DamagedFileError(f"state.json is of step {state.state.step}")
+    files = {}
+    for name, checksum in state.files.items():
+        content = storage.read(f"{url}/{name}")
+        if content is None:
+            raise storage.DamagedFileError(f"{name} is missing")
+        if hashlib.sha256(content).hexdigest() != checksum:
+            raise storage.DamagedFileError(f"{name} has another checksum than state.json says")
+        files[name] = content
+    return files

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import fsspec
 import pyarrow.fs
 import ray.train
 import ray.train.torch
 
-from pipeline import cluster, storage, tracking
+from pipeline import cluster, storage, terminal, tracking
 from pipeline.data import benchmark_sets
 from pipeline.data.patchset import PatchSet
 from pipeline.networks import features
 from pipeline.settings import Config, UserError
 from pipeline.storage import one_line
-from pipeline.tracking import Forwarder, JournalRecord, TrackedRun, Tracker
+from pipeline.tracking import Forwarder, TrackedRun, Tracker
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.description import log_patch_set, run_parameters, run_tags
 from pipeline.training.methods import find_method
 from pipeline.training.planning import Plan
-from pipeline.training.progress import Progress
-from pipeline.training.runs import Trained, find_training, open_training, training_folder
-from pipeline.training.stopping import StoppableTrainer, StopTraining
+from pipeline.training.progress import Watch, show_progress
+from pipeline.training.runs import Trained, find_training, missing_weights, open_training, training_folder
+from pipeline.training.stopping import PERMANENT, StoppableTrainer, StopTraining
 from pipeline.training.worker import LoopResult, TrainJob, sample_order, train_loop
 
 
@@ -32,7 +32,7 @@ def train(
     patch_set: PatchSet,
     parent: str = "",
     cell: str = "",
-    watch: Callable[[JournalRecord], None] | None = None,
+    watch: Watch | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Trained:
     """Train to the end, resuming from the newest checkpoint; a finished training is found and returned.
@@ -42,12 +42,13 @@ def train(
         patch_set: the patch set for training and validation.
         parent: id of the MLflow run of the workflow or grid.
         cell: label of a grid's cell.
-        watch: called with each record of the journal, including those of earlier sessions; it prints progress by
-            default.
+        watch: called with the records of the journal, first with those of earlier sessions; by default the progress is
+            shown on the screen.
         should_stop: called about once a second; when it returns True, the training ends and frees its cores.
 
     Raises:
         UserError: if the configuration does not fit the patch set or the cluster, or training diverged.
+        DamagedShardError: if a shard of the patch set is missing or incomplete.
         StopTraining: if `should_stop` returned True before the training ended.
     """
     find_method(config)
@@ -57,24 +58,23 @@ def train(
         return finished
     sample_order(config, patch_set)  # raises if they do not fit, before anything starts
     if not finished:
+        patch_set.require_shards()
         cluster.connect_ahead(config)
     name = folder.rpartition("/")[2]
     with Tracker(config).run(folder, cell or name, run_tags(config, patch_set.name, cell), parent) as run:
         forwarder = Forwarder(f"{folder}/journal", run)
         if run.new or not finished:
-            run.describe(run_parameters(config), config)
-            run.log_dataset(
-                ",".join(Path(source).name or source for source in config.source),
-                patch_set.name,
-                patch_set.url,
-                {"images": len(patch_set.images), "tiles": sum(patch_set.row_groups)},
-            )
+            run.describe(run_parameters(config, cell), config)
+            log_patch_set(run, config, patch_set)
         if not finished:
-            _fit(config, patch_set, folder, forwarder, watch or Progress().show, should_stop or (lambda: False))
+            _write_settings(config, folder)
+            with show_progress() if watch is None else nullcontext(watch) as told:
+                _fit(config, patch_set, folder, forwarder, told, should_stop or (lambda: False))
         trained = find_training(config, patch_set)
         if trained is None:
             raise UserError(f"training {folder} ended without a result, expected result.json: rerun the command")
-        complete = _send_rest(trained, run, forwarder)
+        with terminal.stage("", "sending the rest of the training to MLflow"):
+            complete = _send_rest(trained, run, forwarder)
     if complete and run.ended:
         tracking.mark_as_tracked(trained.folder, parent)
     return replace(trained, found=finished is not None)
@@ -94,38 +94,10 @@ def track_finished(
         cell: label of its cell.
     """
     with tracker.run(trained.folder, cell, tags, parent) as run:
-        run.describe(run_parameters(config), config)
+        run.describe(run_parameters(config, cell), config)
         complete = _send_rest(trained, run, Forwarder(f"{trained.folder}/journal", run))
     if complete and run.ended:
         tracking.mark_as_tracked(trained.folder, parent)
-
-
-def run_tags(config: Config, patch_set: str, cell: str = "") -> dict[str, str]:
-    """Tags of a training's MLflow run.
-
-    Args:
-        config: the training's configuration.
-        patch_set: name of its patch set.
-        cell: label of a grid's cell.
-    """
-    return {
-        "stage": "train",
-        "scale": str(config.scale),
-        "network": config.model.name,
-        "variant": config.model.label,
-        "method": config.train.method,
-        "loss": "+".join(config.train.loss),
-        "patch_set": patch_set,
-        **({"cell": cell} if cell else {}),
-    }
-
-
-def run_parameters(config: Config) -> dict[str, Any]:
-    """Parameters of a training's MLflow run: all that shapes the training, by dotted keys."""
-    flat: dict[str, Any] = {"scale": config.scale}
-    for section in ("preprocess", "data", "model", "train"):
-        flat.update({f"{section}.{key}": value for key, value in getattr(config, section).model_dump().items()})
-    return flat
 
 
 def _send_rest(trained: Trained, run: TrackedRun, forwarder: Forwarder) -> bool:
@@ -141,7 +113,8 @@ def _send_rest(trained: Trained, run: TrackedRun, forwarder: Forwarder) -> bool:
         **result.metrics,
     }
     weights = storage.read(trained.weights)
-    assert weights is not None
+    if weights is None:
+        raise missing_weights(trained.folder)
     return (
         forwarder.forward_rest()
         and run.log_metrics({f"final/{key}": value for key, value in final.items()})
@@ -149,20 +122,29 @@ def _send_rest(trained: Trained, run: TrackedRun, forwarder: Forwarder) -> bool:
     )
 
 
+def _write_settings(config: Config, folder: str) -> None:
+    """Write config.yaml, the settings of the first session, for people; the training reads it nowhere."""
+    url = f"{folder}/config.yaml"
+    if not storage.exists(url):
+        storage.write(url, storage.redact(config.to_yaml()).encode())
+
+
 def _fit(
     config: Config,
     patch_set: PatchSet,
     folder: str,
     forwarder: Forwarder,
-    watch: Callable[[JournalRecord], None],
+    watch: Watch,
     should_stop: Callable[[], bool],
 ) -> None:
     """Run Ray Train, and meanwhile forward the journal."""
+    Checkpoints(f"{folder}/checkpoints", 1).restore()  # reports damaged ones here, since workers' output is not shown
+    watch(forwarder.read_new(), True)
     trainer = make_trainer(features.prepare_terms(config), patch_set, folder)
 
     def forward() -> None:
-        for record in forwarder.forward_new():
-            watch(record)
+        watch(forwarder.forward_new(), False)
+        forwarder.forward_system_metrics()
         if should_stop() and open_training(folder) is None:
             trainer.stop()
             raise StopTraining(f"training {folder} was stopped")
@@ -193,7 +175,7 @@ def make_trainer(config: Config, patch_set: PatchSet, folder: str, plan_only: bo
         },
         plan_only=plan_only,
     )
-    fs, root = fsspec.url_to_fs(f"{config.outputs}/trainings")
+    fs, root = storage.locate(f"{config.outputs}/trainings")
     fewest = config.cluster.min_workers
     return StoppableTrainer(
         train_loop,
@@ -226,7 +208,9 @@ def run_trainer(trainer: StoppableTrainer, folder: str) -> Plan:
         result: LoopResult = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         failures = getattr(error, "worker_failures", None) or {0: error}
-        rank, failure = min(failures.items())
+        if permanent := next((failure for failure in failures.values() if isinstance(failure, PERMANENT)), None):
+            raise UserError(f"training {folder} stopped: {permanent}") from error
+        rank, failure = min(failures.items(), key=lambda item: item[0])
         raise UserError(
             f"training failed: worker {rank}: {one_line(failure, 10**6)[-400:]}; expected no more than "
             f"cluster.max_failures lost workers; rerun the command to resume from the newest checkpoint in {folder}"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import tempfile
 
-from pipeline import cluster
+from pipeline import cluster, terminal
 from pipeline.data.patchset import PatchSet
-from pipeline.evaluation.tables import duration
 from pipeline.networks import features
 from pipeline.networks.weights import count_parameters
 from pipeline.settings import Config, architecture
@@ -29,7 +28,7 @@ def describe_plan(config: Config, patch_set: PatchSet) -> str:
     find_method(config)
     folder = training_folder(config, patch_set)
     order = sample_order(config, patch_set)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, terminal.stage("", "the workers start and measure a step"):
         elsewhere = features.prepare_terms(config).model_copy(update={"home": scratch})
         plan = run_trainer(make_trainer(elsewhere, patch_set, folder, plan_only=True), folder)
     workers, resources = cluster.training_resources(config)
@@ -57,7 +56,7 @@ def describe_plan(config: Config, patch_set: PatchSet) -> str:
         f"{', activations recomputed' if settings.recompute else ''}",
         "memory": f"about {plan.memory_mb:,.0f} MB a worker",
         "a step": f"{plan.step_s:.2f} s, {settings.global_batch / plan.step_s:.1f} patches/s (measured, not compiled)",
-        "time": f"about {duration(plan.steps * plan.step_s)}, without validation and start",
+        "time": f"about {terminal.duration(plan.steps * plan.step_s)}, without validation and start",
         "training": folder,
     }
     return "\n".join(f"{key:14}{value}" for key, value in facts.items())

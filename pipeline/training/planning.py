@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
+from pydantic import Field
 
 from pipeline.data.sampler import SampleOrder
 from pipeline.settings import Config, Train
@@ -27,8 +28,8 @@ _STEPS_COMPARED = 8
 class Plan:
     """The decisions, and the measurements behind them."""
 
-    steps: int
-    micro_batch: int
+    steps: Annotated[int, Field(ge=1)]
+    micro_batch: Annotated[int, Field(ge=1)]
     precision: Precision
     compiled: bool
     step_s: float | None = None

@@ -1,41 +1,79 @@
-"""Progress of a training as lines on the screen."""
+"""The progress of a training on the screen."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+from pipeline import terminal
 from pipeline.tracking import JournalRecord
 
-_EVERY_S = 10
-"""Seconds between lines about the steps."""
+Watch = Callable[[Sequence[JournalRecord], bool], None]
+"""Called with new records of the journal, and with True if they are those of earlier sessions."""
 
 
-class Progress:
-    """Prints a line for each session, validation and skipped step, and one every few seconds for the other steps."""
+@contextmanager
+def show_progress() -> Iterator[Watch]:
+    """Show a training while the block runs: its steps, and a line for each session and validation.
 
-    def __init__(self) -> None:
-        self._next = 0.0
-        self._psnr = ""
+    Yields:
+        A function to call with the records of the journal.
+    """
+    with terminal.stage("train", "the workers are starting", unit="steps") as stage:
+        yield _Progress(stage).show
 
-    def show(self, record: JournalRecord) -> None:
-        """Print what a record of the journal tells, if it is time."""
-        metrics, step = record.metrics, record.step
-        if record.kind == "validation":
-            if "val/psnr_y" in metrics:
-                self._psnr = f", held-out {metrics['val/psnr_y']:.2f} dB at step {step}"
-                print(f"train: step {step}, held-out PSNR(Y) {metrics['val/psnr_y']:.3f} dB", flush=True)
-        elif record.kind == "session":
-            workers = f"{metrics['train/workers']:.0f} workers"
-            print(f"train: {f'resuming from step {step}' if step else 'starting'} with {workers}", flush=True)
-        elif record.kind == "skipped":
-            culprit = next(iter(metrics)).removeprefix("skipped/")
-            print(f"train: step {step} skipped: {culprit} not finite", flush=True)
-        elif "train/objective" in metrics and time.monotonic() >= self._next:
-            self._next = time.monotonic() + _EVERY_S
-            total, rate = metrics["train/steps_total"], metrics["train/steps_per_s"]
-            print(
-                f"train: step {step} of {total:.0f}, loss {metrics['train/objective']:.5f}, "
-                f"lr {metrics['train/lr']:.1e}, {metrics['train/patches_per_s']:.1f} patches/s, "
-                f"about {(total - step) / rate / 60:.1f} min left{self._psnr}",
-                flush=True,
-            )
+
+class _Progress:
+    def __init__(self, stage: terminal.Stage) -> None:
+        self._stage = stage
+        self._first_step = 0
+        self._total = 0.0
+        self._held_out = self._speed = ""
+        self._skipped = 0
+
+    def show(self, records: Sequence[JournalRecord], earlier: bool) -> None:
+        """Show what new records of the journal tell; earlier ones change the figures but print no line."""
+        step = None
+        for record in records:
+            if record.kind == "validation":
+                self._show_validation(record, earlier)
+            elif record.kind == "skipped":
+                self._skipped += 1
+                if self._skipped == 1 and not earlier:
+                    culprit = next(iter(record.metrics)).removeprefix("skipped/")
+                    print(f"train: step {record.step} skipped: {culprit} not finite", flush=True)
+            elif record.kind == "session" and not earlier:
+                self._begin_session(record)
+                step = None
+            elif "train/objective" in record.metrics:
+                self._take_means(record, earlier)
+                step = None if earlier else record.step
+        self._stage.update(step)
+        skipped = f"{self._skipped} steps skipped" if self._skipped else ""
+        self._stage.update(details=", ".join(filter(None, (self._held_out, self._speed, skipped))))
+
+    def _begin_session(self, record: JournalRecord) -> None:
+        beginning = f"resuming from step {record.step}" if record.step else "starting"
+        workers = f"{record.metrics['train/workers']:.0f} workers"
+        print(f"train: {beginning} with {workers}", flush=True)
+        self._first_step, self._total = record.step, 0.0
+        self._stage.update(message="the first steps run")
+
+    def _take_means(self, record: JournalRecord, earlier: bool) -> None:
+        metrics = record.metrics
+        if earlier:
+            return
+        if self._total != metrics["train/steps_total"]:
+            self._total = metrics["train/steps_total"]
+            self._stage.begin_at(self._first_step, int(self._total))
+        self._speed = (
+            f"loss {metrics['train/objective']:.5f}, {metrics['train/patches_per_s']:.1f} patches/s, "
+            f"lr {metrics['train/lr']:.1e}"
+        )
+
+    def _show_validation(self, record: JournalRecord, earlier: bool) -> None:
+        if "val/psnr_y" in record.metrics:
+            psnr = record.metrics["val/psnr_y"]
+            self._held_out = f"{psnr:.2f} dB at step {record.step}"
+            if not earlier:
+                print(f"train: step {record.step}, held-out PSNR (Y) {psnr:.3f} dB", flush=True)

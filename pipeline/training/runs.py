@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import JsonValue
@@ -59,9 +61,8 @@ class Trained:
 
     @property
     def seconds(self) -> float:
-        """Seconds of all sessions, from the workers' start to the last record; repeated steps count twice."""
-        times = sorted((record.time, record.kind == "session") for record in self.history())
-        return sum((b - a) / 1000 for (a, _), (b, begins) in itertools.pairwise(times) if not begins)
+        """Seconds of all sessions; see `seconds`."""
+        return seconds(self.history())
 
     def history(self) -> list[JournalRecord]:
         """The journal's records in order of steps."""
@@ -74,8 +75,11 @@ def training_name(config: Config, patch_set: PatchSet) -> str:
     Raises:
         UserError: if a file that shapes the weights does not exist.
     """
-    mark = fingerprint(identify(config, patch_set.name))
-    return f"{config.name}-x{config.scale}-{config.model.label}-{'+'.join(config.train.loss)}-{mark}"
+    return _name_training(config, patch_set.name)
+
+
+def _name_training(config: Config, patch_set: str) -> str:
+    return f"{config.training_label}-{fingerprint(identify(config, patch_set))}"
 
 
 def training_folder(config: Config, patch_set: PatchSet) -> str:
@@ -151,7 +155,7 @@ def describes_same(known: Identity, known_config: Config, config: Config, patch_
     for train, content, its_config in zip(trains, contents, (known_config, config), strict=True):
         train["init_from"] = content.get("init_from") if content else train["init_from"] is not None
         for name in its_config.train.pretrained():
-            train[name]["weights"] = content[name]["weights"] if content else ""
+            train[name]["weights"] = dict(content.get(name) or {}).get("weights") if content else ""
     return theirs == own
 
 
@@ -160,19 +164,47 @@ def read_history(folder: str) -> list[JournalRecord]:
     return sorted(JournalReader(f"{folder}/journal").new(), key=lambda record: record.step)
 
 
+def seconds(history: Sequence[JournalRecord]) -> float:
+    """Seconds of all sessions, from the workers' start to the last record; repeated steps count twice."""
+    times = sorted((record.time, record.kind == "session") for record in history)
+    return sum((b - a) / 1000 for (a, _), (b, begins) in itertools.pairwise(times) if not begins)
+
+
+def last_day(history: Sequence[JournalRecord]) -> str:
+    """Date of the last record, ISO 8601 in UTC; "" without records."""
+    times = [record.time / 1000 for record in history]
+    return datetime.fromtimestamp(max(times), UTC).date().isoformat() if times else ""
+
+
 def find_training(config: Config, patch_set: PatchSet) -> Trained | None:
     """The finished training that a configuration describes; None if there is none."""
-    return open_training(training_folder(config, patch_set))
+    return find_training_on(config, patch_set.name)
+
+
+def find_training_on(config: Config, patch_set: str) -> Trained | None:
+    """The finished training that a configuration describes, on the patch set of a name; None if there is none."""
+    return open_training(f"{config.outputs}/trainings/{_name_training(config, patch_set)}")
 
 
 def open_training(folder: str) -> Trained | None:
     """The finished training in a folder; None if there is none.
 
     Raises:
-        DamagedFileError: if its result cannot be read.
+        DamagedFileError: if its result is damaged, or its weights are missing.
     """
-    result = storage.read_document(f"{folder}/result.json", TrainingResult)
+    remedy = "delete it and rerun the command, which resumes from the newest checkpoint"
+    result = storage.read_document(f"{folder}/result.json", TrainingResult, remedy)
     if result is None:
         return None
+    if not storage.exists(f"{folder}/model.safetensors"):
+        raise missing_weights(folder)
     tracked = tracking.parents_of_tracked(folder)
     return Trained(folder.rpartition("/")[2], folder, result, found=True, tracked=tracked)
+
+
+def missing_weights(folder: str) -> storage.DamagedFileError:
+    """Return the error for a finished training without weights."""
+    return storage.DamagedFileError(
+        f"{folder}/model.safetensors is missing, although the training finished: delete {folder}/result.json and rerun "
+        "the command, which resumes from the newest checkpoint"
+    )

@@ -9,7 +9,12 @@ import ray
 import ray.train.torch
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.api.result import Result
+
+from pipeline import storage
+from pipeline.settings import UserError
 
 _ABORT_TIMEOUT_S = 120
 """Ray Train gives workers 5 s to end by themselves; a busy machine takes longer for everything."""
@@ -17,6 +22,20 @@ _ABORT_TIMEOUT_S = 120
 
 class StopTraining(SystemExit):
     """Ends a training before its last step. As a SystemExit it marks the training's MLflow run as KILLED."""
+
+
+PERMANENT = (UserError, storage.DamagedFileError)
+"""Errors of a worker that no restart mends."""
+
+
+class _FailurePolicy(DefaultFailurePolicy):  # type: ignore[misc]
+    """Restarts lost workers as configured, but not after an error that no restart mends."""
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        failures = getattr(training_failed_error, "worker_failures", {})
+        if any(isinstance(failure, PERMANENT) for failure in failures.values()):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
 
 
 class StoppableTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
@@ -43,7 +62,8 @@ class StoppableTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
                 ray.get(self._controller.abort.remote(), timeout=_ABORT_TIMEOUT_S)
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
-        """Do the same as the method of Ray 2.60 that this replaces, but keep the controller."""
+        """Do as the method of Ray 2.60 that this replaces, but keep the controller, and use `_FailurePolicy`."""
+        arguments["failure_policy"] = _FailurePolicy(self.run_config.failure_config)
         node = ray.get_runtime_context().get_node_id()
         actor_class = ray.remote(
             num_cpus=0,

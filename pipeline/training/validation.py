@@ -19,7 +19,7 @@ from pipeline.networks.upscaling import upscale_image
 from pipeline.settings import Config, UserError
 from pipeline.tracking import Journal
 from pipeline.training.ranks import Ranks
-from sr_model.networks import SuperResolver
+from sr_model.networks.super_resolver import SuperResolver
 
 T = TypeVar("T")
 

@@ -29,7 +29,7 @@ from pipeline.training.meter import Meter
 from pipeline.training.planning import Plan, plan_training
 from pipeline.training.ranks import Ranks
 from pipeline.training.validation import HELD_OUT, Validation, Validator, stop_watching, watch_for_hangs
-from sr_model.networks import SuperResolver
+from sr_model.networks.super_resolver import SuperResolver
 
 _SELECTION = f"{HELD_OUT}/psnr_y"
 """Metric that chooses the best weights."""
@@ -203,7 +203,8 @@ class Worker:
     def _load_or_make_plan(self) -> Plan:
         """The plan that was made before the first step, or a new one; the same on all ranks."""
         url, ranks = f"{self.folder}/plan.json", self.ranks
-        known = ranks.call_on_all(lambda: storage.read_document(url, Plan) if ranks.rank == 0 else None)
+        remedy = f"delete {self.folder} to train again from the start, because the plan shaped the steps so far"
+        known = ranks.call_on_all(lambda: storage.read_document(url, Plan, remedy) if ranks.rank == 0 else None)
         plan = ranks.gather(known)[0]
         if plan is None:
             plan = ranks.gather(self.plan())[0]
@@ -217,7 +218,13 @@ class Worker:
         done = 0
         if found:
             files, state = found
-            learner.load(files, state.skips)
+            try:
+                learner.load(files, state.skips)
+            except Exception as error:  # its checksums are right, so it was written by something else
+                raise UserError(
+                    f"the checkpoint {self._checkpoints.url}/{state.step:09d} does not fit this training "
+                    f"({storage.one_line(error, 200)}): delete {self._checkpoints.url} to train again from the start"
+                ) from error
             self._best, done = state.best, state.step
         if len(set(self.ranks.gather(done))) > 1:
             raise UserError(

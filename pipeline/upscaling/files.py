@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ from pipeline.networks import bundled
 from pipeline.networks.upscaling import upscale_image
 from pipeline.networks.weights import load_network
 from pipeline.settings import UserError
-from sr_model.networks import SuperResolver
+from pipeline.upscaling.targets import OPAQUE, TRANSPARENT, check_target
+from pipeline.upscaling.transparency import cover_hidden_colours
+from sr_model.networks.super_resolver import SuperResolver
 
-OPAQUE, TRANSPARENT = (".jpg", ".jpeg", ".bmp"), (".png", ".webp", ".tif", ".tiff")
 _LONGEST = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
 """Longest side in pixels that a format allows."""
 _OPTIONS: dict[str, dict[str, Any]] = {".jpg": {"quality": 95}, ".jpeg": {"quality": 95}, ".webp": {"lossless": True}}
@@ -54,7 +54,7 @@ def upscale_file(net: SuperResolver, source: Path, target: Path, max_megapixels:
         UserError: if the image cannot be read, or the target cannot be written or cannot hold it.
     """
     content = _read(source)
-    _check_target(source, target)
+    check_target(source, target)
     try:
         image, alpha = decode_channels(content, int(max_megapixels * 1e6) // net.scale**2)
     except RejectedImageError as error:
@@ -71,6 +71,8 @@ def upscale_file(net: SuperResolver, source: Path, target: Path, max_megapixels:
     side = max(image.shape[:2]) * net.scale
     if side > _LONGEST.get(suffix, side):
         raise UserError(f"{target} would have a side of {side} pixels, more than {suffix} can hold: expected .png")
+    if alpha is not None:
+        image = cover_hidden_colours(image, alpha)
     sr = upscale_image(net, image, progress=True)
     upscaled = Image.fromarray(sr[:, :, 0] if sr.shape[2] == 1 else sr)
     if alpha is not None:
@@ -85,19 +87,3 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from None
-
-
-def _check_target(image: Path, out: Path) -> None:
-    suffixes = TRANSPARENT + OPAQUE
-    if "::" in str(out):
-        raise UserError(f"{out} contains '::', which chains file systems: expected another name")
-    if out.suffix.lower() not in suffixes:
-        raise UserError(f"{out} is not the name of an image, expected one that ends in {', '.join(suffixes)}")
-    if out.exists() and out.samefile(image):
-        raise UserError(f"{out} is the input image, expected another name for the upscaled image")
-    folder = out.absolute().parent
-    if not folder.is_dir() or out.is_dir():
-        reason = f"{out} is a folder" if out.is_dir() else f"{folder} is not a folder"
-        raise UserError(f"{out} cannot be written: {reason}")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{out} cannot be written: there is no permission to write to {folder}")

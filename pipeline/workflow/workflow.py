@@ -6,10 +6,8 @@ Each stage reuses what an earlier run finished, so the same command resumes an i
 from __future__ import annotations
 
 import statistics
-import time
-from dataclasses import dataclass
 
-from pipeline import cluster, storage, tracking
+from pipeline import cluster, terminal, tracking
 from pipeline.data import benchmark_sets, patchset, preparation
 from pipeline.data.patchset import PatchSet
 from pipeline.evaluation import scores as scores_module
@@ -17,16 +15,9 @@ from pipeline.evaluation import tables
 from pipeline.evaluation.scores import Scores
 from pipeline.reporting import report
 from pipeline.settings import Config
-from pipeline.training import driver, runs
+from pipeline.training import description, driver, runs
 from pipeline.training.methods import find_method
-
-
-@dataclass(frozen=True)
-class _Finished:
-    """The content of finished.json, which marks a workflow that MLflow knows completely."""
-
-    scores: str
-    """Identity of the scores in the report."""
+from pipeline.workflow.finished import mark_finished, read_mark
 
 
 def run_workflow(config: Config) -> str:
@@ -41,10 +32,9 @@ def run_workflow(config: Config) -> str:
     Raises:
         UserError: if the images, the settings or the tracking server cannot be used, or the training fails.
     """
-    start = time.monotonic()
     find_method(config)
     for name, source in config.evaluate.benchmarks.items():  # report a wrong benchmark before hours of training
-        benchmark_sets.list_images(name, source, config.scale, config.downloads)
+        print(benchmark_sets.list_set(name, source, config.scale, config.downloads).summary(), flush=True)
     patch_set, found = preparation.prepare(config)
     print(f"patch set {'reused' if found else 'made'}: {patch_set.url}: {patchset.describe(patch_set)}", flush=True)
     folder = f"{config.outputs}/workflows/{runs.training_name(config, patch_set)}"
@@ -52,54 +42,58 @@ def run_workflow(config: Config) -> str:
     if scores:
         print("training, evaluation and report reused: nothing has changed", flush=True)
     else:
-        scores = _train_and_report(config, patch_set, folder, start)
+        scores = _train_and_report(config, patch_set, folder)
     print(f"\n{tables.scores_table(scores)}\n\nreport: {folder}/report.html\nMLflow: {tracking.ui_command(config)}")
     return folder
 
 
-def _train_and_report(config: Config, patch_set: PatchSet, folder: str, start: float) -> Scores:
-    """Train, evaluate and write the report within an MLflow run; `start` is when the command started."""
+def _train_and_report(config: Config, patch_set: PatchSet, folder: str) -> Scores:
+    """Train, evaluate and write the report within an MLflow run."""
     cluster.connect_ahead(config)
     with tracking.Tracker(config).run(folder, config.name, {"stage": "workflow"}) as parent:
         parent.describe({"patch_set": patch_set.name, "source": ",".join(config.source)}, config)
+        description.log_patch_set(parent, config, patch_set)
         trained = driver.train(config, patch_set, parent.id)
         print(f"training {'reused' if trained.found else 'finished'}: {trained.folder}", flush=True)
         scores = scores_module.evaluate(config, patch_set, trained.weights, folder)
-        facts = _facts(config, patch_set, trained, time.monotonic() - start)
-        comparison, page = report.write_report(folder, config, scores, trained.history(), facts)
-        sent = parent.log_metrics(
-            {
-                f"{name}/{method}/{metric}": value
-                for name, entry in scores.sets.items()
-                for method, means in entry.mean.items()
-                for metric, value in means.items()
-            }
-        )
-        sent &= parent.log_file(comparison, "comparison.png") and parent.log_file(page, "report.html")
+        with terminal.stage("", "writing the report and sending it to MLflow"):
+            facts = _facts(config, patch_set, trained)
+            comparison, page = report.write_report(folder, config, scores, trained.history(), facts)
+            sent = parent.log_metrics(
+                {
+                    f"{name}/{method}/{metric}": value
+                    for name, entry in scores.sets.items()
+                    for method, means in entry.mean.items()
+                    for metric, value in means.items()
+                }
+            )
+            sent &= parent.log_file(comparison, "comparison.png") and parent.log_file(page, "report.html")
     if sent and parent.ended:
-        storage.write_document(f"{folder}/finished.json", _Finished(scores.identity))
+        mark_finished(folder, config, scores.identity)
     return scores
 
 
 def _read_finished(config: Config, patch_set: PatchSet, folder: str) -> Scores | None:
     """Return the scores if training, evaluation and report are finished and MLflow has them."""
     trained = runs.find_training(config, patch_set)
-    marker = storage.read_document(f"{folder}/finished.json", _Finished)
-    if trained is None or not trained.tracked or marker is None:
+    mark = read_mark(folder)
+    if trained is None or not trained.tracked or mark is None:
         return None
     scores = scores_module.read(config, patch_set, trained.weights, folder)
-    return scores if scores and scores.identity == marker.scores else None
+    return scores if scores and scores.identity == mark.scores else None
 
 
-def _facts(config: Config, patch_set: PatchSet, trained: runs.Trained, seconds: float) -> dict[str, str]:
-    """Return the values that the report states; `seconds` is the time since the command started."""
-    result = trained.result
-    rates = [record.metrics["train/patches_per_s"] for record in trained.history() if record.kind == "train"]
+def _facts(config: Config, patch_set: PatchSet, trained: runs.Trained) -> dict[str, str]:
+    """Return the values that the report states, which are those of the training and not of this command."""
+    result, history = trained.result, trained.history()
+    rates = [rate for record in history if (rate := record.metrics.get("train/patches_per_s")) is not None]
+    sessions = sum(record.kind == "session" for record in history)
     return {
         "steps": f"{result.steps} with a global batch of {config.train.global_batch}",
-        "workers": f"{result.workers} on {result.device}, {result.precision}",
-        "throughput": f"{statistics.median(rates):.1f} patches/s (median)",
-        "time": f"{tables.duration(seconds)} for this command",
+        "workers": f"{result.workers} on {'GPU' if result.device == 'cuda' else 'CPU'}, {result.precision}",
+        **({"throughput": f"{statistics.median(rates):.1f} patches/s (median)"} if rates else {}),
+        "time": f"{terminal.duration(runs.seconds(history))}{f' in {sessions} sessions' if sessions > 1 else ''}",
+        "finished": runs.last_day(history),
         "patch set": f"{patch_set.name}: {patchset.describe(patch_set)}",
         "training": trained.folder,
         "source": ", ".join(config.source),

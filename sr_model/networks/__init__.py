@@ -1,15 +1,34 @@
-"""The networks, one file each. To add one, write its file and add its `Architecture` to `ARCHITECTURES`."""
+"""The networks, one file each. To add one, write its file, and add its settings and an entry to `ARCHITECTURES`.
+
+This module imports no torch, so that a command can check its settings at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from sr_model.deferred import deferred
+from sr_model.networks.architecture import Architecture, NetworkSettings
+from sr_model.networks.settings import SRResNetSettings
 
-from sr_model.networks import srresnet
-from sr_model.networks.architecture import Architecture, NetworkSettings, SuperResolver
+if TYPE_CHECKING:
+    from torch import Tensor
 
-ARCHITECTURES: dict[str, Architecture] = {entry.name: entry for entry in (srresnet.ARCHITECTURE,)}
+    from sr_model.networks.super_resolver import SuperResolver
+
+_ALL = (
+    Architecture(
+        name="srresnet",
+        title="SRResNet",
+        settings=SRResNetSettings,
+        scales=(2, 3, 4, 8),
+        build=deferred("sr_model.networks.srresnet:build"),
+        infer=deferred("sr_model.networks.srresnet:infer"),
+    ),
+)
+
+ARCHITECTURES: dict[str, Architecture] = {entry.name: entry for entry in _ALL}
 """All networks by name; the first one is the default."""
 
 DEFAULT = next(iter(ARCHITECTURES))
@@ -31,4 +50,4 @@ def from_weights(weights: Mapping[str, Tensor]) -> SuperResolver:
     raise ValueError("; ".join(reasons))
 
 
-__all__ = ["ARCHITECTURES", "DEFAULT", "Architecture", "NetworkSettings", "SuperResolver", "from_weights"]
+__all__ = ["ARCHITECTURES", "DEFAULT", "Architecture", "NetworkSettings", "from_weights"]

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sr_model.networks.super_resolver import SuperResolver
 
 
 class NetworkSettings(BaseModel):
     """Settings of a network; every network has a subclass whose `name` is a literal that selects it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
     name: str
 
@@ -23,29 +27,6 @@ class NetworkSettings(BaseModel):
     def label(self) -> str:
         """Short text that tells variants of the network apart in the names of trainings."""
         return self.name
-
-
-class SuperResolver(nn.Module, ABC):
-    """A network that enlarges RGB images by an integer factor."""
-
-    scale: int
-    """Factor by which height and width grow."""
-    recompute: bool = False
-    """Activation checkpointing in training mode (Chen et al. 2016, arXiv:1604.06174): keep few activations and compute
-    the others again in the backward pass. Gradients stay the same; memory shrinks and time grows."""
-
-    @property
-    @abstractmethod
-    def receptive_radius(self) -> int:
-        """LR pixels to each side that an output pixel depends on."""
-
-    @abstractmethod
-    def forward(self, lr: Tensor) -> Tensor:
-        """Enlarge `lr` (B, 3, h, w) to (B, 3, s*h, s*w); RGB, nominally in [0, 1], the output is not clamped."""
-
-    @abstractmethod
-    def muon_weights(self) -> list[nn.Parameter]:
-        """Weights of hidden convolutions, which the Muon optimizer updates; Adam updates all others."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +54,8 @@ class Architecture:
         Raises:
             ValueError: if the weights belong to another architecture.
         """
+        import torch  # here, because it takes seconds and commands check their settings before
+
         try:
             scale, settings = self.infer(weights)
             with torch.device("meta"):

@@ -9,43 +9,20 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sr_model.networks.architecture import Architecture, NetworkSettings, SuperResolver
-
-Init = Literal["upsampler", "paper"]
+from sr_model.networks.settings import Init, SRResNetSettings
+from sr_model.networks.super_resolver import SuperResolver
 
 _STAGES = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 """Factor of each PixelShuffle stage, by scale."""
 
 SCALES = tuple(_STAGES)
-
-
-class SRResNetSettings(NetworkSettings):
-    """SRResNet."""
-
-    name: Literal["srresnet"] = "srresnet"
-    """Kind of network."""
-    channels: int = Field(64, ge=4)
-    """Feature channels."""
-    blocks: int = Field(16, ge=1)
-    """Residual blocks."""
-    batch_norm: bool = True
-    """Use BatchNorm after the convolutions of the body."""
-    init: Init = "upsampler"
-    """Initial weights: "upsampler" interpolates from the first step on; "paper" is PyTorch's default, because the paper
-    names none."""
-
-    @property
-    def label(self) -> str:
-        """Either "bn" or "nobn"."""
-        return "bn" if self.batch_norm else "nobn"
 
 
 class SRResNet(SuperResolver):
@@ -258,11 +235,17 @@ def _scale_branch(conv: nn.Conv2d, norm: nn.Module) -> None:
     target.weight.mul_(0.1)
 
 
-def _build(scale: int, settings: SRResNetSettings) -> SRResNet:
+def build(scale: int, settings: SRResNetSettings) -> SRResNet:
+    """Build the network that settings describe; random numbers come from torch's generator."""
     return SRResNet(scale, settings.channels, settings.blocks, settings.batch_norm, settings.init)
 
 
-def _infer(weights: Mapping[str, Tensor]) -> tuple[int, SRResNetSettings]:
+def infer(weights: Mapping[str, Tensor]) -> tuple[int, SRResNetSettings]:
+    """Read scale and settings off a state dict.
+
+    Raises:
+        KeyError, IndexError, ValueError, ZeroDivisionError: if the weights belong to another network.
+    """
     factors = tuple(
         math.isqrt(weights[name].shape[0] // weights[name].shape[1])
         for name in sorted(weights)
@@ -271,15 +254,18 @@ def _infer(weights: Mapping[str, Tensor]) -> tuple[int, SRResNetSettings]:
     scales = [scale for scale, stages in _STAGES.items() if stages == factors]
     if not scales:
         raise ValueError(f"the upsampling stages have the factors {factors}, expected one of {list(_STAGES.values())}")
+    channels = weights["conv_first.weight"].shape[0]
+    # Only a block with weights counts, so that a small file cannot describe a network that takes long to build.
+    blocks = sum(
+        bool(re.fullmatch(r"body\.\d+\.conv1\.weight", name)) and value.shape == (channels, channels, 3, 3)
+        for name, value in weights.items()
+    )
+    if not blocks:
+        raise ValueError(f"no residual block has the {channels} channels of the first convolution")
     settings = SRResNetSettings(
-        channels=weights["conv_first.weight"].shape[0],
-        blocks=len({name.split(".")[1] for name in weights if name.startswith("body.")}),
+        channels=channels,
+        blocks=blocks,
         batch_norm="bn_body.weight" in weights,
         init="paper",  # the weights do not tell, and replace it anyway
     )
     return scales[0], settings
-
-
-ARCHITECTURE = Architecture(
-    name="srresnet", title="SRResNet", settings=SRResNetSettings, scales=SCALES, build=_build, infer=_infer
-)

@@ -1,17 +1,40 @@
-"""The terms of the training objective. To add one, write its file and add its `TermKind` to `TERMS`."""
+"""The terms of the training objective. To add one, write its file, and add its settings and an entry to `TERMS`.
+
+This module imports no torch, so that a command can check its settings at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from sr_model.deferred import deferred
 from sr_model.pretrained import Pretrained, Weights
-from sr_model.terms import perceptual, pixel
+from sr_model.terms.settings import Perceptual
 from sr_model.terms.term import Distance, Term, TermKind, TermSettings
 
-TERMS: dict[str, TermKind] = {kind.name: kind for kind in (*pixel.KINDS, perceptual.KIND)}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_pixel = deferred("sr_model.terms.pixel:create")
+
+_ALL = (
+    TermKind("mse", partial(_pixel, "mse")),
+    TermKind("l1", partial(_pixel, "l1")),
+    TermKind("charbonnier", partial(_pixel, "charbonnier")),
+    TermKind("tv", partial(_pixel, "tv"), compares_pixels=False),
+    TermKind(
+        "perceptual",
+        deferred("sr_model.terms.perceptual:create"),
+        Perceptual,
+        compares_pixels=False,
+        pretrained=Perceptual.pretrained,
+        start=lambda settings: settings.start,
+    ),
+)
+
+TERMS: dict[str, TermKind] = {kind.name: kind for kind in _ALL}
 """All terms by name."""
 
 
@@ -26,6 +49,8 @@ def objective(terms: Sequence[Term], sr: Tensor, hr: Tensor) -> tuple[Tensor, di
     Returns:
         The objective, (B,), and the unweighted terms by name, (B,) each, detached.
     """
+    import torch  # here, because it takes seconds and commands check their settings before
+
     values = {term.name: term.distance(sr, hr) for term in terms}
     total = torch.stack([term.weight * values[term.name] for term in terms]).sum(0)
     return total, {name: value.detach() for name, value in values.items()}

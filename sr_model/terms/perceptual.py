@@ -8,38 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sr_model.pretrained import Normalise, Pretrained, Weights, load_weights
-from sr_model.terms.term import TermKind, TermSettings
+from sr_model.normalise import Normalise
+from sr_model.pretrained import Weights, load_weights
+from sr_model.terms.settings import CONVOLUTIONS, FeatureDistance, Network, Perceptual, layer_index
 
-Network = Literal["vgg16", "vgg19"]
-FeatureDistance = Literal["mse", "l1"]
-
-_CONVOLUTIONS: dict[str, tuple[int, ...]] = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
-"""Convolutions of each block; a pooling follows every block."""
 _CHANNELS = (64, 128, 256, 512, 512)
-
-
-def layer_index(network: Network, layer: str) -> int:
-    """Index in torchvision's `features` of a layer by its usual name.
-
-    Args:
-        network: "vgg16" or "vgg19".
-        layer: "conv3_4" (before the activation), "relu3_4" (after it) or "pool3".
-
-    Raises:
-        ValueError: if the network has no such layer.
-    """
-    names = _names(network)
-    if layer not in names:
-        raise ValueError(f"{network} has no layer {layer}, expected one such as conv2_2, relu5_4 or pool3")
-    return names.index(layer)
+"""Channels of each block."""
 
 
 class PerceptualLoss(nn.Module):
@@ -110,19 +89,10 @@ def trunk(weights: Weights, network: Network, layers: Iterable[str]) -> dict[str
     return {name: value for name, value in weights.items() if _number(name) < depth}
 
 
-def _names(network: Network) -> list[str]:
-    names = []
-    for block, count in enumerate(_CONVOLUTIONS[network], start=1):
-        for i in range(1, count + 1):
-            names += [f"conv{block}_{i}", f"relu{block}_{i}"]
-        names.append(f"pool{block}")
-    return names
-
-
 def _layers(network: Network) -> list[nn.Module]:
     layers: list[nn.Module] = []
     before = 3
-    for channels, count in zip(_CHANNELS, _CONVOLUTIONS[network], strict=True):
+    for channels, count in zip(_CHANNELS, CONVOLUTIONS[network], strict=True):
         for _ in range(count):
             # The activation is not in place, since the output before it may be compared, too.
             layers += [nn.Conv2d(before, channels, 3, padding=1), nn.ReLU()]
@@ -136,57 +106,23 @@ def _number(name: str) -> float:
     return int(match[1]) if match else float("inf")
 
 
-Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+def create(settings: Perceptual, weights: Weights) -> PerceptualLoss:
+    """Make the term from its settings and the state dict of a VGG network.
 
-
-class Perceptual(TermSettings):
-    """The term "perceptual" of the objective: a distance between VGG features."""
-
-    network: Network = "vgg19"
-    """VGG network whose features are compared."""
-    layers: dict[str, Weight] = Field({"conv2_2": 1.0})
-    """Weight of each layer. "conv5_4" is taken before the activation, "relu5_4" after it. The paper's VGG22 and VGG54
-    are relu2_2 and relu5_4; features carry more information before the activation."""
-    distance: FeatureDistance = "mse"
-    """Distance between features, averaged over a layer."""
-    scale: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """Factor on features; the paper uses 1/12.75 = 0.0784 for the published weights."""
-    start: float = Field(0.0, ge=0, lt=1)
-    """Share of the steps after which the term joins the others; until then they train alone. Ledig et al. 2017 also
-    train on pixels first."""
-    weights: str = "torchvision"
-    """Path or URL of a .safetensors or .pth file with torchvision's names (features.N.weight); "torchvision" downloads
-    the published file, 550 MB."""
-
-    @model_validator(mode="after")
-    def _known_layers(self) -> Perceptual:
-        if not self.layers:
-            raise ValueError("train.perceptual.layers is empty, expected at least one layer, such as conv2_2")
-        for layer in self.layers:
-            layer_index(self.network, layer)
-        return self
-
-
-def _create(settings: Perceptual, weights: Weights) -> PerceptualLoss:
+    Raises:
+        ValueError: if weights are missing.
+        RuntimeError: if a shape differs.
+    """
     return PerceptualLoss(settings.layers, weights, settings.network, settings.distance, settings.scale)
 
 
-def _pretrained(settings: Perceptual) -> Pretrained:
-    def select(whole: Weights) -> dict[str, Tensor]:
-        part = trunk(whole, settings.network, settings.layers)
-        _create(settings, part)  # raises if tensors are missing or have other shapes
-        return part
+def select(settings: Perceptual, whole: Weights) -> dict[str, Tensor]:
+    """Take from a whole VGG's state dict the tensors that the settings need.
 
-    return Pretrained(
-        settings.network, settings.weights, "train.perceptual.weights", tuple(sorted(settings.layers)), select
-    )
-
-
-KIND = TermKind(
-    "perceptual",
-    _create,
-    Perceptual,
-    compares_pixels=False,
-    pretrained=_pretrained,
-    start=lambda settings: settings.start,
-)
+    Raises:
+        ValueError: if weights are missing.
+        RuntimeError: if a shape differs.
+    """
+    part = trunk(whole, settings.network, settings.layers)
+    create(settings, part)  # raises if tensors are missing or have other shapes
+    return part

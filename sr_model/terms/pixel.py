@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sr_model.pretrained import Weights
-from sr_model.terms.term import Distance, TermKind
+from sr_model.terms.term import Distance
 
 
 def mse(sr: Tensor, hr: Tensor) -> Tensor:
@@ -39,16 +39,9 @@ def total_variation(sr: Tensor, _: Tensor) -> Tensor:
     return (across + down) / sr[0].numel()
 
 
-def _kind(name: str, distance: Distance, compares_pixels: bool = True) -> TermKind:
-    def create(_: Any, __: Weights) -> Distance:
-        return distance
-
-    return TermKind(name, create, compares_pixels=compares_pixels)
+_DISTANCES: dict[str, Distance] = {"mse": mse, "l1": l1, "charbonnier": charbonnier, "tv": total_variation}
 
 
-KINDS = (
-    _kind("mse", mse),
-    _kind("l1", l1),
-    _kind("charbonnier", charbonnier),
-    _kind("tv", total_variation, compares_pixels=False),
-)
+def create(name: str, _: Any, __: Weights) -> Distance:
+    """The term of a name; it needs no settings and no weights."""
+    return _DISTANCES[name]

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
 from sr_model.pretrained import Pretrained, Weights
 
-Distance = Callable[[Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Distance: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 """Maps prediction and target, both (B, 3, H, W) and nominally in [0, 1], to one value for each image, (B,)."""
 
 
 class TermSettings(BaseModel):
     """Settings of a term; empty for a term that has none."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 def _no_pretrained(_: Any) -> Pretrained | None:

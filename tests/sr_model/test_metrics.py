@@ -24,7 +24,29 @@ def test_psnr_is_the_hand_computed_value() -> None:
     b = a.clone()
     b[0, 0] = 8  # MSE 64/16 = 4: 10 log10(255^2 / 4) = 42.1102
     assert psnr(a, b) == pytest.approx(42.1102, abs=1e-4)
-    assert psnr(a, a) == math.inf
+    assert math.isnan(psnr(a, a + math.nan))
+
+
+def test_psnr_is_at_most_100_so_that_means_are_finite() -> None:
+    """A difference of 1 in one of n values gives 48.13 + 10 log10(n) dB."""
+    a = torch.zeros(400, 400, dtype=torch.float64)
+    b = a.clone()
+    assert psnr(a, a) == 100
+    b[0, 0] = 1
+    assert psnr(a, b) == 100
+    b[0, :2] = 1
+    assert psnr(a, b) == pytest.approx(10 * math.log10(255**2 * 400 * 400 / 2))
+    assert psnr(a, b) < 100
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_flat_images_have_finite_scores(value: int, channels: int) -> None:
+    flat = torch.full((channels, 32, 32), value, dtype=torch.uint8)
+    equal = score(flat, flat, 4)
+    assert (equal.psnr_y, equal.ssim_y, equal.psnr_rgb) == (100, pytest.approx(1), 100)
+    other = score(255 - flat, flat, 4)
+    assert all(map(math.isfinite, (other.psnr_y, other.ssim_y, other.psnr_rgb)))
 
 
 def test_the_peak_is_255_even_for_a_dark_image() -> None:
@@ -36,7 +58,7 @@ def test_the_border_is_left_out() -> None:
     hr = torch.randint(0, 256, (3, 40, 40)).byte()
     sr = hr.clone()
     sr[:, :4], sr[:, :, :4], sr[:, -4:], sr[:, :, -4:] = 0, 0, 0, 0
-    assert score(sr, hr, 4).psnr_y == math.inf
+    assert score(sr, hr, 4).psnr_y == 100
     assert score(sr, hr, 3).psnr_y < 40
 
 

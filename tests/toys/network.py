@@ -6,7 +6,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sr_model.networks.architecture import Architecture, NetworkSettings, SuperResolver
+from sr_model.networks.architecture import Architecture, NetworkSettings
+from sr_model.networks.super_resolver import SuperResolver
 
 
 class ToySettings(NetworkSettings):

@@ -1,12 +1,17 @@
-"""The ways of training, one file each. To add one, write its file and add its `MethodKind` to `METHODS`."""
+"""The ways of training, one file each. To add one, write its file and add its `MethodKind` to `METHODS`.
+
+This module imports no torch, so that a command can check its settings at once.
+"""
 
 from __future__ import annotations
 
 from pipeline.settings import Config, UserError
-from pipeline.training.methods import supervised
 from pipeline.training.methods.method import Loss, Method, MethodKind, Modules, Phase, Sample, Setup, Trainee
+from sr_model.deferred import deferred
 
-METHODS: dict[str, MethodKind] = {kind.name: kind for kind in (supervised.KIND,)}
+_ALL = (MethodKind("supervised", deferred("pipeline.training.methods.supervised:Supervised")),)
+
+METHODS: dict[str, MethodKind] = {kind.name: kind for kind in _ALL}
 """All ways of training by name; the first one is the default."""
 
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from pipeline.settings import Config
-from pipeline.training.precision import Precision
-from sr_model.networks import SuperResolver
 
-Modules = Mapping[str, nn.Module]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from pipeline.training.precision import Precision
+    from sr_model.networks.super_resolver import SuperResolver
+
+Modules: TypeAlias = "Mapping[str, nn.Module]"
 """The trained modules by name, as a phase calls them: the module that it updates may be wrapped by DDP."""
 
 
@@ -101,6 +103,8 @@ class MethodKind:
 
 def shipped_network(method: Method) -> SuperResolver:
     """The network whose moving average is validated and shipped."""
+    from sr_model.networks.super_resolver import SuperResolver  # imports torch
+
     module = method.trainees[method.shipped].module
     assert isinstance(module, SuperResolver)
     return module

@@ -10,11 +10,11 @@ import torch
 from pipeline.networks import features
 from pipeline.networks.weights import build_network, load_weights
 from pipeline.settings import Config, Train
-from pipeline.training.methods.method import Loss, MethodKind, Modules, Phase, Sample, Setup, Trainee
+from pipeline.training.methods.method import Loss, Modules, Phase, Sample, Setup, Trainee
 from pipeline.training.precision import autocast
 from sr_model import terms
 from sr_model.muon import Muon
-from sr_model.networks import SuperResolver
+from sr_model.networks.super_resolver import SuperResolver
 from sr_model.terms import Term
 
 NETWORK = "model"
@@ -65,6 +65,3 @@ def make_optimizers(net: SuperResolver, settings: Train) -> list[torch.optim.Opt
     if hidden:
         optimizers.append(Muon(hidden))
     return optimizers
-
-
-KIND = MethodKind("supervised", Supervised)

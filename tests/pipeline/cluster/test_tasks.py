@@ -1,8 +1,10 @@
+import re
 from dataclasses import dataclass
 
 import pytest
 
 from pipeline import cluster
+from pipeline.settings import UserError
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,14 @@ def square(task: Task) -> Outcome:
     return Outcome(task, task.number**2)
 
 
-def refuse(task: Task) -> Outcome:
-    raise ValueError(f"{task.number} is refused")
+def refuse_odd(task: Task) -> Outcome:
+    if task.number == 1:
+        raise ValueError("1 is\nrefused")
+    if task.number == 3:
+        raise UserError("3 is refused, expected an even number")
+    if task.number == 5:
+        raise MemoryError
+    return square(task)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -32,11 +40,17 @@ def test_tasks_and_results_keep_their_types() -> None:
     assert outcomes == [square(task) for task in tasks]
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_an_exception_ends_its_own_task_alone() -> None:
+    tasks = [Task(number) for number in range(6)]
+    outcomes = sorted(cluster.map_tasks(refuse_odd, tasks), key=lambda outcome: outcome.task.number)
+    assert [outcome for outcome in outcomes if isinstance(outcome, Outcome)] == [square(task) for task in tasks[::2]]
+    errors = {outcome.task: outcome.reason for outcome in outcomes if isinstance(outcome, cluster.TaskError)}
+    assert set(errors) == set(tasks[1::2])
+    assert re.fullmatch(r"ValueError: 1 is refused \(test_tasks.py, line \d+\)", errors[tasks[1]])
+    assert errors[tasks[3]] == "3 is refused, expected an even number"
+    assert errors[tasks[5]].startswith("MemoryError (test_tasks.py")
+
+
 def test_no_tasks_give_no_results() -> None:
     assert list(cluster.map_tasks(square, [])) == []
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_an_error_in_a_task_reaches_the_caller() -> None:
-    with pytest.raises(Exception, match="7 is refused"):
-        list(cluster.map_tasks(refuse, [Task(7)]))

@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline import patchset as patchset_command
 from pipeline import storage
 from pipeline.data import patchset, preparation, verification
-from pipeline.data.manifest import FORMAT
+from pipeline.data.manifest import FORMAT, ImageRecord
 from pipeline.data.parquet import TILE_SCHEMA
 from pipeline.data.patchset import PatchSet
+from pipeline.data.rejection import Rejection, RejectionKind
 from pipeline.settings import UserError
 from pipeline.settings.command_line import parse
 from tests.conftest import ROOT, SMALL, write_photos
@@ -94,6 +96,75 @@ def test_show_prints_a_summary_and_draws_pairs(made: PatchSet, tmp_path: Path) -
     hr, lr = sheet[8:56, 8:56], sheet[8:56, 56:104]
     assert any(np.array_equal(hr, tile) for group in range(len(made.row_groups)) for tile in made.read_group(group)[0])
     assert np.array_equal(lr, np.asarray(Image.fromarray(lr[::4, ::4]).resize((48, 48), Image.Resampling.NEAREST)))
+
+
+@pytest.fixture
+def rejecting(made: PatchSet, tmp_path: Path) -> PatchSet:
+    """The patch set with 25 rejected images more."""
+    rejection = Rejection(RejectionKind.DAMAGED, "cannot be decoded")
+    rejected = [ImageRecord(f"bad\x1b{number:02}.png", "", 0, 0, 0, False, rejection) for number in range(25)]
+    folder = shutil.copytree(made.url, tmp_path / "rejecting", copy_function=shutil.copy)
+    patch_set = PatchSet(str(folder), dataclasses.replace(made.manifest, rejected=rejected))
+    patch_set.save()
+    return patch_set
+
+
+def show(monkeypatch: pytest.MonkeyPatch, *argv: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["patchset", "show", *argv])
+    patchset_command.main()
+
+
+def test_show_names_the_rejected_images(
+    rejecting: PatchSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    show(monkeypatch, rejecting.url)
+    lines = capsys.readouterr().out.splitlines()
+    named = [line for line in lines if line.startswith("rejected bad")]
+    assert named[0] == r"rejected bad\x1b00.png: cannot be decoded"
+    assert len(named) == 20
+    assert "and 5 more rejected images: patchset show --all names them" in lines
+    assert lines[-1] == f"contact sheet: {tmp_path}/{rejecting.name}-sheet.png"
+    show(monkeypatch, rejecting.url, "--all")
+    assert capsys.readouterr().out.count("cannot be decoded") == 25
+
+
+def test_the_sheet_is_written_where_told(
+    made: PatchSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = tmp_path / "new/folder of sheets/sheet"
+    show(monkeypatch, made.url, "--sheet", str(sheet))
+    assert Image.open(sheet).format == "PNG"
+    (tmp_path / "file").write_bytes(b"")
+    for place in (tmp_path, tmp_path / "file/sheet.png"):
+        with pytest.raises(SystemExit) as ended:
+            show(monkeypatch, made.url, "--sheet", str(place))
+        assert ended.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: the contact sheet {place} cannot be written (")
+        assert error.count("\n") == 1
+
+
+def test_a_name_in_the_manifest_does_not_choose_the_folder_of_the_sheet(
+    made: PatchSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    copied = shutil.copytree(made.url, tmp_path / "copy", copy_function=shutil.copy)
+    PatchSet(str(copied), dataclasses.replace(made.manifest, name="../../outside")).save()
+    with pytest.raises(SystemExit):
+        show(monkeypatch, str(copied))
+    assert not list((tmp_path / "here").iterdir())
+    assert not list(tmp_path.rglob("*sheet.png"))
+
+
+@pytest.mark.parametrize("pairs", ["0", "-3", "100000"])
+def test_an_odd_number_of_pairs_is_refused(
+    made: PatchSet, pairs: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        show(monkeypatch, made.url, "--pairs", pairs)
+    assert re.match(rf"error: .*{pairs}.* from 1 to 1000", capsys.readouterr().err)
 
 
 def test_verify_finds_damaged_missing_and_unknown_files(made: PatchSet, tmp_path: Path) -> None:

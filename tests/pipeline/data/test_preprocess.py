@@ -21,6 +21,7 @@ from pipeline import cluster
 from pipeline.data import patchset, preparation
 from pipeline.data.inventory import InspectedImage, take_inventory
 from pipeline.data.listing import SourceImage
+from pipeline.data.locations import FileLocation
 from pipeline.data.patchset import PatchSet
 from pipeline.data.rejection import RejectionKind
 from pipeline.data.shard_plan import plan_shards, tile_origins
@@ -174,7 +175,7 @@ def test_large_images_are_reduced_first(small: Small, photos: Path) -> None:
 
 def known(name: int, side: int) -> InspectedImage:
     digest = hashlib.sha256(f"{name} {side}".encode()).hexdigest()
-    return InspectedImage(f"{name:05}", "", "", digest, side, side, 1, None)
+    return InspectedImage(f"{name:05}", FileLocation(""), "", digest, side, side, 1, None)
 
 
 @given(sizes=st.lists(st.integers(48, 400), min_size=1, max_size=60), target=st.floats(0.05, 2))
@@ -235,7 +236,7 @@ def test_flat_tiles_are_dropped_and_counted(small: Small, photos: Path) -> None:
 def test_an_interrupted_inventory_resumes(small: Small, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     original = cluster.map_tasks
 
-    def broken(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+    def broken(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R | cluster.TaskError[T]]:
         yield from list(original(function, tasks[:4]))
         raise KeyboardInterrupt
 
@@ -244,7 +245,7 @@ def test_an_interrupted_inventory_resumes(small: Small, monkeypatch: pytest.Monk
         prepare(small())
     asked: list[int] = []
 
-    def counting(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+    def counting(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R | cluster.TaskError[T]]:
         asked.append(len(tasks))
         return original(function, tasks)
 
@@ -259,7 +260,7 @@ def test_a_file_that_could_not_be_read_is_read_again(small: Small, photos: Path)
     gone.symlink_to("elsewhere.png")
     (photos / "elsewhere.png").mkdir()
     (photos / "broken.png").write_bytes(b"not an image")
-    images = [SourceImage(file.name, str(file), "1", 100) for file in (gone, photos / "broken.png")]
+    images = [SourceImage(file.name, FileLocation(str(file)), "1", 100) for file in (gone, photos / "broken.png")]
     cache = photos.parent / "inventory.json"
     first = take_inventory(read(small()), images, str(cache))
     assert [image.rejected and image.rejected.kind for image in first] == [
@@ -278,7 +279,7 @@ def test_a_damaged_inventory_is_taken_again(small: Small, tmp_path: Path, capsys
     first, _ = prepare(small())
     (tmp_path / "home/patchsets/inventory.json").write_text('{"half')
     assert prepare(small()) == (first, True)
-    assert "inventory.json is damaged" in capsys.readouterr().out
+    assert "inventory.json is damaged" in capsys.readouterr().err
 
 
 @pytest.mark.long

@@ -1,10 +1,14 @@
+import dataclasses
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.data import preparation
+from pipeline.data import patchset, preparation
+from pipeline.data.parquet import DamagedShardError
 from pipeline.data.patchset import PatchSet
 from pipeline.data.reader import BatchReader
 from pipeline.data.sampler import SampleOrder, Window
@@ -82,7 +86,7 @@ def test_mapped_tiles_give_the_same_batches_and_are_unpacked_once(made: PatchSet
         for a, b in zip(streamed, from_map, strict=True):
             assert np.array_equal(a, b)
     unpacked = {file: file.stat() for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".lock"}
-    assert {file.name for file in unpacked} == {"hr", "lr"}
+    assert {file.name for file in unpacked} == {"hr", "lr", "finished.json"}
     assert isinstance(open_tiles(made, "map", 0, str(tmp_path)), MappedTiles)
     assert all(
         (file.stat().st_ino, file.stat().st_mtime_ns) == (was.st_ino, was.st_mtime_ns) for file, was in unpacked.items()
@@ -106,13 +110,78 @@ def _windows(made: PatchSet) -> list[Window]:
     return list({order.locate(position)[0] for position in range(2 * order.epoch_length)})
 
 
-def test_a_partly_unpacked_set_is_unpacked_again(made: PatchSet, tmp_path: Path) -> None:
-    left = tmp_path / f"{made.name}.part"
-    left.mkdir()
-    (left / "hr").write_bytes(b"half")
+def _no_marker(copy: Path) -> None:
+    (copy / "finished.json").unlink()
+
+
+def _half_a_marker(copy: Path) -> None:
+    (copy / "finished.json").write_bytes((copy / "finished.json").read_bytes()[:20])
+
+
+def _shorter(copy: Path) -> None:
+    (copy / "hr").write_bytes((copy / "hr").read_bytes()[:-1])
+
+
+def _zeros(copy: Path) -> None:
+    (copy / "lr").write_bytes(bytes((copy / "lr").stat().st_size))
+
+
+def _one_file_missing(copy: Path) -> None:
+    (copy / "lr").unlink()
+
+
+def _nothing_but_a_part(copy: Path) -> None:
+    for name in ("lr", "finished.json"):
+        (copy / name).unlink()
+    (copy / "hr").write_bytes(b"half")
+
+
+@pytest.mark.parametrize(
+    "damage", [_no_marker, _half_a_marker, _shorter, _zeros, _one_file_missing, _nothing_but_a_part]
+)
+def test_a_damaged_or_unfinished_copy_is_unpacked_again(
+    made: PatchSet, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    open_tiles(made, "map", 0, str(tmp_path))
+    damage(tmp_path / made.name)
     tiles = open_tiles(made, "map", 0, str(tmp_path))
-    assert np.array_equal(tiles.read_group(1)[0], made.read_group(1)[0])
-    assert not left.exists()
+    for number in range(len(made.row_groups)):
+        for copied, original in zip(tiles.read_group(number), made.read_group(number), strict=True):
+            assert np.array_equal(copied, original)
+
+
+def test_a_copy_of_other_shards_with_the_same_name_is_unpacked_again(made: PatchSet, tmp_path: Path) -> None:
+    reversed_shards = dataclasses.replace(made.manifest, shards=made.shards[::-1])
+    open_tiles(PatchSet(made.url, reversed_shards), "map", 0, str(tmp_path))
+    tiles = open_tiles(made, "map", 0, str(tmp_path))
+    assert np.array_equal(tiles.read_group(0)[0], made.read_group(0)[0])
+
+
+def test_a_copy_is_not_finished_if_unpacking_fails(made: PatchSet, tmp_path: Path) -> None:
+    broken = patchset.load(shutil.copytree(made.url, tmp_path / "set").as_posix())
+    Path(broken.url, broken.shards[-1].file).unlink()
+    scratch = tmp_path / "scratch"
+    missing = f"{broken.shards[-1].file} is missing"
+    with pytest.raises(DamagedShardError, match=missing):
+        open_tiles(broken, "map", 0, str(scratch))
+    with pytest.raises(DamagedShardError, match=missing):  # streaming would not read it either
+        open_tiles(broken, "auto", 1000, str(scratch))
+    assert not (scratch / made.name).exists()
+
+
+def test_the_default_scratch_folder_is_the_users_own(
+    made: PatchSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert isinstance(open_tiles(made, "map", 0), MappedTiles)
+    (folder,) = tmp_path.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    shutil.rmtree(folder)
+    (tmp_path / "elsewhere").mkdir()
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"is not a folder of your own .*; data.scratch can also name a folder"):
+        open_tiles(made, "map", 0)
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_a_scratch_folder_that_cannot_be_used_is_named(made: PatchSet, tmp_path: Path) -> None:

@@ -3,19 +3,19 @@
 import dataclasses
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline import storage
-from pipeline.data import preparation
+from pipeline.data import patchset, preparation
 from pipeline.data.patchset import PatchSet
 from pipeline.evaluation import scores, tables
 from pipeline.evaluation.scores import ImageScores, Scores, SetScores
 from pipeline.networks.weights import build_network, to_safetensors
-from pipeline.settings import Config
+from pipeline.settings import Config, UserError
 from pipeline.settings.command_line import parse
-from pipeline.storage import DamagedFileError
 from tests.conftest import SMALL, write_photos
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -106,10 +106,59 @@ def test_infinite_scores_survive_the_file(tmp_path: Path) -> None:
     assert storage.read_document(f"{tmp_path}/scores.json", Scores) == written
 
 
-def test_a_damaged_file_is_one_sentence(case: Case, tmp_path: Path) -> None:
-    (tmp_path / "scores.json").write_text('{"identity": "x", "protocol": "y", "sets": {"Set5": {"lr": 1}}}')
-    with pytest.raises(DamagedFileError, match=r"scores.json is damaged at sets.Set5.lr: [^\n]+$"):
-        case.read(folder=tmp_path)
+@pytest.mark.parametrize("content", ["", "{}", '{"identity": "x", "protocol": "y", "sets": {"Set5": {"lr": 1}}}'])
+def test_images_are_scored_again_if_the_file_is_damaged(
+    case: Case, tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scores.json").write_text(content)
+    assert case.read(folder=tmp_path) is None
+    assert f"{tmp_path}/scores.json is damaged" in capsys.readouterr().err
+    again = scores.evaluate(case.config, case.patch_set, case.weights, str(tmp_path))
+    assert again.sets["held-out"].mean == case.scored.sets["held-out"].mean
+    assert case.read(folder=tmp_path) == again
+
+
+def test_images_are_scored_again_if_one_that_the_report_shows_is_missing(case: Case, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(case.base / "scores", tmp_path / "scores"))
+    assert case.read(folder=copied)
+    next(copied.glob("images/*/*-hr.png")).unlink()
+    assert case.read(folder=copied) is None
+
+
+def _truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize("damage", [_truncated, Path.unlink])
+def test_a_damaged_shard_of_held_out_images_is_one_sentence(
+    case: Case, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    copied = patchset.load(shutil.copytree(case.patch_set.url, tmp_path / "set").as_posix())
+    shard = Path(copied.url, copied.holdout[0].file)
+    damage(shard)
+    with pytest.raises(
+        UserError, match=rf"^coffee\d.png of the set held-out cannot be scored: the shard {shard} is "
+    ) as e:
+        scores.evaluate(case.config, copied, case.weights, str(tmp_path / "scores"))
+    assert f"python -m pipeline.patchset verify {copied.url}" in str(e.value)
+    assert not (tmp_path / "scores/scores.json").exists()
+
+
+def test_images_that_cannot_be_written_are_one_sentence(case: Case, tmp_path: Path) -> None:
+    (tmp_path / "images").write_text("no folder")
+    with pytest.raises(
+        UserError, match=r"^coffee0.png of the set held-out cannot be scored: .*(Not a dir|File exists)"
+    ):
+        scores.evaluate(case.config, case.patch_set, case.weights, str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no weights"])
+def test_damaged_weights_are_one_sentence(case: Case, tmp_path: Path, content: bytes | None) -> None:
+    weights = tmp_path / "model.safetensors"
+    if content is not None:
+        weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"weights.*model.safetensors[^\n]*expected a .safetensors file"):
+        scores.evaluate(case.config, case.patch_set, str(weights), str(tmp_path))
 
 
 def test_tables_fit_80_columns_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,13 +25,19 @@ from tests.services import Services
 def test_it_prints_plan_live_table_and_results(finished_grid: Grid) -> None:
     _, folder, printed, errors = finished_grid
     assert re.search(r"3 of 3 trials to train, \d at once, each with 1 worker of \d CPU; about ", printed)
-    assert re.search(r"1 +mse +training +\d+ of 8", printed)
-    assert re.search(r"3 +perceptual +finished +8 of 8 +\d+\.\d+ +\d+\.\d\d dB", printed)
+    assert "grid: mse starting at step 0 of 8" in printed
+    assert re.search(r"grid: perceptual finished at step 8 of 8, \d+\.\d\d dB", printed)
+    assert re.search(r"grid: broken failed: training diverged: 2 steps in a row", printed)
     assert re.search(r"held-out \(2\) +bicubic +\d\d\.\d\d", printed)
-    assert re.search(r"held-out +published nobn·perceptual +9\.21", printed)
+    assert "published" not in printed  # the published network is eight times as wide
     assert re.search(r"On held-out images, highest PSNR: (mse|perceptual)\.", printed)
-    assert "cell broken failed: training diverged: 2 steps in a row" in errors
+    assert re.search(r"cell broken failed: training diverged: 2 steps in a row [^\n]*\n$", errors)
     assert f"report: {folder}/report.html" in printed
+
+
+def test_its_output_in_a_pipe_has_no_control_characters(finished_grid: Grid) -> None:
+    _, _, printed, errors = finished_grid
+    assert re.findall(r"[^\n -~\u00a0-\uffff]", printed + errors) == []
 
 
 def test_a_failing_cell_does_not_stop_the_others(finished_grid: Grid) -> None:
@@ -72,7 +78,13 @@ def test_mlflow_compares_the_cells_by_name(finished_grid: Grid) -> None:
     ]
     assert shown[0] == shown[1] != []
     best = max(("mse", "perceptual"), key=lambda name: runs[name].data.metrics["held-out/psnr_y"])
-    assert client.get_model_version_by_alias("srresnet-x4", "best-psnr").run_id == runs[best].info.run_id
+    version = client.get_model_version_by_alias("srresnet-x4", "best-psnr")
+    assert version.run_id == runs[best].info.run_id
+    psnr = runs[best].data.metrics["held-out/psnr_y"]
+    assert float(version.tags["held-out/psnr_y"]) == pytest.approx(psnr, rel=1e-5)
+    whole = client.get_run(parent)
+    assert (whole.data.metrics["held-out/psnr_y"], whole.data.tags["best_cell"]) == (psnr, best)
+    assert [data.dataset.name for data in whole.inputs.dataset_inputs] == ["photos"]
     kept = {file.path for file in client.list_artifacts(parent)}
     assert kept == {"config.yaml", "results.md", "results.csv", "results.json", "comparison.png", "report.html"}
     note = runs["mse"].data.tags["mlflow.note.content"]
@@ -108,11 +120,12 @@ def test_a_run_is_reproduced_from_its_id(finished_grid: Grid) -> None:
 @pytest.mark.long
 def test_cells_without_their_weights_are_left_out_with_a_reason(tmp_path: Path) -> None:
     options = grid_options(tmp_path, "train.perceptual.weights=/none.pth", "--dry-run")
-    printed, errors = tune(*options)
+    printed, errors = tune(*options, code=1)
     assert re.search(r"2 of 4 trials to train", printed)
     assert re.search(r"nobn·perceptual +left out", printed)
     expected = "cell bn·perceptual left out: train.perceptual.weights is /none.pth, expected an existing .safetensors"
     assert expected in errors
+    assert errors.splitlines()[-1].startswith("cell nobn·perceptual left out: train.perceptual.weights")
 
 
 @pytest.mark.long
@@ -176,8 +189,14 @@ def test_asha_stops_cells_that_fall_behind(tmp_path: Path) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/home/mlflow.db")
     statuses = {run.info.run_name: run.info.status for run in client.search_runs(["1"])}
     assert {label for label, status in statuses.items() if status == "KILLED"} == stopped
+    for label in stopped:
+        assert re.search(rf"held-out \(2\) +{label} \(stopped +\d\d\.\d\d", printed)
+    (page,) = tmp_path.glob("home/grids/*/report.html")
+    assert all(re.search(rf"{label} \(stopped at step \d+\)", page.read_text()) for label in stopped)
+    written = {file.name: file.read_bytes() for file in page.parent.iterdir() if file.is_file()}
     again, _ = tune(*options)
     assert "0 of 3 trials to train" in again
+    assert {file.name: file.read_bytes() for file in page.parent.iterdir() if file.is_file()} == written
 
 
 @pytest.mark.long
@@ -185,8 +204,7 @@ def test_asha_stops_cells_that_fall_behind(tmp_path: Path) -> None:
 def test_a_search_with_asha_gives_every_draw_its_cores(tmp_path: Path) -> None:
     draws = ["tune.grid={}", 'tune.sample={"train.lr": {"loguniform": [1e-10, 1e-2]}}', "tune.samples=12"]
     printed, _ = tune(*grid_options(tmp_path, *draws, *SEARCH))
-    last = printed.rpartition("PSNR (Y)  left")[2].partition("\n\n")[0]
-    states = re.findall(r"lr=\S+ +(finished|stopped) ", last)
+    states = re.findall(r"^lr=\S+ +(finished|stopped) ", printed, re.MULTILINE)
     assert len(states) == 12
     assert set(states) == {"finished", "stopped"}
 

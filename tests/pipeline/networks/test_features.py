@@ -1,4 +1,5 @@
 import threading
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -82,6 +83,36 @@ def test_code_in_a_file_of_weights_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "touched").exists()
 
 
+def test_a_compressed_file_of_weights_is_refused(tmp_path: Path, pth: Path) -> None:
+    """A few bytes could stand for gigabytes of zeros; torch.save does not compress."""
+    small = tmp_path / "small.pth"
+    with zipfile.ZipFile(pth) as whole, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as compressed:
+        for entry in whole.infolist():
+            compressed.writestr(entry.filename, whole.read(entry))
+    with pytest.raises(UserError, match=r"small.pth, expected .* holds nothing but tensors \(it is compressed"):
+        features.prepare_terms(config(tmp_path, small))
+
+
+def test_the_published_files_of_the_older_format_are_read(tmp_path: Path, pth: Path) -> None:
+    old = tmp_path / "old.pth"
+    torch.save(WEIGHTS, old, _use_new_zipfile_serialization=False)
+    first, second = (weights_of(features.prepare_terms(config(tmp_path, file))) for file in (pth, old))
+    assert Path(first).read_bytes() == Path(second).read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", None])
+def test_a_damaged_part_in_the_home_is_made_again(
+    tmp_path: Path, pth: Path, content: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = Path(weights_of(features.prepare_terms(config(tmp_path, pth))))
+    whole = stored.read_bytes()
+    other = safetensors.torch.save({"features.0.weight": torch.zeros(1)})
+    stored.write_bytes(other if content is None else content)
+    features.prepare_terms(config(tmp_path, pth))
+    assert stored.read_bytes() == whole
+    assert f"{stored} is damaged (" in capsys.readouterr().err
+
+
 def test_weights_that_are_too_shallow_are_refused(tmp_path: Path, pth: Path) -> None:
     file = tmp_path / "shallow.safetensors"
     safetensors.torch.save_file({k: v for k, v in WEIGHTS.items() if k.startswith("features.0.")}, file)
@@ -132,6 +163,19 @@ def test_the_published_file_is_downloaded_once_and_checked(
     server.shutdown()
     assert features.prepare_terms(config(tmp_path, "torchvision")) == first
     assert Path(weights_of(first)).exists()
+
+
+def test_a_download_that_was_damaged_in_the_cache_is_removed(
+    tmp_path: Path, server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, pth: Path
+) -> None:
+    url = f"http://127.0.0.1:{server.server_address[1]}/vgg19.pth"
+    digits = features.identify(config(tmp_path, pth).train.pretrained()["perceptual"])[:8]
+    monkeypatch.setitem(features.PUBLISHED, "vgg19", (url, digits))
+    cached = Path(download.fetch(url, config(tmp_path, "torchvision").downloads))
+    cached.write_bytes(bytes(cached.stat().st_size))
+    with pytest.raises(UserError, match=r"vgg19.pth was damaged and is removed: rerun the command"):
+        features.prepare_terms(config(tmp_path, "torchvision"))
+    assert Path(weights_of(features.prepare_terms(config(tmp_path, "torchvision")))).exists()
 
 
 def test_without_a_network_it_says_what_to_provide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

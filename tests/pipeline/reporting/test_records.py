@@ -1,8 +1,10 @@
 """Records of finished cells: their content, that they count as finished, and the pages made from them."""
 
+import copy
 import dataclasses
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +92,16 @@ def test_a_recorded_cell_counts_as_finished(
     printed, _ = tune(*options, f"--home={tmp_path}", f"tune.grid={grid}")
     assert f"cell mse taken from {kept}/mse" in printed
     assert "0 of 1 trials to train" in printed
-    assert "measuring a step" not in printed
+    assert "measure a step" not in printed
     (scores,) = tmp_path.glob("grids/*/cells/mse/scores.json")
     again = json.loads(scores.read_text())["sets"]["held-out"]["mean"]["trained"]["psnr_y"]
     assert again == pytest.approx(mse.scores["held-out"].mean["trained"]["psnr_y"], abs=0.01)  # fp16
+    (folder,) = tmp_path.glob("grids/*")
+    written = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    assert {"report.html", "results.md", "results.csv"} <= written.keys()
+    tune(*options, f"--home={tmp_path}", f"tune.grid={grid}")
+    after_a_rerun = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    assert after_a_rerun == written
 
 
 def test_another_training_does_not_take_a_records_place(kept: Path, mse: TrainingRecord) -> None:
@@ -233,6 +241,36 @@ def test_a_record_names_no_place_outside(kept: Path, mse: TrainingRecord, tmp_pa
             records.read_all(str(tmp_path))
 
 
+def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Remove an entry from nested mappings."""
+    inner = record
+    for key in keys[:-1]:
+        inner = inner[key]
+    del inner[keys[-1]]
+    return record
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("identity", "train"),
+        ("identity", "patch_set"),
+        ("scores", "held-out", "mean", "bicubic"),
+        ("scores", "held-out", "mean", "trained", "psnr_y"),
+        ("versions", "torch"),
+        ("result", "steps"),
+        ("patch_set",),
+    ],
+    ids=".".join,
+)
+def test_a_record_that_lacks_something_is_one_sentence(mse: TrainingRecord, tmp_path: Path, keys: list[str]) -> None:
+    (tmp_path / "mse").mkdir()
+    record = _without(copy.deepcopy(dataclasses.asdict(mse)), *keys)
+    (tmp_path / "mse/record.json").write_text(json.dumps(record))
+    with pytest.raises(DamagedFileError, match=r"mse/record.json is damaged at [^\n]*; restore it, such as from"):
+        records.read(str(tmp_path), "mse")
+
+
 def test_a_folder_without_records_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no record, expected a folder that was written"):
         publish.main.__wrapped__(["mlflow", f"--records={tmp_path}"])  # type: ignore[attr-defined]
@@ -265,3 +303,14 @@ def test_a_training_is_the_same_by_what_shaped_it(tmp_path: Path) -> None:
     assert not same(others["other"])
     assert same(others["missing"])  # the content is unknown
     assert not same(others["missing"], "train.lr=1")
+
+
+def test_a_port_that_is_in_use_is_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "record").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} is in use: choose another, such as make results-ui PORT="):
+            publish.main.__wrapped__(  # type: ignore[attr-defined]
+                ["mlflow", f"--records={tmp_path}", f"--home={tmp_path / 'home'}", f"--port={port}"]
+            )
+    assert not (tmp_path / "home").exists()

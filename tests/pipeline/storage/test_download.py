@@ -26,9 +26,8 @@ import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tqdm import tqdm
 
-from pipeline import storage
+from pipeline import storage, terminal
 from pipeline.storage import documents, download, files
 from pipeline.storage.download import DownloadError
 from tests.conftest import ROOT
@@ -331,7 +330,7 @@ def test_an_interrupted_download_is_taken_up(server: Server, cache: str, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tqdm, "update", interrupt)
+        patch.setattr(terminal.Stage, "update", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fetch(server, cache)
     (part,) = parts(cache)

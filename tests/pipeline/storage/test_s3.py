@@ -355,7 +355,7 @@ def test_images_and_archives_are_read_through_trouble(url: str, proxy: Proxy, tm
         proxy.fault = first(2, "503 ServiceUnavailable")
         found = sources.list_images([source], str(tmp_path))
         proxy.fault = first(2, "503 ServiceUnavailable")
-        assert {image.name: sources.read_bytes(image.url) for image in found} == expected
+        assert {image.name: sources.read_bytes(image.location) for image in found} == expected
 
 
 def test_an_unfinished_patch_set_is_none_and_goes_on_where_it_stopped(

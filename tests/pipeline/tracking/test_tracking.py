@@ -1,16 +1,20 @@
+import getpass
+import json
+import platform
+import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import pytest
 from PIL import Image
 
-from pipeline import storage
 from pipeline.settings import Config, UserError
 from pipeline.settings.command_line import parse
 from pipeline.tracking import Forwarder, Journal, JournalReader, Tracker, mark_as_tracked, parents_of_tracked
-from pipeline.tracking.notes import read_run_note
+from pipeline.tracking.notes import RunNote, read_run_note, write_run_note
 from pipeline.tracking.provenance import code_hash
 from tests.services import MLflowServer
 
@@ -46,11 +50,11 @@ def test_repeated_steps_are_read_once(tmp_path: Path) -> None:
     ("error", "status"),
     [(None, "FINISHED"), (ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")],
 )
-def test_runs_end_in_the_right_state(tmp_path: Path, error: type[BaseException] | None, status: str) -> None:
-    tracker = Tracker(config(tmp_path))
+def test_runs_end_in_the_right_state(home: Path, error: type[BaseException] | None, status: str) -> None:
+    tracker = Tracker(config(home))
 
     def work() -> str:
-        with tracker.run(str(tmp_path / "work"), "name", {}) as run:
+        with tracker.run(str(home / "work"), "name", {}) as run:
             if error:
                 raise error
         return run.id
@@ -60,25 +64,127 @@ def test_runs_end_in_the_right_state(tmp_path: Path, error: type[BaseException] 
             work()
     else:
         work()
-    run_id = read_run_note(f"{tmp_path}/work", tracker.uri).runs[""]
+    run_id = read_run_note(f"{home}/work", tracker.uri).runs[""]
     assert mlflow.MlflowClient(tracker.uri).get_run(run_id).info.status == status
-    with tracker.run(str(tmp_path / "work"), "name", {}) as run:
+    with tracker.run(str(home / "work"), "name", {}) as run:
         assert run.id == run_id  # resumed work continues the same run
         assert mlflow.MlflowClient(tracker.uri).get_run(run_id).info.status == "RUNNING"
 
 
-def test_a_run_whose_process_died_is_closed_by_the_next(tmp_path: Path) -> None:
+def test_a_run_whose_process_died_is_closed_by_the_next(home: Path) -> None:
     code = (
         "import os, sys; from pipeline.settings.command_line import parse; from pipeline.tracking import Tracker\n"
-        + (f"with Tracker(parse(['home={tmp_path}'], 'run', '')).run('{tmp_path}/dead', 'dead', {{}}): os._exit(9)")
+        + (f"with Tracker(parse(['home={home}'], 'run', '')).run('{home}/dead', 'dead', {{}}): os._exit(9)")
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
-    uri = config(tmp_path).tracking_uri
-    run_id = read_run_note(f"{tmp_path}/dead", uri).runs[""]
+    uri = config(home).tracking_uri
+    run_id = read_run_note(f"{home}/dead", uri).runs[""]
     client = mlflow.MlflowClient(uri)
     assert client.get_run(run_id).info.status == "RUNNING"
-    Tracker(config(tmp_path))
+    Tracker(config(home))
     assert client.get_run(run_id).info.status == "KILLED"
+
+
+def test_a_running_run_with_an_odd_tag_stops_nobody(home: Path) -> None:
+    tracker = Tracker(config(home))
+    client = mlflow.MlflowClient(tracker.uri)
+    host = platform.node()
+    for tag in ("", "no process", f"{host}:²", f"{host}:-1", f"{host}:{10**30}", f"{host}:0", ":0", f"{host}:"):
+        client.create_run(tracker.experiment_id, tags={"sr.process": tag})
+    Tracker(config(home))
+    assert {run.info.status for run in client.search_runs([tracker.experiment_id])} == {"RUNNING"}
+
+
+def test_a_run_says_who_made_it_and_how_to_rerun_it_from_any_folder(tmp_path: Path) -> None:
+    home = tmp_path / "my home"
+    tracker = Tracker(config(home))
+    with tracker.run(str(home / "work"), "name", {}) as run:
+        pass
+    tags = mlflow.MlflowClient(tracker.uri).get_run(run.id).data.tags
+    assert tags["mlflow.user"] == getpass.getuser()
+    (command,) = [line for line in tags["mlflow.note.content"].splitlines() if line.startswith("python ")]
+    program, _, module, *argv = shlex.split(command)
+    assert (program, module) == ("python", "pipeline.run")
+    assert argv == ["--from-run", run.id, "--home", str(home), "--tracking.uri", tracker.uri]
+    (experiment,) = mlflow.MlflowClient(tracker.uri).search_experiments(filter_string="name = 'super-resolution'")
+    assert "PSNR of the held-out images" in experiment.tags["mlflow.note.content"]
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_an_own_description_of_the_experiment_stays(home: Path) -> None:
+    client = mlflow.MlflowClient(config(home).tracking_uri)
+    number = client.create_experiment("super-resolution", tags={"mlflow.note.content": "mine"})
+    assert Tracker(config(home)).experiment_id == number
+    assert client.get_experiment(number).tags["mlflow.note.content"] == "mine"
+
+
+def test_no_secret_of_a_url_reaches_mlflow_or_a_note(home: Path) -> None:
+    secret = "https://user:p@ss/QQword@host/x.zip?sig=QQsig"
+    settings = config(home, f"source={secret}")
+    tracker = Tracker(settings)
+    with tracker.run(str(home / "work"), "name", {"where": secret}) as run:
+        run.describe({"source": secret}, settings)
+        run.set_tags({"more": secret})
+        run.log_dataset(f"data of {secret}", "digest", secret, {})
+    kept = mlflow.MlflowClient(tracker.uri).get_run(run.id)
+    assert kept.data.params["source"] == "https://host/x.zip?sig=***"
+    note = home / "work" / "tracking.json"
+    assert note.stat().st_mode & 0o777 == 0o600
+    written = [file.read_bytes() for file in home.rglob("*") if file.is_file()]
+    assert len(written) >= 3
+    assert not [content for content in written if b"QQ" in content]
+
+
+def test_the_note_of_a_run_has_no_password(tmp_path: Path) -> None:
+    uri = "postgresql://user:pw@host/mlflow"
+    note = read_run_note(str(tmp_path), uri)
+    write_run_note(str(tmp_path), replace(note, runs={"": "a" * 32}))
+    assert "pw" not in (tmp_path / "tracking.json").read_text()
+    assert read_run_note(str(tmp_path), uri).runs == {"": "a" * 32}
+
+
+def test_a_note_of_an_earlier_version_is_still_found(tmp_path: Path) -> None:
+    uri = "postgresql://user:pw@host/mlflow"
+    (tmp_path / "tracking.json").write_text(json.dumps({"uri": uri, "runs": {"": "a" * 32}}))
+    assert read_run_note(str(tmp_path), uri).runs == {"": "a" * 32}
+    assert read_run_note(str(tmp_path), "postgresql://host/other").runs == {}
+
+
+def test_small_images_are_enlarged_to_be_judged(home: Path) -> None:
+    tracker = Tracker(config(home))
+    client = mlflow.MlflowClient(tracker.uri)
+    with tracker.run(str(home / "work"), "name", {}) as run:
+        for width in (480, 2000):
+            assert run.log_image(Image.effect_noise((width, 160), 50), f"strip{width}", 1)
+    files = [file.path for file in client.list_artifacts(run.id, "images") if file.path.endswith(".png")]
+    sizes = {Image.open(client.download_artifacts(run.id, file)).size for file in files}
+    assert sizes == {(960, 320), (2000, 160)}
+
+
+def test_the_machine_is_measured_while_training(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = Tracker(config(home))
+    journal = Journal(str(home / "journal"))
+    journal.append("train", 7, {"loss": 1.0})
+    journal.flush()
+    client = mlflow.MlflowClient(tracker.uri)
+
+    def measured() -> dict[str, float]:
+        with tracker.run(str(home / "work"), "name", {}) as run:
+            forwarder = Forwarder(journal.url, run)
+            forwarder.forward_new()
+            for _ in range(3):
+                forwarder.forward_system_metrics()
+        return {key: value for key, value in client.get_run(run.id).data.metrics.items() if key.startswith("system/")}
+
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    assert measured() == {}
+    monkeypatch.delenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING")
+    values = measured()
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= set(values)
+    assert values["system/system_memory_usage_megabytes"] > 10
+    run_id = read_run_note(f"{home}/work", tracker.uri).runs[""]
+    history = client.get_metric_history(run_id, "system/cpu_utilization_percentage")
+    assert [metric.step for metric in history] == [7]  # not more often than every few seconds
 
 
 def test_a_server_that_does_not_answer_at_the_start_is_one_sentence(tmp_path: Path) -> None:
@@ -122,36 +228,36 @@ def test_nothing_is_lost_when_the_server_is_away(tmp_path: Path, capsys: pytest.
 
 
 def test_a_record_that_is_refused_for_good_does_not_hold_up_the_others(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    journal = Journal(str(tmp_path / "journal"))
+    journal = Journal(str(home / "journal"))
     for step, name in enumerate(("loss", "a+b", "loss")):
         journal.append("train", step, {name: float(step)})
     journal.flush()
-    tracker = Tracker(config(tmp_path))
-    with tracker.run(str(tmp_path / "work"), "name", {}) as run:
+    tracker = Tracker(config(home))
+    with tracker.run(str(home / "work"), "name", {}) as run:
         assert Forwarder(journal.url, run).forward_rest()
     assert "rejects a record, which is skipped" in capsys.readouterr().err
     history = mlflow.MlflowClient(tracker.uri).get_metric_history(run.id, "loss")
     assert [m.step for m in history] == [0, 2]
 
 
-def test_sending_a_journal_twice_adds_nothing(tmp_path: Path) -> None:
-    journal = Journal(str(tmp_path / "journal"))
+def test_sending_a_journal_twice_adds_nothing(home: Path) -> None:
+    journal = Journal(str(home / "journal"))
     for step in range(5):
         journal.append("train", step, {"loss": float(step)})
     journal.flush()
-    tracker = Tracker(config(tmp_path))
-    with tracker.run(str(tmp_path / "work"), "name", {}) as run:
+    tracker = Tracker(config(home))
+    with tracker.run(str(home / "work"), "name", {}) as run:
         for _ in range(2):
             assert Forwarder(journal.url, run).forward_rest()
     history = mlflow.MlflowClient(tracker.uri).get_metric_history(run.id, "loss")
     assert [m.step for m in history] == [0, 1, 2, 3, 4]
 
 
-def test_each_parent_has_its_own_run_of_a_folder(tmp_path: Path) -> None:
-    tracker = Tracker(config(tmp_path))
-    folder, ids = str(tmp_path / "work"), []
+def test_each_parent_has_its_own_run_of_a_folder(home: Path) -> None:
+    tracker = Tracker(config(home))
+    folder, ids = str(home / "work"), []
     for parent in ("", "a" * 32, "b" * 32, "a" * 32):
         with tracker.run(folder, "name", {}, parent) as run:
             ids.append(run.id)
@@ -169,9 +275,54 @@ def test_notes_of_what_mlflow_has_are_checked(tmp_path: Path) -> None:
     for parent in ("", "grid", ""):
         mark_as_tracked(folder, parent)
     assert parents_of_tracked(folder) == ["", "grid"]
-    (tmp_path / "tracking.json").write_text('{"uri": "x", "runs": [1]}')
-    with pytest.raises(storage.DamagedFileError, match=r"tracking.json is damaged at runs: "):
-        read_run_note(folder, "x")
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"uri": "x", "runs": [1]}', '["x"]'])
+def test_damaged_notes_count_as_missing(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path)
+    for name in ("tracking.json", "tracked.json"):
+        (tmp_path / name).write_text(content)
+    assert read_run_note(folder, "x") == RunNote("x")
+    assert parents_of_tracked(folder) == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{folder}/tracking.json is damaged")
+    assert line.endswith("; MLflow gets new runs of this work")
+    with Tracker(config(tmp_path)).run(folder, "name", {}) as run:
+        pass
+    mark_as_tracked(folder, "")
+    assert read_run_note(folder, config(tmp_path).tracking_uri).runs == {"": run.id}
+    assert parents_of_tracked(folder) == [""]
+
+
+def test_damaged_lines_of_a_journal_are_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = Journal(str(tmp_path))
+    for step in (10, 20, 30):
+        journal.append("train", step, {"loss": 1.0})
+    journal.flush()
+    (file,) = tmp_path.glob("*.jsonl")
+    first, second, third = file.read_text().splitlines()
+    outside = second.replace('"images": {}', '"images": {"crop": "../../secret.png"}')
+    assert outside != second
+    file.write_text("\n".join([first, "", outside, '{"kind": "other"}', "[]", third[:-9]]))
+    assert [record.step for record in JournalReader(journal.url).new()] == [10]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"{file} is damaged: the lines that are no records are skipped"
+
+
+def test_a_damaged_image_of_a_journal_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = Journal(f"{tmp_path}/journal")
+    for step in (10, 20):
+        image = journal.save_image(f"crop-{step}", Image.new("RGB", (8, 8)))
+        journal.append("validation", step, {"psnr": float(step)}, {"crop": image})
+    journal.flush()
+    (tmp_path / "journal/images/crop-10.png").write_bytes(b"\x89PNG no more")
+    tracker = Tracker(config(tmp_path))
+    with tracker.run(str(tmp_path), "name", {}) as run:
+        assert Forwarder(journal.url, run).forward_rest()
+    assert "crop-10.png is damaged: MLflow does not get this image" in capsys.readouterr().err
+    client = mlflow.MlflowClient(tracker.uri)
+    assert [m.step for m in client.get_metric_history(run.id, "psnr")] == [10, 20]
+    assert sum(file.path.endswith(".png") for file in client.list_artifacts(run.id, "images")) == 1
 
 
 def test_the_hash_of_the_code_covers_the_sub_packages(tmp_path: Path) -> None:

@@ -46,6 +46,43 @@ def test_what_was_being_written_or_is_damaged_is_passed_over(
     assert "000000020 is damaged: falling back to the previous one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"",
+        b"{",
+        b'{"state": {"step": 20}}',
+        b'{"state": {"step": 20}, "files": {}}',
+        b'{"state": {"step": 20}, "files": {"../000000010/weights": "0"}}',
+        b'{"state": {"step": 20}, "files": {"weights": "0"}}',
+        b'{"state": {"step": 20}, "files": {"weights": 7}}',
+        b'{"state": {"step": 20}, "files": {"elsewhere": "0"}}',
+        b'{"state": {"step": -20}, "files": {"weights": "0"}}',
+    ],
+)
+def test_a_damaged_state_falls_back_to_the_checkpoint_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], state: bytes
+) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=3)
+    for step in (10, 20):
+        save(checkpoints, step)
+    checkpoints.wait()
+    (tmp_path / "000000020" / "state.json").write_bytes(state)
+    assert restored(checkpoints) == (10, 5, b"10" * 1000)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "000000020 is damaged: falling back to the previous one" in line
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path), keep=3)
+    save(checkpoints, 10)
+    checkpoints.wait()
+    (tmp_path / "000000010").rename(tmp_path / "000000030")
+    save(checkpoints, 20)
+    checkpoints.wait()
+    assert restored(checkpoints) == (20, 10, b"20" * 1000)
+
+
 def test_an_unfinished_one_of_a_higher_step_costs_none_that_is_whole(tmp_path: Path) -> None:
     checkpoints = Checkpoints(str(tmp_path), keep=1)
     save(checkpoints, 200)

@@ -15,6 +15,7 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
+import yaml
 from PIL import Image
 
 from tests.conftest import ROOT, SMALL, write_photos
@@ -87,6 +88,28 @@ def test_a_second_run_takes_seconds_and_says_what_it_reused(finished: tuple[list
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
+def test_a_report_that_is_written_once_more_says_the_same(finished: tuple[list[str], Path, str]) -> None:
+    options, folder, _ = finished
+    before = {name: (folder / name).read_bytes() for name in ("report.html", "comparison.png", "scores.json")}
+    (folder / "finished.json").unlink()
+    printed, _ = run(*options)
+    assert "training reused" in printed
+    assert {name: (folder / name).read_bytes() for name in before} == before
+
+
+def test_the_folder_of_the_training_says_its_settings(finished: tuple[list[str], Path, str]) -> None:
+    _, folder, _ = finished
+    (file,) = folder.parents[1].glob("trainings/*/config.yaml")
+    settings = yaml.safe_load(file.read_text())
+    assert settings["name"] == "small"
+    assert settings["train"]["length"] == "8 steps"
+    assert settings["model"]["channels"] == 8
+
+
+def test_its_output_in_a_pipe_has_no_control_characters(finished: tuple[list[str], Path, str]) -> None:
+    assert re.findall(r"[^\n -~\u00a0-\uffff]", finished[2]) == []
+
+
 def test_mlflow_has_a_parent_and_a_child(finished: tuple[list[str], Path, str]) -> None:
     _, folder, _ = finished
     client = mlflow.MlflowClient(f"sqlite:///{folder.parents[1]}/mlflow.db")
@@ -99,14 +122,36 @@ def test_mlflow_has_a_parent_and_a_child(finished: tuple[list[str], Path, str]) 
     assert by_stage["workflow"].data.metrics["held-out/trained/psnr_y"] > 15
     artifacts = {f.path for f in client.list_artifacts(by_stage["workflow"].info.run_id)}
     assert artifacts == {"config.yaml", "comparison.png", "report.html"}
+    for tracked in runs:
+        (data,) = tracked.inputs.dataset_inputs
+        assert data.dataset.name == "photos"
+    assert len(by_stage["train"].data.params) < 12
     commit = by_stage["workflow"].data.tags.get("mlflow.source.git.commit")
     assert commit is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)
+
+
+def test_finished_work_needs_no_mlflow_and_other_work_does_not_begin_without_it(
+    finished: tuple[list[str], Path, str],
+) -> None:
+    options, folder, _ = finished
+    away = "tracking.uri=http://127.0.0.1:9"
+    printed, _ = run(*options, away)
+    assert "training, evaluation and report reused" in printed
+    before = sorted(folder.parents[1].rglob("*"))
+    start = time.monotonic()
+    printed, errors = run(*options, away, "train.lr=1", code=2)
+    assert time.monotonic() - start < 20
+    assert "error: MLflow at http://127.0.0.1:9 cannot be used: nothing listens at this port" in errors
+    assert printed == ""
+    assert sorted(folder.parents[1].rglob("*")) == before
 
 
 def test_evaluate_by_itself_prints_the_same_table(finished: tuple[list[str], Path, str]) -> None:
     options, _, printed = finished
     again, _ = run(*options, module="evaluate")
-    assert again.split("\n\n")[0].strip() in printed
+    table = re.search(r"^set .*?(?=\n\n)", again, re.MULTILINE | re.DOTALL)
+    assert table
+    assert table[0] in printed
 
 
 @pytest.mark.parametrize(
@@ -197,6 +242,7 @@ class Head:
             start, cwd=ROOT, env=self.env, stdout=self.log, stderr=self.log, start_new_session=True
         )
         self.env["RAY_ADDRESS"] = f"http://127.0.0.1:{ports[1]}"
+        self.address = f"127.0.0.1:{ports[0]}"
 
     def wait(self) -> None:
         deadline = time.monotonic() + 120
@@ -266,6 +312,13 @@ def test_ray_job_submit(head: Head, tmp_path: Path) -> None:
     options = [f"source={tmp_path / 'photos'}", *SMALL, "name=submitted"]
     submit(head, "--working-dir=.", "pipeline/run.py", *options)
     assert "training, evaluation and report reused" in submit(head, "pipeline/run.py", *options)
+    elsewhere = {**head.env, "RAY_ADDRESS": head.address, "RAY_AUTH_TOKEN": "f" * 64}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.preprocess", *options[:1], f"--home={tmp_path / 'other'}", *SMALL],
+        cwd=ROOT, env=elsewhere, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "refuses the token in RAY_AUTH_TOKEN: expected the content of ~/.ray/auth_token of the head" in done.stderr
     assert_left_by(head, ["submitted"])
 
 

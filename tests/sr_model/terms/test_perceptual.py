@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sr_model.networks.srresnet import SRResNet
-from sr_model.terms.perceptual import Network, PerceptualLoss, layer_index, trunk
+from sr_model.terms.perceptual import PerceptualLoss, trunk
+from sr_model.terms.settings import Network, layer_index
 from tests.conftest import DATA
 
 

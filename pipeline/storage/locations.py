@@ -1,0 +1,43 @@
+"""Tell paths from URLs, and find the file system that holds a file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import fsspec
+from fsspec.core import split_protocol
+from fsspec.implementations.local import LocalFileSystem
+
+_SCHEME = "[A-Za-z][A-Za-z0-9+.-]*"
+_URL = re.compile(f"(?P<chain>(?:{_SCHEME}::)*){_SCHEME}://")
+
+
+def is_url(text: str) -> bool:
+    """Tell whether a text begins with the scheme of a URL, such as "s3://"; any other text is a local path."""
+    return _URL.match(text) is not None
+
+
+def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return the file system of a local path or fsspec URL, and the path in it.
+
+    No character of the path has a meaning of its own: `::`, `*`, `?`, `[`, `%` and `#` can be part of a file's name.
+    Only a URL that begins with several schemes, such as "simplecache::s3://", chains file systems.
+
+    Args:
+        url: a local path or an fsspec URL.
+
+    Raises:
+        ValueError: if no file system has this scheme.
+        ImportError: if the package of this file system is not installed.
+    """
+    match = _URL.match(url)
+    if match is None:
+        path = url if url.startswith("/") else f"{Path.cwd()}/{url}"
+        return LocalFileSystem(), path.rstrip("/") or "/"
+    if match["chain"]:
+        fs, path = fsspec.url_to_fs(url)
+        return fs, path
+    protocol, _ = split_protocol(url)
+    kind = fsspec.get_filesystem_class(protocol)
+    return fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)

@@ -1,0 +1,32 @@
+"""Settings of the networks. This module imports no torch, so that a command can check its settings at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sr_model.networks.architecture import NetworkSettings
+
+Init = Literal["upsampler", "paper"]
+
+
+class SRResNetSettings(NetworkSettings):
+    """SRResNet."""
+
+    name: Literal["srresnet"] = "srresnet"
+    """Kind of network."""
+    channels: int = Field(64, ge=4)
+    """Feature channels."""
+    blocks: int = Field(16, ge=1)
+    """Residual blocks."""
+    batch_norm: bool = True
+    """Use BatchNorm after the convolutions of the body."""
+    init: Init = "upsampler"
+    """Initial weights: "upsampler" interpolates from the first step on; "paper" is PyTorch's default, because the paper
+    names none."""
+
+    @property
+    def label(self) -> str:
+        """Either "bn" or "nobn"."""
+        return "bn" if self.batch_norm else "nobn"
