@@ -8,7 +8,7 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); echo $$
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help demo grid-demo results-ui test test-all lint format demo-test wheel-test head clean
+.PHONY: help demo grid-demo results-ui test test-all fuzz lint format demo-test wheel-test head clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,8 +17,8 @@ demo: .venv/.run ## run the whole workflow on built-in photographs (minutes)
 	$(BIN)/python -m pipeline.run --config configs/demo.yaml
 
 grid-demo: .venv/.run ## train the four cells of the grid on built-in photographs; WEIGHTS=VGG19.safetensors
-	$(BIN)/python -m pipeline.tune --config configs/grid-demo.yaml $(if $(WEIGHTS),--train.perceptual.weights $(WEIGHTS)) \
-	  $(if $(SQUEEZENET),--evaluate.squeezenet $(SQUEEZENET))
+	$(BIN)/python -m pipeline.tune --config configs/grid-demo.yaml $(if $(WEIGHTS),--train.perceptual.weights "$(WEIGHTS)") \
+	  $(if $(SQUEEZENET),--evaluate.squeezenet "$(SQUEEZENET)")
 
 results-ui: .venv/.run ## show the recorded trainings in the MLflow UI, until Ctrl-C; PORT=5000
 	@home=$$(mktemp -d); trap 'rm -rf "$$home"' EXIT; trap 'exit 0' INT TERM; \
@@ -30,6 +30,9 @@ test: .venv/.test ## run the default tests; WORKERS=N sets the number of process
 
 test-all: .venv/.test ## run the default tests and the long ones
 	$(PYTEST) -m ''
+
+fuzz: .venv/.test ## feed thousands of damaged files to everything that reads files (minutes)
+	$(PYTEST) -m '' tests/fuzz
 
 lint: .venv/.lint ## check style, types and the layers of imports
 	$(BIN)/ruff check .

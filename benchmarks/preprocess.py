@@ -31,6 +31,7 @@ from pipeline.data import inventory, preparation, shards, sources
 from pipeline.data.images import decode
 from pipeline.data.inventory import InspectedImage, InspectionTask
 from pipeline.data.listing import SourceImage
+from pipeline.data.locations import FileLocation
 from pipeline.data.shard_plan import ShardSpec
 from pipeline.settings import Preprocess
 from pipeline.settings.command_line import parse
@@ -132,7 +133,7 @@ def time_one_thread(files: Sequence[Path], rounds: int, folder: Path) -> list[Re
 
 def inspect(file: Path) -> InspectedImage:
     """Do the inventory's part of the work."""
-    image = SourceImage(file.name, str(file), version="", bytes=file.stat().st_size)
+    image = SourceImage(file.name, FileLocation(str(file)), version="", bytes=file.stat().st_size)
     return inventory.inspect(InspectionTask(image, MAX_BYTES))
 
 

@@ -20,6 +20,7 @@ _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # fail within seconds instead of four minutes: the journal keeps all
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would show the server's password
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 for _name, _value in _DEFAULTS.items():

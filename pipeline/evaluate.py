@@ -25,10 +25,12 @@ def main(argv: Sequence[str]) -> None:
         )
     with storage.hold(config.outputs, "python -m pipeline.evaluate"):
         with terminal.stage("", "PyTorch and Ray are loading"):
-            from pipeline.data import preparation  # after the checks, because imports take seconds
+            from pipeline.data import benchmark_sets, preparation  # after the checks, because imports take seconds
             from pipeline.evaluation import scores, tables
             from pipeline.training import runs
 
+        for name, source in config.evaluate.benchmarks.items():
+            print(benchmark_sets.list_set(name, source, config.scale, config.downloads).summary(), flush=True)
         planned = preparation.plan(config)
         trained = runs.find_training_on(config, planned.name)
         if trained is None:

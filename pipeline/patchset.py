@@ -27,7 +27,7 @@ _MOST_PAIRS = 1000
 def main(argv: Sequence[str]) -> None:
     """Run `python -m pipeline.patchset`."""
     parser = Parser("patchset", "Show or verify a patch set.")
-    commands = parser.add_commands("command")
+    commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="print a summary and write a contact sheet of HR/LR pairs")
     show.add_argument("url", metavar="URL", help="folder of the patch set, a local path or fsspec URL")
     show.add_argument(

@@ -23,7 +23,7 @@ _RECORDS = "docs/results"
 def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.publish`."""
     parser = Parser("publish", (__doc__ or "").splitlines()[0])
-    kinds = parser.add_commands("kind")
+    kinds = parser.add_subparsers(dest="kind", required=True)
     docs = kinds.add_parser("docs", help="write results.md, its figures, and the model cards")
     docs.add_argument("--out", type=Path, default=Path("docs/explanation"), help="folder to write to (%(default)s)")
     docs.add_argument("--seeds", default=f"{_RECORDS}/seeds", help="records of short trainings (%(default)s)")

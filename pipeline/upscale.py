@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline import storage
 from pipeline.networks import bundled
 from pipeline.settings import UserError
 from pipeline.settings.command_line import Parser, command
@@ -33,9 +34,12 @@ def main(argv: Sequence[str]) -> None:
     )
     options = parser.parse_args(argv)
     if not options.image.is_file():
-        raise UserError(f"{options.image} is no file, expected an image: PNG, JPEG, WebP, TIFF or BMP")
+        reason = "it is not a file" if options.image.exists() else "No such file or directory"
+        raise UserError(f"cannot read {options.image}: {reason}; expected an image: PNG, JPEG, WebP, TIFF or BMP")
     targets.check_target(options.image, options.out)
     model = options.model if options.model.endswith(".safetensors") else bundled.weights(options.model)
+    if not storage.is_url(model) and not Path(model).exists():
+        raise UserError(f"cannot read the weights {model}: there is no such file; expected a .safetensors file")
 
     from pipeline.upscaling import files  # after the checks, because imports take seconds
 

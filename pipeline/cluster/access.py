@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import grpc
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
-from ray._raylet import AuthenticationTokenLoader
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
 from pipeline.settings import UserError

@@ -114,7 +114,7 @@ def list_set(name: str, source: str, scale: int, cache: str) -> BenchmarkSet:
         return BenchmarkImage(name, truth.location, lr.location, f"{truth.version} {lr.version}")
 
     unused = Counter(file.what(scale) for file in files if file not in {*truths, *partners.values()})
-    left_out = [f"{number} {what}" for what, number in unused.items()]
+    left_out = [f"{number} {what.format(s='' if number == 1 else 's')}" for what, number in unused.items()]
     if others := describe_left_out(listing.left_out):
         left_out.append(others)
     entries = [entry(name, hr) for name, hr in zip(_names(truths), truths, strict=True)]
@@ -146,7 +146,9 @@ class _File:
         """Read what a path says."""
         *folders, file = PurePosixPath(name).parts
         role: Role | None = None
-        scale, in_set, kept = None, [], []
+        scale: int | None = None
+        in_set: list[str] = []
+        kept: list[str] = []
         for part in folders:
             part_role, part_scale = _role_of(part), _scale_of(part)
             scale = part_scale or scale
@@ -163,10 +165,15 @@ class _File:
         return cls(name, "/".join(in_set), "/".join(kept), stem, role, scale)
 
     def what(self, scale: int) -> str:
-        """Return the kind of file that it is, if it is not used at a scale."""
+        """Return the kind of file that it is, if it is not used at a scale; {s} stands for the plural."""
         if self.scale not in (None, scale):
-            return f"images of scale {self.scale}"
-        kinds = {"HR": "HR images", "LR": "LR images", "result": "results of other methods", None: "other images"}
+            return f"image{{s}} of scale {self.scale}"
+        kinds = {
+            "HR": "HR image{s}",
+            "LR": "LR image{s}",
+            "result": "result{s} of other methods",
+            None: "other image{s}",
+        }
         return kinds[self.role]
 
 

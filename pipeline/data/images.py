@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
+from PIL import UnidentifiedImageError
 
 from pipeline.data.formats import bmp, directory, jpeg, png, tiff, webp
 from pipeline.data.formats.colour import to_srgb
@@ -129,6 +130,8 @@ def _reasons() -> Iterator[None]:
     except MemoryError:
         detail = "cannot be decoded now: there is not enough memory to decode it"
         raise RejectedImageError(RejectionKind.UNREADABLE, detail) from None
+    except UnidentifiedImageError:  # whose text is the address of a Python object
+        raise damaged("its header is damaged") from None
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions on damaged files
         raise damaged(one_line(error) or type(error).__name__) from None
 

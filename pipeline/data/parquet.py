@@ -132,7 +132,8 @@ _DAMAGE = (pa.ArrowException, ArithmeticError, LookupError, TypeError, ValueErro
 def read_tiles(url: str, group: int, rows: int, sides: Sequence[int]) -> tuple[Pixels, Pixels]:
     """Read a row group of a training shard at any path or URL.
 
-    Pages are compared with their checksums. The file stays open for further calls from the same thread.
+    The first read of a row group in this process compares its pages with their checksums, which takes as long as the
+    read itself. The file stays open for further calls from the same thread.
 
     Args:
         url: path or URL of the shard.
@@ -154,7 +155,7 @@ def read_tiles(url: str, group: int, rows: int, sides: Sequence[int]) -> tuple[P
             raise ValueError(f"row group {group} has {table.num_rows} rows instead of {rows}")
         return unpack(table["hr"], sides[0]), unpack(table["lr"], sides[1])
 
-    return _read(url, read)
+    return _read(url, group, read)
 
 
 def read_image(url: str, group: int, scale: int) -> tuple[str, Pixels, Pixels]:
@@ -173,15 +174,20 @@ def read_image(url: str, group: int, scale: int) -> tuple[str, Pixels, Pixels]:
         lr = np.frombuffer(row["lr"], np.uint8).reshape(height // scale, width // scale, 3)
         return str(row["image_id"]), hr, lr
 
-    return _read(url, read)
+    return _read(url, group, read)
 
 
-def _read(url: str, read: Callable[[pq.ParquetFile], T]) -> T:
+_compared: set[tuple[str, int]] = set()
+"""Shards and row groups whose pages agreed with their checksums."""
+
+
+def _read(url: str, group: int, read: Callable[[pq.ParquetFile], T]) -> T:
     thread = threading.get_ident()  # threads share no open file, because they would share its position
+    compare = (url, group) not in _compared
 
     def attempt() -> T:
         try:
-            return read(_open(url, thread))
+            return read(_open(url, compare, thread))
         except _DAMAGE as error:
             raise DamagedShardError(url, f"is damaged ({storage.one_line(error, 200)})") from None
         except OSError as error:
@@ -190,16 +196,18 @@ def _read(url: str, read: Callable[[pq.ParquetFile], T]) -> T:
             raise
 
     try:
-        return storage.with_retries(url, attempt, expected=(DamagedShardError,))
+        result = storage.with_retries(url, attempt, expected=(DamagedShardError,))
     except FileNotFoundError:
         raise DamagedShardError(url, "is missing") from None
+    _compared.add((url, group))
+    return result
 
 
 @lru_cache(maxsize=128)
-def _open(url: str, _thread: int) -> pq.ParquetFile:
+def _open(url: str, compare: bool, _thread: int) -> pq.ParquetFile:
     fs, path = storage.locate(url)
     if storage.is_local(fs):
-        return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+        return pq.ParquetFile(path, memory_map=True, page_checksum_verification=compare)
     # Request exactly the columns of one row group from an object store; the default would read 50 MB ahead.
     opened = fs.open(path, "rb", cache_type="none")
-    return pq.ParquetFile(opened, pre_buffer=True, page_checksum_verification=True)
+    return pq.ParquetFile(opened, pre_buffer=True, page_checksum_verification=compare)

@@ -177,7 +177,13 @@ def load(url: str) -> PatchSet:
         raise storage.DamagedFileError(
             f"{file} is damaged: tile is {manifest.tile}, no multiple of the scale {manifest.scale}; {_REMEDY}"
         )
-    return PatchSet(url, manifest)
+    patch_set = PatchSet(url, manifest)
+    groups, held_out = sum(len(shard.row_groups) for shard in manifest.holdout), len(patch_set.holdout_names)
+    if groups != held_out:
+        raise storage.DamagedFileError(
+            f"{file} is damaged: it names {held_out} held-out images in {groups} row groups; {_REMEDY}"
+        )
+    return patch_set
 
 
 def describe(patch_set: PatchSet) -> str:

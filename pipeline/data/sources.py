@@ -81,7 +81,10 @@ def list_source(source: str, cache: str) -> Listing:
 
 def _is_folder(source: str) -> bool:
     fs, path = storage.locate(absolute_path(source))
-    return storage.with_retries(source, lambda: bool(fs.isdir(path)))
+    try:
+        return bool(fs.isdir(path))
+    except Exception:  # a store does not answer; reading the archive tries again and says why
+        return False
 
 
 def read_bytes(location: Location, max_bytes: int | None = None) -> bytes:

@@ -108,6 +108,7 @@ def restore(folder: str, record: TrainingRecord, home: str) -> bool:
     storage.write(f"{home}/model.safetensors", serialise(weights, records.configuration(record).scale))
     journal = "".join(json.dumps(asdict(line)) + "\n" for line in record.history)
     storage.write(f"{home}/journal/000000000-0.jsonl", journal.encode())
+    storage.write(f"{home}/config.yaml", records.configuration(record).to_yaml().encode())
     storage.write_document(f"{home}/result.json", record.result)
     return True
 

@@ -20,7 +20,7 @@ def upscale_image(net: SuperResolver, lr: Pixels, tile: int = 256, progress: boo
         net: network in eval mode, on any device.
         lr: (h, w, 3) uint8 RGB; or (h, w, 1) uint8 grey, which enters as three equal channels and is averaged back.
         tile: LR pixels, side of a tile.
-        progress: whether to show how many tiles are done.
+        progress: whether to show how many tiles are done, if there are several.
 
     Returns:
         (s*h, s*w, C) uint8 with the channels of `lr`.
@@ -34,7 +34,7 @@ def upscale_image(net: SuperResolver, lr: Pixels, tile: int = 256, progress: boo
     out = np.empty((height * net.scale, width * net.scale, channels), np.uint8)
     count = -(-height // tile) * -(-width // tile)
     parts = tiles(net, height, width, read, tile)
-    shown = terminal.stage("upscale", total=count, unit="tiles") if progress else nullcontext()
+    shown = terminal.stage("upscale", total=count, unit="tiles") if progress and count > 1 else nullcontext()
     with shown as stage:
         for done, (top, left, sr) in enumerate(parts, start=1):
             part = to_eight_bit(sr[0].mean(dim=0, keepdim=True) if channels == 1 else sr[0])

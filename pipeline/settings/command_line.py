@@ -36,11 +36,11 @@ class Parser(argparse.ArgumentParser):
     """A parser of a command's arguments that raises its errors as `UserError`.
 
     Args:
-        module: name of the command's module in `pipeline`.
+        module: name of the command's module in `pipeline`; "" if `prog` is given, as for the parsers of subcommands.
         description: a sentence for --help that says what the command does.
     """
 
-    def __init__(self, module: str, description: str = "", **arguments: Any) -> None:
+    def __init__(self, module: str = "", description: str = "", **arguments: Any) -> None:
         name = Path(sys.argv[0]).stem
         called = name if name == f"sr-{module}" else f"python -m pipeline.{module}"
         super().__init__(**{"prog": called, "description": description, "allow_abbrev": False, **arguments})
@@ -48,10 +48,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found as a sentence."""
         raise UserError(f"{one_line(message)}; {self.prog} --help lists the arguments")
-
-    def add_commands(self, dest: str) -> argparse._SubParsersAction[argparse.ArgumentParser]:
-        """Add a required argument that selects one of several commands."""
-        return self.add_subparsers(dest=dest, required=True, parser_class=functools.partial(Parser, ""))
 
 
 def parse(argv: Sequence[str], module: str, purpose: str) -> Config:
@@ -224,7 +220,15 @@ def _read_file(file: str) -> str:
         return content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"cannot read the configuration {file}: {reason}") from None
+        shipped = _shipped(file)
+        meant = f"; did you mean {shipped}?" if shipped != file else ""
+        raise UserError(f"cannot read the configuration {file}: {reason}{meant}") from None
+
+
+def _shipped(file: str) -> str:
+    """Return the path of a configuration in configs/ if only its name was given, else the path as it is."""
+    path = f"configs/{file}"
+    return path if not _exists(file) and _exists(path) else file
 
 
 class _SettingsParser(Parser):
@@ -256,7 +260,7 @@ def _refuse_argument(unknown: Sequence[str], module: str) -> str:
         key = first.lstrip("-").partition("=")[0]
         return f"unknown key {key}{suggest(key)}; --help-all lists all settings"
     if first.endswith((".yaml", ".yml")):
-        return f"cannot read {first!r} by itself, expected --config {shlex.quote(first)}"
+        return f"cannot read {first!r} by itself, expected --config {shlex.quote(_shipped(first))}"
     if first in known_settings():
         return f"{first} has no value, expected --{first} VALUE or {first}=VALUE"
     if first in ("help", "all"):

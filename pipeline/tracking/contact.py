@@ -8,6 +8,7 @@ import re
 import shlex
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -77,6 +78,25 @@ def find_experiments(config: Config) -> Experiments:
     if kind in _DATABASES:
         return _within_limit(lambda: _ask_database(uri, name, place), place)
     return []
+
+
+def wait_for_server(config: Config, patience_s: float) -> None:
+    """Wait until MLflow answers.
+
+    Raises:
+        UserError: if it does not answer within `patience_s` seconds, or cannot be used at all.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            contact(config)
+            return
+        except RefusedError:
+            return  # the tracker says more
+        except UnavailableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(5)
 
 
 def deleted_error(config: Config, experiment_id: str) -> UserError:

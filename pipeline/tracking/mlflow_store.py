@@ -26,14 +26,7 @@ from PIL import Image
 from pipeline import terminal
 from pipeline.settings import Config, UserError
 from pipeline.storage import one_line, redact
-from pipeline.tracking.contact import (
-    RefusedError,
-    UnavailableError,
-    contact,
-    deleted_error,
-    find_experiments,
-    sqlite_file,
-)
+from pipeline.tracking.contact import RefusedError, contact, deleted_error, find_experiments, sqlite_file
 from pipeline.tracking.notes import read_run_note, write_run_note
 from pipeline.tracking.provenance import code_hash, commit, has_ended, user_name
 
@@ -245,8 +238,10 @@ class TrackedRun:
 
     def set_tags(self, tags: dict[str, str]) -> None:
         """Set tags of the run."""
-        for key, value in tags.items():
-            self._tracker.call(lambda client, key=key, value=value: client.set_tag(self.id, key, redact(value)))
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(key, redact(value)) for key, value in tags.items()]
+        self._tracker.call(lambda client: client.log_batch(self.id, tags=entries))
 
     def log_dataset(self, name: str, digest: str, source: str, profile: dict[str, Any]) -> None:
         """Log the training data.
@@ -329,25 +324,6 @@ def find_problem(config: Config) -> UserError | None:
     return None
 
 
-def wait_for_server(config: Config, patience_s: float) -> None:
-    """Wait until MLflow answers.
-
-    Raises:
-        UserError: if it does not answer within `patience_s` seconds, or cannot be used at all.
-    """
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            contact(config)
-            return
-        except RefusedError:
-            return  # the tracker says more
-        except UnavailableError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(5)
-
-
 def fetch_config(config: Config, run_id: str) -> str:
     """Return the configuration of a run as YAML. Nothing is created.
 
@@ -383,7 +359,8 @@ def system_metrics() -> Callable[[], dict[str, float]]:
     """Return a function that measures processor, memory, disk, network and GPUs of this machine, by MLflow's names."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    monitor = SystemMetricsMonitor(run_id="")
+    with _without_info_logs():
+        monitor = SystemMetricsMonitor(run_id="")
 
     def measure() -> dict[str, float]:
         monitor.collect_metrics()

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from pipeline.data.patchset import PatchSet
-from pipeline.settings import Config, Tune
+from pipeline.settings import Config, Tune, architecture
 from pipeline.storage import redact
 from pipeline.tracking import TrackedRun
 
@@ -56,7 +56,7 @@ def run_parameters(config: Config, cell: str = "") -> dict[str, Any]:
         cell: label of a grid's cell; "" for a single training.
     """
     values = _flat(config)
-    defaults = _flat(Config(model=type(config.model)()))
+    defaults = _flat(Config(model=architecture(config.model).settings()))  # type: ignore[call-arg]
     unused = tuple(f"train.{section}." for section in config.train.unused_sections())
     different = [key for key, value in values.items() if key.startswith(_SECTIONS) and value != defaults.get(key)]
     shaping = [key for key in different if key not in _TECHNICAL and not key.startswith(unused)]

@@ -14,7 +14,7 @@ from pipeline.data.formats.raster import Raster, Samples, as_array, damaged, exc
 
 SIGNATURE = b"\xff\xd8\xff"
 
-MAX_SCANS = 100
+MAX_SCANS = 50
 """A file with more scans is rejected, because each scan goes over all coefficients again: 3,000 scans took 90 s. Usual
 encoders make 1 to 14."""
 MAX_SEGMENTS = 10_000

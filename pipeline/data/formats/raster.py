@@ -19,7 +19,7 @@ Alpha = npt.NDArray[np.uint8]
 Samples = npt.NDArray[Any]
 """(H, W, C), uint8 or uint16."""
 
-_BLOCK = 2**22
+_BLOCK = 2**20
 """Pixels that are converted at once, so that intermediate results take little memory."""
 
 Image.MAX_IMAGE_PIXELS = None  # the caller compares the size in the header with its own limit
@@ -76,21 +76,22 @@ def excessive(property_: str) -> RejectedImageError:
 
 
 def blocks(height: int, width: int) -> Iterator[slice]:
-    """Yield slices of rows that cover an image, each of about 4 million pixels."""
+    """Yield slices of rows that cover an image, each of about a million pixels."""
     rows = max(_BLOCK // max(width, 1), 1)
     return (slice(top, top + rows) for top in range(0, height, rows))
 
 
 def eight_bits(values: Samples, bits: int) -> npt.NDArray[np.uint8]:
     """Reduce samples of `bits` bits to 8: more bits lose their low ones, fewer are scaled to 0..255, rounded down."""
-    if bits > 8:
-        return (values >> (bits - 8)).astype(np.uint8)
-    return values.astype(np.uint8, copy=False) if bits == 8 else _scale(bits)[values]
-
-
-def _scale(bits: int) -> npt.NDArray[np.uint8]:
-    levels = np.arange(2**bits, dtype=np.uint32)
-    return (levels * 255 // levels[-1]).astype(np.uint8)
+    if bits == 8:
+        return values.astype(np.uint8, copy=False)
+    if bits < 8:
+        levels = np.arange(2**bits, dtype=np.uint32)
+        return (levels * 255 // levels[-1]).astype(np.uint8)[values]
+    reduced = np.empty(values.shape, np.uint8)
+    for rows in blocks(len(values), values[:1].size):
+        reduced[rows] = values[rows] >> (bits - 8)
+    return reduced
 
 
 def unpack_bits(rows: npt.NDArray[np.uint8], bits: int, count: int) -> Samples:

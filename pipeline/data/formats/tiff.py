@@ -110,13 +110,16 @@ class TiffFile:
         else:
             stored = self._decompressed(numbers, rows, layout.row_bytes)
         if layout.bits == 16:
-            values: Samples = stored.view(f"{layout.tags.order}u2").astype(np.uint16)
+            values: Samples = stored.view(f"{layout.tags.order}u2").astype(np.uint16, copy=False)
         elif layout.bits == 8:
             values = stored
         else:
             values = unpack_bits(stored, layout.bits, layout.segment_width * layout.interleaved)
-        values = values.reshape(shape)
-        return np.cumsum(values, axis=2, dtype=values.dtype) if layout.differences else values
+        if layout.differences:
+            pixels = values.reshape(-1, layout.segment_width, layout.interleaved)
+            for part in blocks(*pixels.shape[:2]):
+                pixels[part] = np.cumsum(pixels[part], axis=1, dtype=pixels.dtype)
+        return values.reshape(shape)
 
     def _uncompressed(self, numbers: list[int], rows: int) -> npt.NDArray[np.uint8]:
         """Return the rows of strips or tiles, (n * rows, bytes of a row); the sizes in the file do not matter."""
@@ -163,7 +166,10 @@ class TiffFile:
         if options and (stated := layout.tags.number(options, None)) is not None:
             tags[options] = [stated]
         with Image.open(io.BytesIO(_tiff(b"".join(parts), tags)), formats=("TIFF",)) as file:
-            file.load()
+            try:
+                file.load()
+            except OSError:  # with the number of an error as its text
+                raise OSError(f"its {'tiles' if layout.tiled else 'strips'} cannot be decompressed") from None
             return as_array(file).astype(np.uint8, copy=False)
 
     def _jpeg(self, number: int, rows: int) -> Samples:

@@ -17,6 +17,8 @@ of 583 kB. CMYK, opacity and one spot colour have 6."""
 MAX_SEGMENTS = 100_000
 """A file with more strips or tiles is rejected, because they are decoded one by one. They suffice for 100,000 strips of
 one row, and for 400 megapixels in tiles of 64x64."""
+MAX_JPEG_SEGMENTS = 20_000
+"""The same for strips and tiles with JPEG compression, of which a second decodes 5,000."""
 _SPARE_PIXELS = 2**22
 """Pixels by which tiles may exceed four times the image."""
 
@@ -302,8 +304,9 @@ def _check_segments(structure: Structure) -> None:
     """Check that there are as many strips or tiles as the image needs, and not too many or too large ones."""
     kind = "tiles" if structure.tiled else "strips"
     count = structure.across * structure.down * (structure.samples if structure.separate else 1)
-    if count > MAX_SEGMENTS:
-        raise excessive(f"has {count} {kind}, more than {MAX_SEGMENTS}, the limit of this decoder")
+    limit = MAX_JPEG_SEGMENTS if structure.compression is Compression.JPEG else MAX_SEGMENTS
+    if count > limit:
+        raise excessive(f"has {count} {kind}, more than {limit}, the limit of this decoder")
     area = structure.across * structure.down * structure.segment_width * structure.segment_height
     if area > 4 * structure.width * structure.height + _SPARE_PIXELS:
         raise excessive(

@@ -22,7 +22,11 @@ class WebpFile:
 
     def read(self) -> Raster:
         """Decode the image, or the first frame of an animation."""
-        with Image.open(io.BytesIO(self.content), formats=("WEBP",)) as file:
+        try:
+            file = Image.open(io.BytesIO(self.content), formats=("WEBP",))
+        except OSError:
+            raise OSError("its chunks are damaged or do not fit each other") from None
+        with file:
             if file.size != (self.width, self.height):
                 raise damaged("its header and its image state different sizes")
             file.load()

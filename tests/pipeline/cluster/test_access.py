@@ -15,7 +15,7 @@ from pipeline.cluster.access import check_access
 from pipeline.settings import Config, UserError
 
 
-class _Head(grpc.GenericRpcHandler):
+class _Head(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Answers every call as a head does that wants a token, or accepts it without one."""
 
     def __init__(self, wants_token: bool) -> None:

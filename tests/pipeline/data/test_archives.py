@@ -4,7 +4,7 @@ import struct
 import tarfile
 import tracemalloc
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def contents(source: Path | str) -> dict[str, bytes]:
     return {image.name: read(image) for image in list_source(source).images}
 
 
-def write_tar(file: Path, *members: tuple[str, bytes, dict[str, object]]) -> Path:
+def write_tar(file: Path, *members: tuple[str, bytes, Mapping[str, object]]) -> Path:
     with tarfile.open(file, "w") as archive:
         for name, content, fields in members:
             add(archive, name, content, **fields)

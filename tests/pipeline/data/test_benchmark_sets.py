@@ -157,7 +157,7 @@ def test_what_is_not_used_is_said(tmp_path: Path) -> None:
     save(tmp_path, "HR/a.png", "LR_bicubic/X4/ax4.png", "LR_bicubic/X2/ax2.png", "LR_bicubic/X4/zx4.png", "cover.png")
     (tmp_path / "readme.txt").touch()
     assert list_set(tmp_path).summary() == (
-        "benchmark Set5: 1 image, LR files of the set; left out: 1 images of scale 2, 1 LR images, 1 other images, "
+        "benchmark Set5: 1 image, LR files of the set; left out: 1 image of scale 2, 1 LR image, 1 other image, "
         "1 file of another type (.txt 1)"
     )
 

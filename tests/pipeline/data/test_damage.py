@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import storage
-from pipeline.data import parquet, patchset, preparation, verification
+from pipeline.data import patchset, preparation, verification
 from pipeline.data.manifest import FORMAT
 from pipeline.data.parquet import DamagedShardError
 from pipeline.data.patchset import PatchSet
@@ -92,15 +93,13 @@ def test_shards_in_an_object_store_are_named_without_retries(copied: PatchSet, m
     remote = patchset.load(url)
     assert np.array_equal(remote.read_group(0)[0], copied.read_group(0)[0])
     first, last = remote.shards[0].file, remote.shards[-1].file
-    for content in (b"not found", bytes(remote.shards[-1].bytes)):
-        storage.write(f"{url}/{last}", content)
-        parquet._open.cache_clear()
+    for number, content in enumerate((b"not found", bytes(remote.shards[-1].bytes))):
+        other = PatchSet(f"memory://damaged-{number}", remote.manifest)
+        storage.write(f"{other.url}/{last}", content)
         with pytest.raises(DamagedShardError, match=f"{last} is damaged"):
-            remote.read_group(len(remote.row_groups) - 1)
-    storage.remove(f"{url}/{first}")
-    parquet._open.cache_clear()
-    with pytest.raises(DamagedShardError, match=f"{first} is missing"):
-        remote.read_group(0)
+            other.read_group(len(other.row_groups) - 1)
+        with pytest.raises(DamagedShardError, match=f"{first} is missing"):
+            other.read_group(0)
 
 
 @given(place=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255))
@@ -109,17 +108,15 @@ def test_no_changed_byte_changes_a_tile(made: PatchSet, place: float, value: int
     shard = made.shards[0]
     content = bytearray(Path(made.url, shard.file).read_bytes())
     content[int(place * len(content))] ^= value
-    folder = Path(made.url).parent / "mutated"
-    folder.mkdir(exist_ok=True)
-    (folder / shard.file).write_bytes(content)
-    parquet._open.cache_clear()
-    mutated = PatchSet(str(folder), dataclasses.replace(made.manifest, shards=[shard]))
-    for group in range(len(shard.row_groups)):
-        try:
-            tiles = mutated.read_group(group)
-        except DamagedShardError:
-            continue
-        assert all(np.array_equal(a, b) for a, b in zip(tiles, made.read_group(group), strict=True))
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, shard.file).write_bytes(content)
+        mutated = PatchSet(folder, dataclasses.replace(made.manifest, shards=[shard]))
+        for group in range(len(shard.row_groups)):
+            try:
+                tiles = mutated.read_group(group)
+            except DamagedShardError:
+                continue
+            assert all(np.array_equal(a, b) for a, b in zip(tiles, made.read_group(group), strict=True))
 
 
 @pytest.mark.parametrize("damage", [_truncate, _replace_by_text, Path.unlink])

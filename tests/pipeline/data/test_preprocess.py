@@ -1,6 +1,8 @@
 import contextlib
+import dataclasses
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ from pipeline.data.locations import FileLocation
 from pipeline.data.patchset import PatchSet
 from pipeline.data.rejection import RejectionKind
 from pipeline.data.shard_plan import plan_shards, tile_origins
+from pipeline.data.split import split_images
 from pipeline.evaluation.scoring import channels_first
 from pipeline.settings import Config, Preprocess, UserError
 from pipeline.settings.command_line import parse
@@ -280,6 +283,53 @@ def test_a_damaged_inventory_is_taken_again(small: Small, tmp_path: Path, capsys
     (tmp_path / "home/patchsets/inventory.json").write_text('{"half')
     assert prepare(small()) == (first, True)
     assert "inventory.json is damaged" in capsys.readouterr().err
+
+
+def test_names_that_are_odd_or_no_utf_8_are_in_the_patch_set(small: Small, photos: Path) -> None:
+    (photos / "chelsea0.png").rename(photos / "Screen::1 [x]?#%20.png")
+    os.rename(photos / "chelsea1.png", os.fsencode(photos) + b"/caf\xe9.png")
+    made, _ = prepare(small("preprocess.holdout=Screen::1 [x]?#%20"))
+    assert made.holdout_names == ["Screen::1 [x]?#%20.png", "coffee0.png", "coffee1.png"]
+    assert "caf\\xe9.png" in [record.name for record in made.images if record.tiles]
+    assert patchset.load(made.url).images == made.images
+    cache = json.loads(Path(made.url).parent.joinpath("inventory.json").read_text())
+    assert len(cache) == 6
+    again, found = prepare(small("preprocess.holdout=Screen::1 [x]?#%20"))
+    assert found
+    assert again == made
+
+
+def test_an_unexpected_exception_rejects_one_image_and_keeps_the_others(
+    small: Small, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exception is one that no part of the pipeline expects."""
+
+    def fail_once(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R | cluster.TaskError[T]]:
+        yield cluster.TaskError(tasks[0], "KeyError: 'x' (images.py, line 1)")
+        yield from map(function, tasks[1:])
+
+    monkeypatch.setattr(cluster, "map_tasks", fail_once)
+    images = [SourceImage(file.name, FileLocation(str(file)), "1", 100) for file in sorted(photos.iterdir())]
+    first, *others = take_inventory(read(small()), images, str(photos.parent / "inventory.json"))
+    assert first.rejected is not None
+    assert str(first.rejected) == "cannot be inspected: KeyError: 'x' (images.py, line 1)"
+    assert [image.rejected for image in others] == [None] * 5
+    with pytest.raises(UserError, match=r"train-\w+.parquet could not be made \(KeyError.*rerun the same command"):
+        prepare(small("preprocess.max_reject_share=0.9"))
+
+
+def test_a_pattern_also_matches_the_name_that_it_is() -> None:
+    images = [known(number, 96) for number in range(3)]
+    names = ["a[1].png", "a1.png", "cafe\u0301.png"]
+    images = [dataclasses.replace(image, name=name) for image, name in zip(images, names, strict=True)]
+
+    def held_out(pattern: str) -> list[str]:
+        split = split_images(Config(preprocess=Preprocess(holdout=[pattern], tile=96)), images)
+        return [image.name for image in split.holdout]
+
+    assert held_out("a[1]") == ["a1.png", "a[1].png"]
+    assert held_out("a[1].png") == ["a1.png", "a[1].png"]
+    assert held_out("caf\u00e9") == ["cafe\u0301.png"]  # the same letters in another form
 
 
 @pytest.mark.long

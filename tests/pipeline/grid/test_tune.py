@@ -189,14 +189,15 @@ def test_asha_stops_cells_that_fall_behind(tmp_path: Path) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/home/mlflow.db")
     statuses = {run.info.run_name: run.info.status for run in client.search_runs(["1"])}
     assert {label for label, status in statuses.items() if status == "KILLED"} == stopped
-    for label in stopped:
-        assert re.search(rf"held-out \(2\) +{label} \(stopped +\d\d\.\d\d", printed)
     (page,) = tmp_path.glob("home/grids/*/report.html")
-    assert all(re.search(rf"{label} \(stopped at step \d+\)", page.read_text()) for label in stopped)
-    written = {file.name: file.read_bytes() for file in page.parent.iterdir() if file.is_file()}
+    table = (page.parent / "results.md").read_text()
+    for label in stopped:
+        assert re.search(rf"{label} \(stopped at step \d+\)", page.read_text())
+        assert re.search(rf"\| held-out \(2\) \| {label} \(stopped at step \d+\) \| \d+\.\d\d \|", table)
+    written = {name: (page.parent / name).read_bytes() for name in ("report.html", "results.md", "results.csv")}
     again, _ = tune(*options)
     assert "0 of 3 trials to train" in again
-    assert {file.name: file.read_bytes() for file in page.parent.iterdir() if file.is_file()} == written
+    assert {name: (page.parent / name).read_bytes() for name in written} == written
 
 
 @pytest.mark.long

@@ -45,7 +45,7 @@ def test_further_cells_stand_beside_the_grid() -> None:
     ("option", "message"),
     [
         ('tune.grid={"train.lrr": [1]}', "unknown key train.lrr, did you mean train.lr"),
-        ('tune.grid={"train.lr": [-1]}', "train.lr is -1, expected greater than 0"),
+        ('tune.grid={"train.lr": [-1]}', "train.lr is -1, expected a number above 0"),
         ('tune.grid={"train.lr": [1, 1]}', r"several cells would be called lr_1: expected different values, or names"),
         ('tune.also={"bn·mse": {"train.lr": 1}}', r"several cells would be called bn-mse: expected"),
         ('tune.also={"大": {"train.lr": 1}, "小": {"train.lr": 2}}', r"several cells would be called _: expected"),

@@ -134,8 +134,9 @@ def test_a_hint_names_a_setting_that_exists() -> None:
 
 
 def test_the_words_of_a_file_get_the_same_hints() -> None:
+    values: dict[str, Any] = {"train": {"epochs": 20}}
     with pytest.raises(ValidationError) as error:
-        Config(**{"train": {"epochs": 20}})
+        Config(**values)
     assert (
         explain(error.value) == 'unknown key train.epochs, did you mean train.length, such as train.length="20 epochs"?'
     )

@@ -168,7 +168,7 @@ def test_a_full_disk_while_checkpointing_leaves_the_checkpoint_before(options: l
     assert json.loads((newest / "state.json").read_text())["step"] >= 50
     with start("pipeline.train", options) as driver:
         out, _ = finish(driver)
-    assert f"going on from step {int(newest.name)} with 2 workers" in out
+    assert f"resuming from step {int(newest.name)} with 2 workers" in out
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_checkpoints_on_s3_outlive_the_stores_death_and_the_drivers(
         time.sleep(5)
         s3.start()
         out, _ = finish(driver)
-    assert "going on from step" in out
+    assert "resuming from step" in out
     (name,) = storage.names(f"{home}/trainings")
     folder = f"{home}/trainings/{name}"
     whole = [

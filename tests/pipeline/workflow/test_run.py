@@ -154,13 +154,21 @@ def test_evaluate_by_itself_prints_the_same_table(finished: tuple[list[str], Pat
     assert table[0] in printed
 
 
+def test_evaluate_makes_no_patch_set_without_a_training_on_it(finished: tuple[list[str], Path, str]) -> None:
+    options, folder, _ = finished
+    before = sorted(path.name for path in (folder.parents[1] / "patchsets").iterdir())
+    _, errors = run(*options, "preprocess.stride=16", module="evaluate", code=2)
+    assert "has no finished training of exactly these images and settings: run pipeline.train" in errors
+    assert sorted(path.name for path in (folder.parents[1] / "patchsets").iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["train.lrr=1"], "error: unknown key train.lrr, did you mean train.lr?"),
         (["--source=/no/such/folder"], "error: source /no/such/folder does not exist, expected a folder"),
-        (["--evaluate.benchmarks", "Set5=/none"], "error: source /none does not exist"),
-        (["cluster.address=http://127.0.0.1:8265"], "error: no Ray cluster answers at http://127.0.0.1:8265"),
+        (["--evaluate.benchmarks", "Set5=/none"], "error: evaluate.benchmarks.Set5 is /none, which does not"),
+        (["cluster.address=http://127.0.0.1:8265"], "error: cluster.address is http://127.0.0.1:8265, the address of"),
         (["tracking.uri=http://127.0.0.1:9"], "error: MLflow at http://127.0.0.1:9 cannot be used"),
         (["cluster.address=127.0.0.1:9"], "error: no Ray cluster answers at 127.0.0.1:9"),
     ],

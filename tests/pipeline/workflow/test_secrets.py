@@ -39,7 +39,7 @@ def archive(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_secrets_of_sources_and_server_are_left_nowhere(tmp_path: Path, archive: str) -> None:
     server = MLflowServer(tmp_path / "server")
     server.start()
@@ -47,7 +47,7 @@ def test_secrets_of_sources_and_server_are_left_nowhere(tmp_path: Path, archive:
         uri = server.url.replace("://", f"://{MARK.decode()}me:{MARK.decode()}pw@")
         command = [sys.executable, "-m", "pipeline.tune", f"--source={archive}", f"--home={tmp_path / 'home'}"]
         command += [f"--cache={tmp_path / 'cache'}", f"--tracking.uri={uri}", f"tune.records={tmp_path / 'records'}"]
-        command += [*SMALL, "cluster.workers=1", 'tune.grid={"train.seed": [1, 2]}']
+        command += [*SMALL, "cluster.workers=1", "cluster.cpus_per_worker=1", 'tune.grid={"train.seed": [1, 2]}']
         done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         command[2] = "pipeline.run"

@@ -340,6 +340,11 @@ REJECTED: dict[str, tuple[bytes, str, str]] = {
         "TOO_LARGE",
         f"has 31300000 tiles, more than {tiff_structure.MAX_SEGMENTS}",
     ),
+    "many JPEG tiles": (
+        photometric(2, compression=7, tile=(8, 8), tags={256: (4, [8000]), 257: (4, [1000])}),
+        "TOO_LARGE",
+        f"has 125000 tiles, more than {tiff_structure.MAX_JPEG_SEGMENTS}",
+    ),
     "width as text": (photometric(2, tags={256: (2, b"30")}), "DAMAGED", "its tag 256 is of type 2, expected unsigned"),
     "rational height": (photometric(2, tags={257: (5, [20, 1])}), "DAMAGED", "its tag 257 is of type 5"),
     "damaged LZW": (photometric(2, compression=5, segments=[b"\xff" * 50]), "DAMAGED", "cannot be decoded: "),

@@ -1,0 +1,105 @@
+"""Mutated manifests and shards of patch sets: what is damaged is named, and nothing else is read."""
+
+import hashlib
+import itertools
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data import parquet, patchset, verification
+from pipeline.data.inventory import InspectedImage
+from pipeline.data.locations import FileLocation
+from pipeline.data.manifest import Manifest
+from pipeline.data.patchset import PatchSet
+from pipeline.data.shard_plan import ShardSpec
+from pipeline.data.shards import make_shard
+from pipeline.settings import Preprocess, UserError
+from pipeline.storage import DamagedFileError
+from tests.conftest import random_image
+from tests.fuzz.campaign import Campaign, whole_campaign
+from tests.fuzz.mutations import mutate_bytes, mutate_json
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> PatchSet:
+    """Make a patch set of one training shard and one held-out shard."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    settings = Preprocess(tile=32, row_group=4)
+    shards = []
+    for held_out in (False, True):
+        images = []
+        for number in range(2):
+            file = folder / f"{held_out}{number}.png"
+            Image.fromarray(random_image(70, 80, number)).save(file)
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            images.append(InspectedImage(file.name, FileLocation(str(file)), "", digest, 80, 70, 1, None))
+        spec = ShardSpec(held_out, 4, settings, images)
+        shards.append(make_shard(spec, f"{folder}/set/{spec.file}", None))
+    manifest = Manifest("set", 4, 32, settings, shards[:1], shards[1:])
+    PatchSet(f"{folder}/set", manifest).save()
+    return patchset.load(f"{folder}/set")
+
+
+def read_everything(patch_set: PatchSet) -> None:
+    """Use a patch set as training, validation and the commands do."""
+    assert "images" in patchset.describe(patch_set)
+    assert len(patch_set.images) >= 0
+    patch_set.find_missing()
+    for shard in patch_set.all_shards:
+        list(verification.find_faults(patch_set, shard))
+    for number, rows in enumerate(patch_set.row_groups[:4]):
+        hr, lr = patch_set.read_group(number)
+        assert hr.shape == (rows, patch_set.tile, patch_set.tile, 3)
+        assert len(lr) == rows
+    for number in range(min(len(patch_set.holdout_names), 4)):
+        image = patch_set.read_holdout(number)
+        assert image.hr.dtype == np.uint8
+
+
+@pytest.mark.parametrize("count", [120, pytest.param(1500, marks=whole_campaign)])
+def test_mutated_manifests(made: PatchSet, tmp_path: Path, count: int) -> None:
+    shutil.copytree(made.url, tmp_path / "set")
+    manifest = tmp_path / "set/manifest.json"
+    whole = manifest.read_bytes()
+
+    def use(content: bytes) -> None:
+        manifest.write_bytes(content)
+        read_everything(patchset.load(str(tmp_path / "set")))
+
+    Campaign("manifests", lambda random_: mutate_json(random_, [whole]), use, (UserError, DamagedFileError)).run(count)
+
+
+@pytest.mark.parametrize("count", [80, pytest.param(1000, marks=whole_campaign)])
+def test_mutated_shards(made: PatchSet, tmp_path: Path, count: int) -> None:
+    contents = {shard.file: Path(made.url, shard.file).read_bytes() for shard in made.all_shards}
+    numbers = itertools.count()
+
+    def make(random_: random.Random) -> tuple[str, bytes]:
+        name = random_.choice(list(contents))
+        return name, mutate_bytes(random_, [contents[name]])
+
+    def use(changed: tuple[str, bytes]) -> None:
+        name, content = changed
+        folder = tmp_path / str(next(numbers))  # a folder of its own, because a process checks a row group once
+        folder.mkdir()
+        for other in contents:
+            (folder / other).hardlink_to(Path(made.url, other))
+        (folder / name).unlink()
+        (folder / name).write_bytes(content)
+        patch_set = PatchSet(str(folder), made.manifest)
+        shard = next(shard for shard in patch_set.all_shards if shard.file == name)
+        faults = list(verification.find_faults(patch_set, shard))
+        assert faults or content == contents[name]
+        read = parquet.read_shard(folder / name, name, check=True)
+        assert read is None or read.bytes == len(content)
+        for number in range(len(patch_set.row_groups)):
+            original = made.read_group(number)
+            assert all(map(np.array_equal, patch_set.read_group(number), original))
+        for number in range(len(patch_set.holdout_names)):
+            assert all(map(np.array_equal, patch_set.read_holdout(number)[1:], made.read_holdout(number)[1:]))
+
+    Campaign("shards", make, use, (DamagedFileError,)).run(count)
