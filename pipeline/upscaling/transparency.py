@@ -26,4 +26,5 @@ def cover_hidden_colours(image: Pixels, alpha: Alpha) -> Pixels:
     if hidden.all():
         return image * 0
     rows, columns = ndimage.distance_transform_edt(hidden, return_distances=False, return_indices=True)
-    return image[rows, columns]
+    nearest: Pixels = image[rows, columns]
+    return nearest

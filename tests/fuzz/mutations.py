@@ -4,7 +4,7 @@ import copy
 import json
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 NUMBERS = (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF,
            2**40, 2**63 - 1, 2**63, 2**64 - 1)  # fmt: skip
@@ -54,7 +54,8 @@ def _set(random_: random.Random, content: bytearray, seeds: Sequence[bytes]) -> 
 
 def _number(random_: random.Random, content: bytearray, seeds: Sequence[bytes]) -> None:
     size, start = random_.choice((2, 4, 8)), _place(random_, content)
-    order = random_.choice(("little", "big"))
+    orders: tuple[Literal["little", "big"], ...] = ("little", "big")
+    order = random_.choice(orders)
     old = int.from_bytes(content[start : start + size], order)
     new = random_.choice((random_.choice(NUMBERS), old + 1, old - 1, old * 2, random_.getrandbits(8 * size)))
     if start + size <= len(content):
@@ -120,7 +121,7 @@ def _change_part(random_: random.Random, value: Any) -> Any:
     elif isinstance(value, list):
         value.extend([value[key]] * random_.choice((1, 3, 200)))
     elif how < 0.9:
-        value[random_.choice(("", "x", f"{key}_", key.upper(), "../x"))] = value.pop(key)
+        value[random_.choice(("", "x", f"{key}_", str(key).upper(), "../x"))] = value.pop(key)
     else:
         value[key] = copy.deepcopy(value[random_.choice(list(value))])
     return value

@@ -44,7 +44,8 @@ def test_psnr_is_at_most_100_so_that_means_are_finite() -> None:
 def test_flat_images_have_finite_scores(value: int, channels: int) -> None:
     flat = torch.full((channels, 32, 32), value, dtype=torch.uint8)
     equal = score(flat, flat, 4)
-    assert (equal.psnr_y, equal.ssim_y, equal.psnr_rgb) == (100, pytest.approx(1), 100)
+    assert (equal.psnr_y, equal.psnr_rgb) == (100, 100)
+    assert equal.ssim_y == pytest.approx(1)
     other = score(255 - flat, flat, 4)
     assert all(map(math.isfinite, (other.psnr_y, other.ssim_y, other.psnr_rgb)))
 

@@ -44,7 +44,7 @@ class Directory:
             size = struct.calcsize("=" + entry)
             if count > 65_535 or first + count * size > len(content):
                 raise damaged("its directory of tags is cut off")
-            self._entries = {}
+            self._entries: dict[int, tuple[int, int, bytes, int]] = {}
             for position in range(first, first + count * size, size):
                 tag, kind, length, value = struct.unpack_from(self.order + entry, content, position)
                 self._entries.setdefault(tag, (kind, length, value, position + size - len(value)))

@@ -22,7 +22,7 @@ def orientation(exif: bytes | Directory | None, xmp: bytes | None) -> int:
     stated = _in_exif(exif) if exif else None
     if stated is None and xmp and (found := _XMP_ORIENTATION.search(xmp)):
         stated = int(found[1])
-    return stated if stated in range(1, 9) else 1
+    return stated if stated is not None and 1 <= stated <= 8 else 1
 
 
 def _in_exif(exif: bytes | Directory) -> int | None:

@@ -87,7 +87,8 @@ def eight_bits(values: Samples, bits: int) -> npt.NDArray[np.uint8]:
         return values.astype(np.uint8, copy=False)
     if bits < 8:
         levels = np.arange(2**bits, dtype=np.uint32)
-        return (levels * 255 // levels[-1]).astype(np.uint8)[values]
+        scaled: npt.NDArray[np.uint8] = (levels * 255 // levels[-1]).astype(np.uint8)[values]
+        return scaled
     reduced = np.empty(values.shape, np.uint8)
     for rows in blocks(len(values), values[:1].size):
         reduced[rows] = values[rows] >> (bits - 8)

@@ -150,7 +150,7 @@ class TiffFile:
         layout = self.structure
         parts = [self._stored(number) for number in numbers]
         ends = np.cumsum([0, *map(len, parts)])
-        tags = {
+        tags: dict[Tag, list[int]] = {
             Tag.WIDTH: [width],
             Tag.HEIGHT: [rows * len(parts)],
             Tag.BITS: [1 if layout.compression.is_fax else 8],

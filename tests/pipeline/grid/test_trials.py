@@ -17,7 +17,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.patchset import PatchSet
 from pipeline.grid.cells import Cell, Outcome, Outcomes, State
 from pipeline.grid.live_table import LiveTable
-from pipeline.grid.trials import Ended, Failed, Progressed, Started, apply_event
+from pipeline.grid.trials import Ended, Event, Failed, Progressed, Started, apply_event
 from pipeline.settings import Config, Preprocess
 from pipeline.settings.command_line import parse
 from pipeline.training import driver
@@ -32,6 +32,7 @@ def progressed(step: int, loss: float | None = None, psnr: float | None = None) 
 
 def test_events_lead_to_an_outcome() -> None:
     outcome = Outcome(total=10)
+    event: Event
     for event in (Started(), progressed(5, loss=0.5), progressed(5, psnr=20.0)):
         apply_event(outcome, event, now=0)
     assert outcome == Outcome(State.TRAINING, step=5, total=10, loss=0.5, psnr=20.0)

@@ -49,7 +49,7 @@ def test_published_rows_stand_where_the_same_cell_was_scored() -> None:
         {"train": {"loss": {"l1": 1.0}}},
     ],
 )
-def test_published_rows_do_not_stand_in_another_grid(more: dict[str, object]) -> None:
+def test_published_rows_do_not_stand_in_another_grid(more: dict[str, Any]) -> None:
     rows = [row("bn·mse", 30.0, sets=("Set5", "Set14"), **more)]
     assert published(rows) == []
     assert "published" not in comparison.text(rows)

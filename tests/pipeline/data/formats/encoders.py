@@ -27,7 +27,7 @@ def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 def pack(samples: Array, bits: int, order: str = ">") -> bytes:
     """Pack (rows, samples of a row) into bytes, the most significant bit first; each row begins at a byte."""
     if bits in (8, 16, 32, 64):
-        return samples.astype(samples.dtype.newbyteorder(order)).tobytes()
+        return samples.astype(samples.dtype.newbyteorder("<" if order == "<" else ">")).tobytes()
     single = (samples[:, :, None].astype(np.uint32) >> np.arange(bits - 1, -1, -1)) & 1
     return np.packbits(single.reshape(len(samples), -1).astype(np.uint8), axis=1).tobytes()
 
@@ -59,8 +59,8 @@ def png(
     return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", zlib.compress(rows)) + after + end
 
 
-_CODECS = {
-    1: bytes,
+_CODECS: dict[int, Callable[[bytes], bytes | bytearray]] = {
+    1: lambda stored: stored,
     5: imagecodecs.lzw_encode,
     8: imagecodecs.zlib_encode,
     32773: imagecodecs.packbits_encode,
@@ -121,7 +121,7 @@ def tiff(
                     parts.append(codec(part))
                     continue
                 packed = pack(part.reshape(len(part), -1), bits, order)
-                coded = _CODECS[compression](packed) if compression in _CODECS else packed
+                coded = bytes(_CODECS[compression](packed)) if compression in _CODECS else packed
                 parts.append(coded.translate(_REVERSED) if fill_order == 2 else coded)
     parts = list(segments) if segments is not None else parts
     base: dict[int, tuple[int, Sequence[int] | bytes]] = {

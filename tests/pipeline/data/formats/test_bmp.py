@@ -46,7 +46,7 @@ def check(content: bytes, colours: Array, alpha: Array | None = None) -> None:
     found, found_alpha = decode_channels(content, LIMIT)
     assert np.array_equal(found, colours)
     assert (found_alpha is None) == (alpha is None)
-    if alpha is not None:
+    if found_alpha is not None and alpha is not None:
         assert np.array_equal(found_alpha, alpha)
         colours = white(colours, alpha)
     assert np.array_equal(decode(content, LIMIT), np.broadcast_to(colours, (*colours.shape[:2], 3)))

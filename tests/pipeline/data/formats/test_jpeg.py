@@ -50,7 +50,7 @@ def test_every_process_equals_an_independent_decoder(
 
 @pytest.mark.parametrize("outcolorspace", ["rgb", "ycbcr"])
 def test_rgb_and_ycbcr_are_told_apart(outcolorspace: str) -> None:
-    content = imagecodecs.jpeg8_encode(np.asarray(RGB), 95, colorspace="rgb", outcolorspace=outcolorspace)
+    content = bytes(imagecodecs.jpeg8_encode(np.asarray(RGB), 95, colorspace="rgb", outcolorspace=outcolorspace))
     assert np.abs(decode(content, LIMIT).astype(int) - np.asarray(RGB)).mean() < 5
 
 
@@ -103,8 +103,7 @@ def scans(count: int) -> bytes:
 
 
 def twelve_bits() -> bytes:
-    coded: bytes = imagecodecs.jpeg8_encode(np.asarray(SMOOTH).astype(np.uint16) << 4, bitspersample=12)
-    return coded
+    return bytes(imagecodecs.jpeg8_encode(np.asarray(SMOOTH).astype(np.uint16) << 4, bitspersample=12))
 
 
 REJECTED: dict[str, tuple[bytes, str, str]] = {

@@ -70,7 +70,7 @@ def test_every_kind_of_png_keeps_its_values(
     found, opacity_found = decode_channels(content, LIMIT)
     assert np.array_equal(found, pixels)
     assert (opacity_found is None) == (alpha is None)
-    if alpha is not None:
+    if opacity_found is not None and alpha is not None:
         assert np.array_equal(opacity_found, alpha)
         pixels = white(pixels, alpha)
     assert np.array_equal(decode(content, LIMIT), np.broadcast_to(pixels, (*size, 3)))
