@@ -9,8 +9,8 @@ from typing import NamedTuple
 from pipeline.data.archives import list_archive
 from pipeline.data.listing import Listing, SourceImage
 from pipeline.data.locations import BuiltinLocation
+from pipeline.downloads import download
 from pipeline.settings import UserError
-from pipeline.storage import download
 
 # Colour photographs in packages that this project depends on: package and file. The two motorcycle images are a stereo
 # pair, so a held-out pattern must match both or neither.

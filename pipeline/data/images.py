@@ -1,7 +1,6 @@
 """Decode image files to 8-bit arrays, or reject them with a reason.
 
-Formats are read in `formats`. Memory beside the file is at most about 24 bytes a pixel; docs/guides/data.md lists what
-was measured for each format.
+Formats are read in `formats`. docs/guides/data.md lists the memory that each of them takes and the limits of decoding.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 """Lower-case endings of the files that are taken for images."""
 
 _PEAK_BYTES = 24
-"""Bytes a pixel that decoding takes at most, beside the file, for images of up to 4 samples."""
+"""Bytes a pixel that decoding an image of up to 4 samples takes at most."""
 
 _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], ImageFile]], ...] = (
     (lambda content: content.startswith(png.SIGNATURE), png.open_png),

@@ -12,9 +12,10 @@ from pipeline.data.images import EXTENSIONS
 from pipeline.data.listing import Listing, SourceImage, describe_left_out, list_files
 from pipeline.data.locations import BuiltinLocation, FileLocation, Location
 from pipeline.data.rejection import RejectedImageError, RejectionKind
+from pipeline.downloads import download
 from pipeline.settings import UserError
 from pipeline.settings.fields import absolute_path
-from pipeline.storage import download, printable
+from pipeline.storage import printable
 
 
 def list_images(sources: Sequence[str], cache: str) -> list[SourceImage]:

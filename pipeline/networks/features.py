@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from pipeline import storage
+from pipeline.downloads import download
 from pipeline.networks.weights import parse_weights, serialise
 from pipeline.settings import Config, Train, UserError
-from pipeline.storage import download, fingerprint, one_line
+from pipeline.storage import fingerprint, one_line
 from sr_model import squeezenet
 from sr_model.pretrained import Pretrained
 from sr_model.squeezenet import SqueezeNetDistance

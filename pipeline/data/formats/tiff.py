@@ -165,7 +165,9 @@ class TiffFile:
         options = _FAX_OPTIONS.get(layout.compression)
         if options and (stated := layout.tags.number(options, None)) is not None:
             tags[options] = [stated]
-        with Image.open(io.BytesIO(_tiff(b"".join(parts), tags)), formats=("TIFF",)) as file:
+        content = io.BytesIO(_tiff(b"".join(parts), tags))
+        del parts  # to hold compressed bytes once
+        with Image.open(content, formats=("TIFF",)) as file:
             try:
                 file.load()
             except OSError:  # with the number of an error as its text

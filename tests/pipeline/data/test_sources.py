@@ -10,8 +10,8 @@ from pipeline.data.datasets import WebArchive
 from pipeline.data.images import decode
 from pipeline.data.listing import Listing, SourceImage
 from pipeline.data.sources import read_bytes
+from pipeline.downloads import download
 from pipeline.settings import UserError
-from pipeline.storage import download
 from tests.archives import png, write_archive
 from tests.conftest import random_image
 

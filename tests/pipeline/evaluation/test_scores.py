@@ -93,7 +93,7 @@ def test_the_identity_downloads_nothing(case: Case, monkeypatch: pytest.MonkeyPa
     def refuse(*_: object, **__: object) -> str:
         raise AssertionError("a download")
 
-    monkeypatch.setattr("pipeline.storage.download.fetch", refuse)
+    monkeypatch.setattr("pipeline.downloads.download.fetch", refuse)
     assert case.read("evaluate.squeezenet=torchvision") is None  # the known scores lack the distance
 
 

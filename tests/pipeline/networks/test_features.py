@@ -8,10 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from pipeline.downloads import download
 from pipeline.networks import features
 from pipeline.settings import Config, UserError
 from pipeline.settings.command_line import parse
-from pipeline.storage import download
 from tests.pipeline.training.test_learner import make_learner, make_step
 from tests.sr_model.terms.test_perceptual import random_weights
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.storage import download
+from pipeline.downloads import download
 
 
 @pytest.fixture

@@ -15,11 +15,7 @@ import urllib3
 from filelock import FileLock
 
 from pipeline import terminal
-from pipeline.storage import documents, files
-from pipeline.storage.locations import is_url
-from pipeline.storage.private import private_folder
-from pipeline.storage.redaction import redact
-from pipeline.storage.texts import fingerprint
+from pipeline.storage import documents, files, fingerprint, is_url, private_folder, redact
 
 _ATTEMPTS = 6
 """Number of attempts in a row without new bytes after which a download fails."""

@@ -28,8 +28,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import storage, terminal
-from pipeline.storage import documents, download, files
-from pipeline.storage.download import DownloadError
+from pipeline.downloads import download
+from pipeline.downloads.download import DownloadError
+from pipeline.storage import documents, files
 from tests.conftest import ROOT
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -296,7 +297,7 @@ def test_a_full_disk_is_named_and_leaves_what_came(server: Server, cache: str, c
 
 def start(server: Server, cache: str) -> subprocess.Popen[str]:
     code = (
-        "import sys; from pipeline.storage import download; print('ready', flush=True); download.fetch(*sys.argv[1:])"
+        "import sys; from pipeline.downloads import download; print('ready', flush=True); download.fetch(*sys.argv[1:])"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code, server.url, cache],

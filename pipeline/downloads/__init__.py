@@ -1,0 +1,1 @@
+"""Download files from the web, resumed after an interruption and checked."""
