@@ -36,7 +36,7 @@ _DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\0": lzma.LZMAFile,
 }
-"""What opens a compressed tar archive, by the archive's first bytes."""
+"""Decompressor of a tar archive, by the archive's first bytes."""
 
 _LARGEST_HEADER = 2**20
 """Bytes of a member's extended header in a tar archive; real ones have some hundred."""

@@ -58,7 +58,7 @@ class BenchmarkSet:
     name: str
     images: list[BenchmarkImage]
     left_out: str
-    """What is not used, in words; empty if everything is."""
+    """Description of the unused files; empty if all are used."""
 
     def summary(self) -> str:
         """Return one line that says how many images there are, where LR images come from, and what is left out."""

@@ -26,7 +26,7 @@ _NAMED_REJECTIONS = 3
 
 @dataclass(frozen=True)
 class Preparation:
-    """What has to be made for a patch set."""
+    """The work that is left to make a patch set."""
 
     config: Config
     name: str

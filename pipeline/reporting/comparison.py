@@ -25,7 +25,7 @@ BICUBIC = METHODS["bicubic"]
 
 @dataclass(frozen=True)
 class Published:
-    """What the first publishers of this grid reached in one of its cells, at x4."""
+    """Scores that the first publishers of this grid reached in one of its cells, at x4."""
 
     label: str
     batch_norm: bool

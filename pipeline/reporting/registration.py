@@ -1,4 +1,4 @@
-"""What MLflow gets of the best cells of a grid: the scores on the grid's run, and versions of a registered model."""
+"""Tell MLflow about the best cells of a grid: scores on the grid's run, and versions of a registered model."""
 
 from __future__ import annotations
 

@@ -73,12 +73,12 @@ _SENTENCES = {
     "only pipeline.train and pipeline.tune take --dry-run": "dry_run dryrun plan",
     "only pipeline.run and pipeline.tune take --from-run": "from_run run_id reproduce",
 }
-"""What to do instead, for words that no setting stands for."""
+"""Advice for words that no setting stands for."""
 
 SETTINGS_BY_WORD = {word: setting for setting, words in _WORDS.items() for word in words.split()}
 """The setting that a word of another tool stands for, with an example where its value has another form."""
 ADVICE_BY_WORD = {word: advice for advice, words in _SENTENCES.items() for word in words.split()}
-"""What to do instead of an option that does not exist here."""
+"""Advice for an option that does not exist here."""
 
 
 def plain_word(key: str) -> str:

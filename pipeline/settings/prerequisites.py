@@ -1,4 +1,4 @@
-"""What a command checks before it starts: whatever is missing makes it fail for certain, so it is said at once."""
+"""Checks before a command starts: a missing place or file makes it fail for certain, so the user learns it at once."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ _BETWEEN_URLS = re.compile(
     r"(::|[,;|\"'<>(){}\[\]]{1,9})(?=(?:https?|file|s3a?|gs|gcs|abfss?|az|adl|wasbs?|hdfs|s?ftp|memory|zip|tar"
     r"|sqlite|postgres(?:ql)?|mysql|mssql)(?:\+\w+)?://)"
 )
-"""What separates two URLs without white space between them: in fsspec's chains, in lists, in JSON."""
+"""Separators of two URLs without white space between them: in fsspec's chains, in lists, in JSON."""
 _PUNCTUATION = "\"'<>)]},;.:"
 """Characters of the text that may follow a URL directly."""
 

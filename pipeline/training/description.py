@@ -1,4 +1,4 @@
-"""What the MLflow run of a training says about it: tags, parameters and the patch set."""
+"""Describe a training in MLflow: tags, parameters and the patch set."""
 
 from __future__ import annotations
 
