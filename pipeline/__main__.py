@@ -18,7 +18,7 @@ COMMANDS = {
     "patchset": "show or verify a patch set",
     "publish": "show recorded trainings as a results page or in MLflow",
 }
-"""What each command does, by the name of its module in this package."""
+"""Purpose of each command, by the name of its module in this package."""
 
 
 @command

@@ -49,7 +49,7 @@ class State(StrEnum):
 
 @dataclass
 class Pace:
-    """What this session has seen of a trial's speed; times are in seconds of the monotonic clock."""
+    """Measurements of a trial's speed in this session; times are in seconds of the monotonic clock."""
 
     started: float | None = None
     """When Ray Tune started the trial."""

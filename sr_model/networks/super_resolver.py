@@ -1,4 +1,4 @@
-"""What every network is: an upsampler of RGB images."""
+"""The base class of all networks: an upsampler of RGB images."""
 
 from __future__ import annotations
 

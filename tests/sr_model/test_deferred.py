@@ -1,4 +1,4 @@
-"""What the registries import only when it is used."""
+"""The registries import the networks and terms only when they are used."""
 
 import pytest
 import torch

@@ -46,7 +46,7 @@ def test_one_axis_is_the_written_out_sum(form: Form, mirror: bool) -> None:
 
 
 def test_matlab_on_a_ramp_of_sixteen() -> None:
-    """What MATLAB prints for imresize(0:15, 1/4): mirrored borders pull the ends in, by the sums of TAPS."""
+    """Output of MATLAB for imresize(0:15, 1/4): mirrored borders pull the ends in, by the sums of TAPS."""
     ramp = torch.arange(16).expand(8, 16)
     # First output: sum of TAPS[k] * |mirrored index|: indices 5 4 3 2 1 0 | 0 1 2 … 9 of the sixteen taps.
     first = sum(w * j for w, j in zip(TAPS, [5, 4, 3, 2, 1, 0, *range(10)], strict=True)) / 4096

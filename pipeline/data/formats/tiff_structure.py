@@ -69,12 +69,12 @@ class Compression(IntEnum):
 
     @property
     def is_fax(self) -> bool:
-        """Whether it compresses pixels that are black or white."""
+        """True if it compresses pixels that are black or white."""
         return self in (self.FAX1, self.FAX3, self.FAX4)
 
     @property
     def allows_predictor(self) -> bool:
-        """Whether samples may be stored as differences; libtiff ignores a predictor elsewhere."""
+        """True if samples may be stored as differences; libtiff ignores a predictor elsewhere."""
         return self in (self.LZW, self.DEFLATE, self.OLD_DEFLATE, self.ZSTD)
 
 
@@ -124,14 +124,14 @@ class Structure:
     opacity: int
     """Number of the sample that is the opacity; 0 if there is none."""
     associated: bool
-    """Whether colours are multiplied by the opacity."""
+    """True if colours are multiplied by the opacity."""
     separate: bool
-    """Whether every sample has strips or tiles of its own."""
+    """True if every sample has strips or tiles of its own."""
     compression: Compression
     differences: bool
-    """Whether samples are stored as differences from the pixel on their left."""
+    """True if samples are stored as differences from the pixel on their left."""
     reversed_bits: bool
-    """Whether the first bit of a byte is the lowest."""
+    """True if the first bit of a byte is the lowest."""
     tiled: bool
     segment_width: int
     """Pixels of a tile's row; for strips, the image's width."""

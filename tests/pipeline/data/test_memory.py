@@ -35,7 +35,7 @@ def test_a_shard_is_not_made_without_an_image_that_memory_does_not_suffice_for(
 
     with monkeypatch.context() as patch:
         patch.setattr(PngFile, "read", fail)
-        with pytest.raises(OSError, match="a.png cannot be decoded now: there is not enough memory to decode it"):
+        with pytest.raises(OSError, match=r"a\.png cannot be decoded now: there is not enough memory to decode it"):
             make_shard(spec, str(file.with_name("shard.parquet")), None)
     assert not file.with_name("shard.parquet").exists()
     shard = make_shard(spec, str(file.with_name("shard.parquet")), None)

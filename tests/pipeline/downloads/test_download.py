@@ -47,7 +47,7 @@ class Trouble:
     cut: int | None = None
     """Bytes of the body after which the connection ends."""
     stalls: bool = False
-    """Whether the server waits for `Server.go_on` before it ends the connection."""
+    """True if the server waits for `Server.go_on` before it ends the connection."""
     damages: bool = False
     ignores_range: bool = False
     ignores_if_range: bool = False

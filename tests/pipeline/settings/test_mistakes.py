@@ -16,7 +16,7 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 """Values of all types; no setting accepts all of them."""
 TEXTS = ["", "no such value", "[", '{"a": ', "null"]
-"""What may follow an option."""
+"""Texts that may follow an option."""
 FOREIGN = (
     "pydantic", "Input should", "Value error", "valid ", "constrained", "literal", "instance of", "unpack", "Parsing",
     "dict", "tuple", "str_", "string", "int_", "None", "True", "False", "list[", "model_type", "[key]", "Error",

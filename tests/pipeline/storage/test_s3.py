@@ -117,7 +117,7 @@ def url(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 @pytest.fixture
 def proxy(server: S3Server, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """What `url` is reached through; the client doesn't try again by itself, so that the program has to."""
+    """A proxy in front of `url`; the client makes no retries of its own, so that the program has to."""
     with Proxy(server.ports["s3.port"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")

@@ -1,4 +1,4 @@
-"""What a stage shows on a terminal, and what it prints in a pipe."""
+"""Stages: their live line on a terminal, and their lines in a pipe."""
 
 import os
 import pty

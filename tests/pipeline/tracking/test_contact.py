@@ -1,4 +1,4 @@
-"""What would fail later is one sentence within seconds, before any work; what is fine takes no time."""
+"""A tracking server that would fail later is one sentence within seconds, before any work; a good one costs no time."""
 
 import http.server
 import json

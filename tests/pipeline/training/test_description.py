@@ -1,4 +1,4 @@
-"""What MLflow shows of a training: few parameters, and those that tell trainings apart."""
+"""The parameters of a training in MLflow are few, and they tell trainings apart."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is printed about a training: new records only, and not every one."""
+"""The lines about a training: new records only, and not every one."""
 
 import pytest
 

@@ -290,7 +290,7 @@ def statuses(home: Path) -> dict[str, str]:
 
 
 def submit(head: Head, *argv: str) -> str:
-    """What the job printed."""
+    """Submit a job and return its output."""
     for _ in range(10):
         done = head.ray("job", "submit", *argv)
         if "No available agent" not in done.stderr:  # the head answers before its agent is up
