@@ -125,10 +125,10 @@ from pathlib import Path
 from pipeline.data.images import decode, read_size
 from pipeline.data.rejection import RejectedImageError
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, used + 2**26))
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**25, used + 2**25))
 for file in sys.argv[1:]:
     content = Path(file).read_bytes()
-    assert read_size(content) == (5000, 5000)
+    assert read_size(content) == (4000, 4000)
     try:
         decode(content, 10**9)
     except RejectedImageError as error:
@@ -137,10 +137,10 @@ for file in sys.argv[1:]:
 
 
 def test_a_lack_of_memory_is_said_and_is_not_taken_for_damage(tmp_path: Path) -> None:
-    """Memory suffices to read the header of an image of 25 megapixels, but not to decode it."""
+    """Memory suffices to read the header of an image of 16 megapixels, but not to decode it."""
     for kind in ("PNG", "JPEG", "WEBP", "TIFF", "BMP"):
         options = {"compression": "tiff_lzw"} if kind == "TIFF" else {}
-        Image.new("1" if kind == "BMP" else "RGB", (5000, 5000)).save(tmp_path / kind, kind, **options)
+        Image.new("1" if kind == "BMP" else "RGB", (4000, 4000)).save(tmp_path / kind, kind, **options)
     command = [sys.executable, "-c", WITH_LITTLE_MEMORY, *map(str, sorted(tmp_path.iterdir()))]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     sentence = "UNREADABLE cannot be decoded now: there is not enough memory to decode it"
