@@ -327,7 +327,7 @@ def _steps_of_times(cells: Sequence[Cell], plans: Plans, url: str) -> dict[str, 
 def _score(cell: Cell, outcome: Outcome, folder: str, records_folder: str | None) -> comparison.Row:
     """Score a cell if it is finished or was stopped, and return its row of the comparison.
 
-    Of a stopped cell, the weights of its best validation are scored.
+    A stopped cell is scored with the weights of its best validation.
     """
     trained = None if outcome.state is State.LEFT_OUT else finished_training(cell)
     place = training_folder(cell) if trained or outcome.state is State.STOPPED else ""

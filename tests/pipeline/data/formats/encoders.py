@@ -9,7 +9,11 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import numpy.typing as npt
+import pytest
 from PIL import Image
+
+from pipeline.data.images import decode
+from pipeline.data.rejection import RejectedImageError, RejectionKind
 
 Array = npt.NDArray[Any]
 
@@ -215,3 +219,11 @@ def bmp_rows(rows: Array, bits: int, top_down: bool = False) -> bytes:
         kind = {16: np.uint16, 32: np.uint32}.get(bits, np.uint8)
         lines = [pack(row[None].astype(kind), bits, "<") for row in stored]
     return b"".join(line + bytes(-len(line) % 4) for line in lines)
+
+
+def assert_rejected(content: bytes, kind: str, detail: str) -> None:
+    """Check that a file is rejected with a kind, a name in `RejectionKind`, and a detail."""
+    with pytest.raises(RejectedImageError) as rejected:
+        decode(content, 10**6)
+    assert detail in str(rejected.value)
+    assert rejected.value.rejection.kind is RejectionKind[kind]
