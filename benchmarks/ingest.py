@@ -1,8 +1,10 @@
 """Compare ways of reading training samples: the pipeline's reader, plain Parquet reads, Ray Data and PNG patches.
 
-Everything runs in one process. PyTorch and Arrow compute on one thread; the reader has the same threads of its own as
-in training (four read row groups, one cuts). The tiles of 192 pixels come from the built-in photographs, in row groups
-of 8, with 4 crops of 96 pixels each, in micro-batches of 16. All files are in the page cache or on a local S3 server.
+Everything runs in one process on the CPU. PyTorch and Arrow compute on one thread; the reader has the same threads of
+its own as in training (four read row groups, one cuts). It streams the patch set, maps an unpacked copy, or gathers
+from tensors on the device, as a GPU does; here, the device is the CPU. The tiles of 192 pixels come from the built-in
+photographs, in row groups of 8, with 4 crops of 96 pixels each, in micro-batches of 16. All files are in the page cache
+or on a local S3 server.
 
 The parts take turns, and each reads a whole epoch in a round. Medians and extremes are printed, by elapsed time and by
 CPU time ("per core"). The CPU time of Ray's processes counts, that of the S3 server does not. Ratios use CPU time,
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import random
@@ -107,17 +110,20 @@ def compare(arguments: argparse.Namespace, folder: Path, has_s3: bool) -> list[R
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **memory)
     cluster.connect(config)  # finds the Ray that has just been started
     ray_processes = [process for process in psutil.Process().children() if process not in before]
-    with contextlib.redirect_stdout(None):
+    with contextlib.redirect_stdout(io.StringIO()):
         patch_set, _ = preparation.prepare(config)
     print(patchset.describe(patch_set), f"in {len(patch_set.shards)} shards, {len(patch_set.row_groups)} row groups")
     (folder / "mapped").mkdir()
     mapped = open_tiles(patch_set, "map", 0, f"{folder}/mapped")
+    on_device = open_tiles(patch_set, "device", 0, f"{folder}/none")
     parts: dict[str, Callable[[int], Amount]] = {
         "plain Parquet reads": lambda _: read_plainly(patch_set, 1),
         "reader, streaming": Reading(patch_set, patch_set),
         "reader, mapped": Reading(patch_set, mapped),
+        "reader, device": Reading(patch_set, on_device),
         "reader, streaming, as tensors": Reading(patch_set, patch_set, as_tensors=True),
         "reader, mapped, as tensors": Reading(patch_set, mapped, as_tensors=True),
+        "reader, device, as tensors": Reading(patch_set, on_device, as_tensors=True),
         "Ray Data": RayReading(patch_set, folder / "links"),
         "PNG patches": PngReading(patch_set, arguments.patches, folder / "patches"),
     }
@@ -142,6 +148,10 @@ def compare(arguments: argparse.Namespace, folder: Path, has_s3: bool) -> list[R
         f"{ratio(streaming, 'Ray Data', 'elapsed')} times as fast as Ray Data; mapped is "
         f"{ratio('reader, mapped', plain, 'elapsed')} times as fast as plain reads"
     )
+    print(
+        f"by CPU time, mapped is {ratio('reader, mapped', streaming)} times as fast as streaming, and device "
+        f"{ratio('reader, device', streaming)} times"
+    )
 
     def ratio_of_patches(ours: str) -> float:
         return round(CROPS * ratio(ours, "PNG patches"), 1)
@@ -149,10 +159,14 @@ def compare(arguments: argparse.Namespace, folder: Path, has_s3: bool) -> list[R
     figures: list[tuple[str, float, float | None]] = [
         ("reader_streaming_over_plain_parquet", ratio(streaming, plain), 0.5),
         ("reader_mapped_over_plain_parquet", ratio("reader, mapped", plain), 0.5),
+        ("reader_device_over_plain_parquet", ratio("reader, device", plain), 0.5),
+        ("reader_mapped_over_streaming", ratio("reader, mapped", streaming), None),
+        ("reader_device_over_streaming", ratio("reader, device", streaming), None),
         ("reader_streaming_over_png_patches", ratio_of_patches(streaming), 20),
         ("reader_mapped_over_png_patches", ratio_of_patches("reader, mapped"), 20),
         ("reader_streaming_as_tensors_over_png_patches", ratio_of_patches("reader, streaming, as tensors"), None),
         ("reader_mapped_as_tensors_over_png_patches", ratio_of_patches("reader, mapped, as tensors"), None),
+        ("reader_device_as_tensors_over_png_patches", ratio_of_patches("reader, device, as tensors"), None),
         ("reader_streaming_over_ray_data", ratio(streaming, "Ray Data"), None),
     ]
     if has_s3:

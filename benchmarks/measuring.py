@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -24,19 +25,30 @@ CROP = 96
 SCALE = 4
 
 
+@functools.cache
 def machine() -> str:
-    """Describe what a result depends on: processor, cores, threads, bf16 instructions and GPU."""
-    capabilities = torch.cpu.get_capabilities()
+    """Describe what a result depends on: processor, cores, threads, bf16 instructions, GPU, driver and PyTorch."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     bf16 = [name for name in ("avx512_bf16", "amx_bf16") if capabilities.get(name)]
     parts = [
         str(capabilities.get("cpu_name") or platform.processor()),
         f"{os.cpu_count()} cores",
         f"{torch.get_num_threads()} threads",
         " and ".join(bf16) or "no bf16 instructions",
+        f"PyTorch {torch.__version__}",
     ]
     if torch.cuda.is_available():
-        parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
+        driver = f"driver {_driver_version()}, CUDA {torch.version.cuda}"
+        parts.insert(0, f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, {driver}")
     return ", ".join(parts)
+
+
+def _driver_version() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.split("\n")[0]
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
 
 
 @dataclass(frozen=True)
@@ -66,13 +78,16 @@ def parser_of(doc: str | None) -> argparse.ArgumentParser:
     )
 
 
-def time_in_turns(actions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+def time_in_turns(
+    actions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1, device: torch.device | None = None
+) -> dict[str, list[float]]:
     """Time actions that alternate, because a busy machine then disturbs all of them alike.
 
     Args:
         actions: what to time, by name.
         rounds: number of timed calls of each action.
         warm_up: number of earlier calls that are not timed.
+        device: a GPU whose work counts: each call ends when the GPU is done.
 
     Returns:
         Seconds of each timed call, by the action's name.
@@ -82,9 +97,16 @@ def time_in_turns(actions: Mapping[str, Callable[[], object]], rounds: int, warm
         for name, action in actions.items():
             start = time.perf_counter()
             action()
+            synchronise(device)
             if round_number >= warm_up:
                 times[name].append(time.perf_counter() - start)
     return times
+
+
+def synchronise(device: torch.device | None) -> None:
+    """Wait until a GPU has done its work; on a CPU, it always has."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -100,11 +122,11 @@ def print_times(times: Mapping[str, Sequence[float]], each: str = "step") -> Non
         print(f"{name:{width}}  median {statistics.median(values):.4f} s per {each}, {spread}")
 
 
-def random_batch(size: int, seed: int = 0) -> Batch:
-    """Make a batch of random samples: HR of `CROP` and LR of `CROP / SCALE` pixels, flipped and turned at random."""
+def random_batch(size: int, seed: int = 0, crop: int = CROP) -> Batch:
+    """Make a batch of random samples: HR of `crop` and LR of `crop / SCALE` pixels, flipped and turned at random."""
     rng = np.random.default_rng(seed)
-    lr, hr = (rng.integers(0, 256, (size, side, side, 3), np.uint8) for side in (CROP // SCALE, CROP))
-    return Batch(lr, hr, rng.integers(0, 8, size, np.uint8))
+    lr, hr = (rng.integers(0, 256, (size, side, side, 3), np.uint8) for side in (crop // SCALE, crop))
+    return Batch(*map(torch.from_numpy, (lr, hr, rng.integers(0, 8, size))))
 
 
 def time_command(stage: str, *arguments: str) -> float:

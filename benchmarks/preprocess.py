@@ -13,6 +13,7 @@ With --count, it instead times whole runs on N small images with Ray, for the co
 from __future__ import annotations
 
 import contextlib
+import io
 import statistics
 import tempfile
 import time
@@ -228,7 +229,7 @@ def time_run(source: Path, home: Path, *options: str) -> float:
     """Return the seconds that one run takes."""
     config = parse([f"--source={source}", f"--home={home}", *options], "preprocess", "")
     start = time.perf_counter()
-    with contextlib.redirect_stdout(None):
+    with contextlib.redirect_stdout(io.StringIO()):
         preparation.prepare(config)
     return time.perf_counter() - start
 

@@ -180,7 +180,7 @@ def _inside(positions: Tensor, size: int, mirror: bool) -> Tensor:
 
 def _resize_axis(x: Tensor, axis: int, out_size: int, mirror: bool) -> Tensor:
     # It sums over the few taps that are not zero, with one gather each; a dense matrix product does 100x the work.
-    weights, indices = _taps(x.shape[axis], out_size, mirror)
+    weights, indices = (part.to(x.device) for part in _taps(x.shape[axis], out_size, mirror))
     shape = [1] * x.dim()
     shape[axis] = out_size
     y = torch.zeros((), dtype=x.dtype)

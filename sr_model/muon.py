@@ -24,8 +24,13 @@ class Muon(torch.optim.Optimizer):
         momentum: decay of the gradient's moving average.
     """
 
+    found_inf: Tensor | None = None
+    """A 0-dimensional tensor on the device of the weights; a step where it is not 0 changes nothing. PyTorch's fused
+    optimizers read an attribute of this name, too."""
+
     def __init__(self, params: Iterable[Tensor], lr: float = 1e-3, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
+        self._step_supports_amp_scaling = True
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -45,9 +50,14 @@ class Muon(torch.optim.Optimizer):
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
         momenta = [self.state[p]["momentum"] for p in weights]
-        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
+        moved = torch._foreach_lerp(momenta, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, moved, group["momentum"])
         updates = orthogonalise(torch.stack([update.flatten(1) for update in ahead]))
+        if self.found_inf is not None:  # a step that is skipped has gradients that are not finite
+            skip = self.found_inf > 0
+            updates = torch.where(skip, 0.0, updates)
+            moved = torch.where(skip, torch.stack(momenta), torch.stack(moved)).unbind()
+        torch._foreach_copy_(momenta, moved)
         scale = 0.2 * math.sqrt(max(updates.shape[1:]))
         for p, update in zip(weights, updates, strict=True):
             p.sub_(update.view(p.shape), alpha=group["lr"] * scale)

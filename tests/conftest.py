@@ -36,13 +36,20 @@ settings.register_profile("tests", deadline=None, max_examples=60)  # no deadlin
 settings.load_profile("tests")
 
 
+_LONGEST_GROUPS = ("ray_session", "finished_grid", "test_run")
+"""Groups that take minutes. They come first, so that no process is left alone with one of them at the end."""
+
+
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks afterwards
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Group the tests that share a Ray, a grid or a file, so that xdist runs each group in one process."""
+    groups = {}
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         group = next((name for name in ("ray_session", "finished_grid") if name in fixtures), item.path.stem)
         item.add_marker(pytest.mark.xdist_group(group))
+        groups[item] = group
+    items.sort(key=lambda item: (*_LONGEST_GROUPS, groups[item]).index(groups[item]))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -116,7 +123,8 @@ SMALL = [
     "data.crop=32", "data.lanes=2", "data.window=8",
     "model.channels=8", "model.blocks=1", "model.batch_norm=false",
     "train.length=8 steps", "train.global_batch=6", "train.micro_batch=2",
-    "train.validate_every=4", "train.checkpoint_every=2", "train.log_every=2", "train.precision=fp32",
+    "train.validate_every=4", "train.checkpoint_every=2", "train.checkpoint_s=0", "train.log_every=2",
+    "train.precision=fp32",
 ]  # fmt: skip
 """Options of a workflow that is as small as possible."""
 

@@ -18,7 +18,8 @@ from pipeline.training.worker import LoopResult, TrainJob
 
 def hashes(batch: Batch) -> list[str]:
     """One for each sample."""
-    return [hashlib.sha256(b"".join(p.tobytes() for p in sample)).hexdigest() for sample in zip(*batch, strict=True)]
+    arrays = [part.cpu().numpy() for part in batch]
+    return [hashlib.sha256(b"".join(p.tobytes() for p in sample)).hexdigest() for sample in zip(*arrays, strict=True)]
 
 
 def train_loop(arguments: dict[str, TrainJob]) -> LoopResult:

@@ -6,8 +6,9 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from pipeline import cluster, storage
+from pipeline import storage
 from pipeline.data import sources
 from pipeline.data.images import read_size
 from pipeline.data.listing import SourceImage
@@ -17,6 +18,9 @@ from pipeline.data.progress import Work, image_progress
 from pipeline.data.rejection import RejectedImageError, Rejection, RejectionKind
 from pipeline.settings import Config
 from pipeline.storage import one_line, printable
+
+if TYPE_CHECKING:
+    from pipeline import cluster
 
 INSPECTION = 2
 """Version of how an image is inspected; a rejection by another version is not reused."""
@@ -56,6 +60,8 @@ def take_inventory(config: Config, images: Sequence[SourceImage], cache_url: str
     Returns:
         The inspected images, in the order of `images`.
     """
+    from pipeline import cluster  # here, because `inspect` and what uses its results need no Ray
+
     cache = _load_cache(cache_url)
     known = {image.name: cache[key] for image in images if (key := identity(image.location)) in cache}
     unknown = [image for image in images if image.name not in known or not known[image.name].is_of(image)]

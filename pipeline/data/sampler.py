@@ -93,6 +93,19 @@ class SampleOrder:
         number, index = divmod(turn, self.window * self.crops_per_tile)
         return Window(epoch, lane, number), index
 
+    def samples_at(self, positions: Ints) -> Samples:
+        """Return the samples at n positions of the whole training, in the order of the positions."""
+        epoch, i = np.divmod(positions, self.epoch_length)
+        turn, lane = np.divmod(i, self.lanes)
+        number, index = np.divmod(turn, self.window * self.crops_per_tile)
+        tile, k = np.empty_like(positions), np.empty_like(positions)
+        windows, which = np.unique(np.stack([epoch, lane, number]), axis=1, return_inverse=True)
+        for w, window in enumerate(windows.T.tolist()):
+            (chosen,) = np.nonzero(which.reshape(-1) == w)
+            samples = self.samples(Window(*window))
+            tile[chosen], k[chosen] = samples.tile[index[chosen]], samples.k[index[chosen]]
+        return Samples(epoch, tile, k)
+
     def samples(self, window: Window) -> Samples:
         """Return the samples of a window, in the order in which its lane provides them."""
         return self._content(window).samples

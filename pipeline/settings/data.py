@@ -76,9 +76,11 @@ class Data(BaseModel):
     """Tiles of a lane that are shuffled together; this bounds the memory that a lane takes."""
     augment: bool = True
     """Apply random flips and quarter turns."""
-    hold: Literal["auto", "map", "stream"] = "auto"
-    """Where tiles are read from: "map" makes an unpacked copy on each node, which its workers map into memory; "stream"
-    reads the patch set directly; "auto" maps if the copy fits `hold_mb` and half of the free disk space. The batches
+    hold: Literal["auto", "device", "map", "stream"] = "auto"
+    """Where tiles are held: "device" copies all of them into the memory of each worker's GPU (without GPUs, into the
+    memory of each worker) and cuts patches there; "map" makes an unpacked copy on each node, which its workers map into
+    memory; "stream" reads the patch set directly. "auto" uses the GPU if they take at most 40% of its free memory or of
+    `train.memory_mb`, else maps if the copy fits `hold_mb` and half of the free disk space, else streams. The batches
     are the same in all cases."""
     hold_mb: float = Field(8000, ge=0)
     """Size of the unpacked tiles in MB up to which "auto" maps."""

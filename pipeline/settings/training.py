@@ -78,23 +78,31 @@ class Train(TermSections):
     ema_decay: float = Field(0.995, ge=0, lt=1)
     """Decay of the exponential moving average (EMA) of the weights, which is validated and shipped. It warms up from
     0.1: a constant 0.999 from the first step on would lag by a thousand steps."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of the forward and backward pass. "auto" takes bf16 where the device computes it in hardware."""
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"
+    """Precision of the forward and backward pass. "auto" takes bf16 where the device computes it in hardware, fp16 on
+    older GPUs with tensor cores such as a T4, and fp32 on all others. fp16 scales the loss dynamically. tf32 rounds the
+    inputs of convolutions on GPUs from A100 on; fp32 does not. Validation and metrics are always computed in fp32."""
     channels_last: bool = True
     """Memory layout with the channels of a pixel side by side, which convolutions on CPUs and tensor cores prefer."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile, which takes half a minute before the first step. "auto" uses it for 2000 steps or more, if there
-    is a compiler."""
+    """torch.compile, which takes half a minute before the first step. "auto" uses it for 2000 steps or more, if a
+    compiled step works on this machine."""
     max_skipped: int = Field(10, ge=1)
-    """Consecutive steps with a non-finite loss or gradient after which training stops. Such steps are skipped."""
+    """Consecutive steps with a non-finite loss or gradient after which training stops. Such steps are skipped. Steps
+    that only calibrate the loss scale of fp16 do not count."""
     seed: int = 0
     """Seed of the initial weights, the sample order and the augmentation."""
     init_from: str | None = None
     """Initial weights: a .safetensors file (path or URL) of the same network."""
     validate_every: int = Field(200, ge=1)
     """Steps between validations on the held-out images."""
+    validate_s: float = Field(0, ge=0)
+    """Least seconds between validations, for GPUs whose steps take milliseconds: a validation that comes earlier is
+    left out. The last step is always validated."""
     checkpoint_every: int = Field(100, ge=1)
     """Steps between checkpoints. An interruption repeats the steps since the newest one."""
+    checkpoint_s: float = Field(10, ge=0)
+    """Least seconds between checkpoints: a checkpoint that comes earlier is left out. The last step always gets one."""
     keep_checkpoints: int = Field(1, ge=0)
     """Checkpoints to keep beside the newest one; the weights with the best held-out score are kept in any case."""
     log_every: int = Field(10, ge=1)

@@ -29,7 +29,18 @@ class SkipCounts:
 
     total: _Count = 0
     in_a_row: _Count = 0
-    """Since the last good step."""
+    """Since the last good step, without those that only calibrated the loss scale of fp16."""
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """The state of the loss scale of a training in fp16."""
+
+    value: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    good_steps: _Count
+    """Finite steps since the scale last changed."""
+    calibrating: bool
+    """True until the first finite step after the start or after an increase."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,8 @@ class TrainingState:
     """Number of finished steps."""
     skips: SkipCounts = field(default_factory=SkipCounts)
     best: Best | None = None
+    loss_scale: LossScale | None = None
+    """None unless the precision is fp16."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 Accumulation, clipping, the skip of non-finite steps, the moving average, DDP and checkpoints are written once, here.
 The module knows nothing of Ray; `pipeline.training.worker` runs one `Learner` in every process.
+
+No step waits for the device. Whether a step is finite is decided on the device, where it selects between old and new
+values, and the process learns of it later: while a GPU computes a step, the process already prepares the next ones.
 """
 
 from __future__ import annotations
@@ -9,12 +12,12 @@ from __future__ import annotations
 import copy
 import io
 import math
+from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
-import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -22,12 +25,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data.reader import Batch
+from pipeline.networks.devices import tf32
 from pipeline.networks.weights import to_safetensors
 from pipeline.settings import Config
-from pipeline.training.checkpoints import SkipCounts
+from pipeline.training.checkpoints import LossScale, SkipCounts
 from pipeline.training.methods import Phase, Sample, Setup, find_method
 from pipeline.training.methods.method import shipped_network
-from pipeline.training.precision import Precision
+from pipeline.training.precision import LossScaler, Precision
 from pipeline.training.ranks import Ranks
 from pipeline.training.schedule import ema_decay, learning_rate
 from sr_model.pixels import to_unit
@@ -35,17 +39,66 @@ from sr_model.pixels import to_unit
 _EMA = "ema"
 _OPTIMIZERS = "optimizer.pt"
 
+_STEPS_AHEAD = 2
+"""Steps that the process may prepare on a GPU before it looks at the outcome of a step."""
+
 
 @dataclass(frozen=True)
 class StepResult:
-    """The recorded values of a step on this rank."""
+    """The recorded values of a step on this rank, on the device."""
 
     sums: dict[str, Tensor]
     """"objective" and the terms: sums over this rank's samples, divided by the global batch, so the ranks add up."""
     norms: dict[str, Tensor]
     """"gradient_norm": norm of the global gradient before clipping, equal on all ranks."""
-    skipped: str | None = None
-    """Names of the terms that were not finite, joined by "-", or "gradient"; the phase then changed nothing."""
+    finite: Tensor
+    """0-dimensional bool, equal on all ranks: False if the step was skipped."""
+
+
+@dataclass(frozen=True)
+class SkippedStep:
+    """A step that changed nothing, because its loss or gradient was not finite."""
+
+    step: int
+    """Number of finished steps, this one included."""
+    culprit: str
+    """Names of the terms that were not finite, joined by "-", or "gradient"."""
+    skips: SkipCounts
+    """Skipped steps so far."""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What the process does not know yet of a step."""
+
+    step: int
+    suspects: dict[str, Tensor]
+    """Terms that may not be finite, on the device."""
+    flags: Tensor
+    """(2,) bool on the CPU: whether the step was finite, and whether it counts as a fault if it was not."""
+    arrival: torch.cuda.Event | None
+    """After it, `flags` is valid; None if it is valid at once."""
+
+
+@dataclass
+class _Statistics:
+    """Buffers of a module, such as BatchNorm's running statistics, and their values before a step."""
+
+    buffers: list[Tensor]
+    _before: list[Tensor] = field(default_factory=list)
+
+    def save(self) -> None:
+        self._before = [torch.cat([b.flatten() for b in alike]) for alike in self._by_dtype()]
+
+    def restore_unless(self, finite: Tensor) -> None:
+        for alike, before in zip(self._by_dtype(), self._before, strict=True):
+            kept = torch.where(finite, torch.cat([b.flatten() for b in alike]), before)
+            parts = kept.split([b.numel() for b in alike])
+            torch._foreach_copy_(alike, [part.view_as(b) for part, b in zip(parts, alike, strict=True)])
+
+    def _by_dtype(self) -> list[list[Tensor]]:
+        dtypes = dict.fromkeys(buffer.dtype for buffer in self.buffers)
+        return [[buffer for buffer in self.buffers if buffer.dtype == dtype] for dtype in dtypes]
 
 
 @dataclass(frozen=True)
@@ -56,17 +109,30 @@ class _Module:
     wrapped: nn.Module
     """The module, wrapped by DDP if there are several ranks."""
     optimizers: Sequence[torch.optim.Optimizer]
-    statistics: list[Tensor]
-    """Buffers, such as BatchNorm's running statistics."""
-    statistics_before: list[Tensor]
+    statistics: _Statistics
+    graphs: bool
+    """Whether forward and backward pass are CUDA graphs, which write their results to the same memory each time."""
 
-    def save_statistics(self) -> None:
-        if self.statistics:
-            torch._foreach_copy_(self.statistics_before, self.statistics)
+    def clear_gradients(self, accumulates: bool) -> None:
+        self.net.zero_grad(set_to_none=True)
+        if self.graphs and accumulates:
+            for p in self.net.parameters():
+                p.grad = torch.zeros_like(p)  # otherwise the gradient would be the graph's own memory
 
-    def restore_statistics(self) -> None:
-        if self.statistics:
-            torch._foreach_copy_(self.statistics, self.statistics_before)
+    def update(self, rate: float, finite: Tensor) -> None:
+        """Make a step of the optimizers if `finite`.
+
+        An optimizer that reads `found_inf`, as PyTorch's fused ones do, decides on the device; the process waits for
+        the device before the step of any other.
+        """
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            if getattr(optimizer, "_step_supports_amp_scaling", False):
+                optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+                optimizer.step()
+            elif finite:
+                optimizer.step()
 
 
 class Learner:
@@ -82,13 +148,20 @@ class Learner:
 
     def __init__(self, config: Config, steps: int, ranks: Ranks, precision: Precision, compiled: bool = False) -> None:
         self.settings, self.steps, self.ranks = config.train, steps, ranks
+        self._precision = precision
         self._method = find_method(config).create(Setup(config, steps, ranks.device, precision))
         self.ema = copy.deepcopy(shipped_network(self._method)).eval().requires_grad_(False)
         self._modules = {
             name: _wrap(trainee.module, trainee.optimizers, ranks, compiled)
             for name, trainee in self._method.trainees.items()
         }
+        own, averaged = self.net.state_dict(), self.ema.state_dict()
+        self._averaged = [(own[n], averaged[n]) for n in own if own[n].is_floating_point()]
+        self._copied = [(own[n], averaged[n]) for n in own if not own[n].is_floating_point()]  # BatchNorm's counters
+        self._scaler = LossScaler(ranks.device, config.train.global_batch) if precision == "fp16" else None
+        self._outcomes: deque[_Outcome] = deque()
         self.skips = SkipCounts()
+        """Skipped steps, as far as `take_skipped` has looked."""
 
     @property
     def net(self) -> nn.Module:
@@ -106,11 +179,16 @@ class Learner:
         rate: float = self._modules[self._method.shipped].optimizers[0].param_groups[0]["lr"]
         return rate
 
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """State of the loss scale, which waits for the device; None unless the precision is fp16."""
+        return self._scaler.state() if self._scaler else None
+
     def step(self, step: int, batches: Iterable[Batch], count: int = 1) -> StepResult:
         """Make optimizer step number `step` (from 0) with this rank's samples.
 
-        A phase whose loss or gradient is not finite on any rank is skipped on all, and ends the step: weights, moments,
-        moving average and BatchNorm's statistics stay as they were.
+        A phase whose loss or gradient is not finite on any rank is skipped on all, and so are the later phases of the
+        step: weights, moments, moving average and BatchNorm's statistics stay as they were.
 
         Args:
             step: number of the step, which sets the learning rate and the decay of the moving average.
@@ -121,27 +199,52 @@ class Learner:
         batches = islice(batches, count)
         if len(phases) > 1:
             batches = list(batches)
+        rate = learning_rate(step, self.steps, self.settings)
         sums: dict[str, Tensor] = {}
         norms: dict[str, Tensor] = {}
-        for phase in phases:
-            phase_sums, norm = self._accumulate(phase, batches, count)
-            prefix = f"{phase.name}/" if phase.name else ""
-            sums |= {f"{prefix}{name}": value for name, value in phase_sums.items()}
-            norms[f"{prefix}gradient_norm"] = norm
-            module = self._modules[phase.trainee]
-            if not torch.isfinite(norm):
+        suspects: dict[str, Tensor] = {}
+        finite = torch.ones((), dtype=torch.bool, device=self.ranks.device)
+        with tf32(self._precision == "tf32"):
+            for phase in phases:
+                module = self._modules[phase.trainee]
+                phase_sums, norm = self._accumulate(phase, batches, count)
+                finite = finite & norm.isfinite()
+                module.update(rate, finite)
                 for other in self._modules.values():
-                    other.restore_statistics()
-                self.skips = SkipCounts(self.skips.total + 1, self.skips.in_a_row + 1)
-                return StepResult(sums, norms, self._culprits(phase_sums))
-            for optimizer in module.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(step, self.steps, self.settings)
-                optimizer.step()
-            if phase.trainee == self._method.shipped:
-                self._average(ema_decay(step, self.settings.ema_decay))
-        self.skips = SkipCounts(self.skips.total)
-        return StepResult(sums, norms)
+                    other.statistics.restore_unless(finite)
+                if phase.trainee == self._method.shipped:
+                    self._average(ema_decay(step, self.settings.ema_decay), finite)
+                prefix = f"{phase.name}/" if phase.name else ""
+                sums |= {f"{prefix}{name}": value for name, value in phase_sums.items()}
+                terms = {name: value for name, value in phase_sums.items() if name != "objective"} or phase_sums
+                suspects |= {f"{prefix}{name}": value for name, value in terms.items()}
+                norms[f"{prefix}gradient_norm"] = norm
+        counts = self._scaler.update(finite) if self._scaler else ~finite
+        flags, arrival = _copy_to_host(torch.stack([finite, counts]))
+        self._outcomes.append(_Outcome(step + 1, suspects, flags, arrival))
+        return StepResult(sums, norms, finite)
+
+    def take_skipped(self, wait: bool = False) -> list[SkippedStep]:
+        """Return the skipped steps that became known since the last call; all ranks call it alike.
+
+        On a GPU, the outcome of a step is looked at two steps later, when it has arrived without waiting for it.
+
+        Args:
+            wait: whether to wait for the device and return those of all steps.
+        """
+        unknown = 0 if wait or self.ranks.device.type == "cpu" else _STEPS_AHEAD
+        skipped = []
+        while len(self._outcomes) > unknown:
+            outcome = self._outcomes.popleft()
+            if outcome.arrival:
+                outcome.arrival.synchronize()
+            finite, counts = outcome.flags.tolist()
+            if finite:
+                self.skips = SkipCounts(self.skips.total)
+            else:
+                self.skips = SkipCounts(self.skips.total + 1, self.skips.in_a_row + counts)
+                skipped.append(SkippedStep(outcome.step, self._culprits(outcome.suspects), self.skips))
+        return skipped
 
     def _accumulate(self, phase: Phase, batches: Iterable[Batch], count: int) -> tuple[dict[str, Tensor], Tensor]:
         """Accumulate the gradient of a phase over the micro-batches, and clip it."""
@@ -149,55 +252,68 @@ class Learner:
         for name, other in self._modules.items() if len(self._modules) > 1 else ():
             other.net.requires_grad_(name == phase.trainee)
         for other in self._modules.values():
-            other.save_statistics()
-        module.net.zero_grad(set_to_none=True)
+            other.statistics.save()
+        module.clear_gradients(accumulates=count > 1)
         sums: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
+            if module.graphs:
+                torch.compiler.cudagraph_mark_step_begin()
             synchronised = i == count - 1 or self.ranks.world_size == 1
             with nullcontext() if synchronised else module.wrapped.no_sync():  # type: ignore[operator]
                 loss, values = self._micro_step(phase, batch)
                 # DDP divides the sum over ranks by their number. A loss that is not finite makes the gradient of all
                 # ranks NaN, even if its own gradient is finite, so that all ranks skip the step.
-                scale = torch.where(loss.detach().isfinite(), float(self.ranks.world_size), math.nan)
-                loss.backward(scale.to(loss.dtype))
+                factor = torch.where(loss.detach().isfinite(), float(self.ranks.world_size), math.nan)
+                if self._scaler:
+                    factor = factor * self._scaler.value
+                loss.backward(factor.to(loss.dtype))
             for name, value in values.items():
                 sums[name] = sums[name] + value if name in sums else value
-        norm = nn.utils.clip_grad_norm_(module.net.parameters(), self.settings.clip_norm, foreach=True)
-        return sums, norm
+        return sums, self._clip(module.net)
+
+    def _clip(self, net: nn.Module) -> Tensor:
+        """Take the loss scale out of the gradients, scale them down to `clip_norm`, and return their norm before."""
+        gradients = [p.grad for p in net.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        scale = self._scaler.value if self._scaler else 1.0
+        norm = norm / scale
+        torch._foreach_mul_(gradients, (self.settings.clip_norm / (norm + 1e-6)).clamp(max=1.0) / scale)
+        return norm
 
     def _micro_step(self, phase: Phase, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         # A rank without samples takes part in the synchronisation with a sample of weight 0. It stays out of
-        # BatchNorm's statistics in eval mode, except on GPUs: there, SyncBatchNorm has to run on all ranks alike.
+        # BatchNorm's statistics in eval mode.
         lr, hr, orientation = batch
         modules = {
             name: module.wrapped if name == phase.trainee else module.net for name, module in self._modules.items()
         }
         device = self.ranks.device
         for module in modules.values():
-            module.train(len(lr) > 0 or device.type == "cuda")
+            module.train(len(lr) > 0)
         weight = 1.0 / self.settings.global_batch
         if len(lr) == 0:
-            lr, hr, orientation = (np.zeros((1, *part.shape[1:]), np.uint8) for part in batch)
+            lr, hr, orientation = (part.new_zeros((1, *part.shape[1:])) for part in batch)
             weight = 0.0
         loss = phase.loss(modules, Sample(to_unit(lr, device, orientation), to_unit(hr, device, orientation)))
         total = loss.total.sum() * weight
         return total, {"objective": total.detach(), **{name: t.sum() * weight for name, t in loss.terms.items()}}
 
-    def _culprits(self, sums: dict[str, Tensor]) -> str:
+    def _culprits(self, suspects: dict[str, Tensor]) -> str:
         """Names of the terms that are not finite on any rank, or "gradient"."""
-        terms = {name: value for name, value in sums.items() if name != "objective"} or sums
-        bad = torch.stack([~term.isfinite() for term in terms.values()]).int()
+        bad = torch.stack([~term.isfinite() for term in suspects.values()]).int()
         if self.ranks.world_size > 1:
             dist.all_reduce(bad, dist.ReduceOp.MAX)
-        return "-".join(name for name, flag in zip(terms, bad.tolist(), strict=True) if flag) or "gradient"
+        return "-".join(name for name, flag in zip(suspects, bad.tolist(), strict=True) if flag) or "gradient"
 
     @torch.no_grad()
-    def _average(self, decay: float) -> None:
-        own, averaged = self.net.state_dict(), self.ema.state_dict()
-        floating = [name for name, value in own.items() if value.is_floating_point()]
-        torch._foreach_lerp_([averaged[n] for n in floating], [own[n] for n in floating], 1 - decay)
-        for name in own.keys() - set(floating):  # BatchNorm's counters
-            averaged[name].copy_(own[name])
+    def _average(self, decay: float, finite: Tensor) -> None:
+        own, averaged = map(list, zip(*self._averaged, strict=True))
+        change = torch._foreach_sub(own, averaged)
+        torch._foreach_mul_(change, torch.where(finite, 1 - decay, 0.0).to(own[0].dtype))
+        torch._foreach_add_(averaged, change)
+        if self._copied:
+            counters, copies = map(list, zip(*self._copied, strict=True))
+            torch._foreach_copy_(copies, counters)
 
     def save(self) -> dict[str, bytes]:
         """Serialise modules, moving average and optimizers as files of a checkpoint; `skips` belongs beside them."""
@@ -207,8 +323,11 @@ class Learner:
         files = {f"{name}.safetensors": to_safetensors(net) for name, net in self._networks().items()}
         return {**files, _OPTIMIZERS: moments.getvalue()}
 
-    def load(self, files: dict[str, bytes], skips: SkipCounts) -> None:
-        """Restore what `save` returned."""
+    def load(self, files: dict[str, bytes], skips: SkipCounts, loss_scale: LossScale | None = None) -> None:
+        """Restore what `save` returned, and the state that a checkpoint holds beside it.
+
+        A loss scale is ignored if this learner has another precision; without one, it is calibrated anew.
+        """
         for name, net in self._networks().items():
             net.load_state_dict(safetensors.torch.load(files[f"{name}.safetensors"]))
         moments = io.BytesIO(files[_OPTIMIZERS])
@@ -217,19 +336,31 @@ class Learner:
             for optimizer, state in zip(module.optimizers, states[name], strict=True):
                 optimizer.load_state_dict(state)
         self.skips = skips
+        if self._scaler and loss_scale:
+            self._scaler.load(loss_scale)
 
     def _networks(self) -> dict[str, nn.Module]:
         return {**{name: module.net for name, module in self._modules.items()}, _EMA: self.ema}
 
 
 def _wrap(net: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ranks: Ranks, compiled: bool) -> _Module:
-    has_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())
-    if ranks.world_size > 1 and has_norms and ranks.device.type == "cuda":
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)  # it refuses CPU tensors: there, statistics are per rank
+    # Launching the kernels of a small network takes a GPU's host longer than the kernels themselves take, so they are
+    # recorded once as CUDA graphs, except with DDP, which adds its own operations between them.
+    graphs = compiled and ranks.device.type == "cuda" and ranks.world_size == 1
     if compiled:
-        net.compile()
+        net.compile(mode="reduce-overhead" if graphs else None)
     wrapped: nn.Module = net
     if ranks.world_size > 1:
-        wrapped = DistributedDataParallel(net, gradient_as_bucket_view=True, forward_sync_buffers=has_norms)
-    statistics = list(net.buffers())
-    return _Module(net, wrapped, optimizers, statistics, [buffer.clone() for buffer in statistics])
+        wrapped = DistributedDataParallel(net, gradient_as_bucket_view=True)
+    return _Module(net, wrapped, optimizers, _Statistics(list(net.buffers())), graphs)
+
+
+def _copy_to_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Start copying a small tensor to the CPU, and return the copy and the event of its arrival."""
+    if flags.device.type != "cuda":
+        return flags.cpu(), None
+    copied = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+    copied.copy_(flags, non_blocking=True)
+    arrival = torch.cuda.Event()
+    arrival.record()
+    return copied, arrival

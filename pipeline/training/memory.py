@@ -1,4 +1,4 @@
-"""Memory of this process on its device, a GPU or the machine: its peak use, and how much it may use."""
+"""The device of this process, a GPU or the machine: its name, the peak use of its memory, and how much may be used."""
 
 from __future__ import annotations
 
@@ -11,11 +11,21 @@ from pathlib import Path
 import psutil
 import torch
 
+from pipeline.training.precision import has_bf16
+
+
+def describe(device: torch.device) -> str:
+    """Name a device by what decides how it trains: the card and its memory, or how a CPU computes in bf16."""
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        return f"{found.name} with {found.total_memory / 1e9:.0f} GB"
+    return "CPU with bf16" if has_bf16(device) else "CPU"
+
 
 def peak_mb(device: torch.device) -> float:
     """Peak use in MB since `reset_peak`, or since the start on systems that cannot reset it."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) / 1e6
+        return torch.cuda.max_memory_allocated(device) / 1e6
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -27,6 +37,7 @@ def peak_mb(device: torch.device) -> float:
 def reset_peak(device: torch.device) -> None:
     """Start a new peak at the current use."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError, AttributeError):  # memory that glibc keeps after it was freed would hide the next peak

@@ -39,29 +39,32 @@ class Meter:
     def _reset(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
         self._norms: dict[str, torch.Tensor] = {}
-        self._good: dict[str, int] = {}
+        self._good: dict[str, torch.Tensor] = {}
         self._count = self._samples = 0
         self._waited = self._excluded = 0.0
         self._start = time.monotonic()
 
     def add(self, result: StepResult, samples: int) -> None:
-        """Count a step, of which this rank had so many samples."""
+        """Count a step, of which this rank had so many samples. A step that was skipped is left out of the means."""
         self._count += 1
         self._samples += samples
-        if result.skipped:
-            return
+        good = result.finite.double()
         for collected, values in ((self._sums, result.sums), (self._norms, result.norms)):
             for name, value in values.items():
-                self._good[name] = self._good.get(name, 0) + 1  # a term may join at a later step
+                value = torch.where(result.finite, value, 0.0)
+                # A term may join at a later step.
                 collected[name] = collected[name] + value if name in collected else value
+                self._good[name] = self._good[name] + good if name in self._good else good
 
     def read(self) -> dict[str, float]:
         """Return the means as metrics and start over; every rank has to call it at the same step."""
         seconds = time.monotonic() - self._start - self._excluded
         rate, waited = self._samples / seconds, self._waited / seconds
+        names = [*self._sums, *self._norms]
         own: list[torch.Tensor | float] = [
             *self._sums.values(),
             *self._norms.values(),
+            *(self._good[name] for name in names),
             rate,
             waited,
             memory.peak_mb(self._ranks.device),
@@ -69,9 +72,10 @@ class Meter:
         columns = list(zip(*self._ranks.gather_numbers(own), strict=True))
         rates, waits, peaks = columns[-3:]
         totals = [sum(column) for column in columns[: len(self._sums)]]
-        norms = [column[0] for column in columns[len(self._sums) : -3]]
-        means = zip((*self._sums, *self._norms), (*totals, *norms), strict=True)
-        metrics = {f"train/{name}": value / self._good[name] for name, value in means}
+        norms = [column[0] for column in columns[len(self._sums) : len(names)]]
+        good = [column[0] for column in columns[len(names) : 2 * len(names)]]
+        means = zip(names, (*totals, *norms), good, strict=True)
+        metrics = {f"train/{name}": value / count for name, value, count in means if count}
         metrics |= {
             "train/steps_per_s": self._count / seconds,
             "train/patches_per_s": self._count * self._batch / seconds,

@@ -1,4 +1,8 @@
-"""Decisions that are made once, before the first step of a training, and hold for every resumption."""
+"""Decisions that are made before the first step of a training.
+
+The number of steps holds for every resumption, because it shapes the learning rate. The other decisions depend on the
+device, and are made anew when a training resumes on another one.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ import torch
 from pydantic import Field
 
 from pipeline.data.sampler import SampleOrder
-from pipeline.settings import Config, Train
+from pipeline.settings import Config, Train, UserError
+from pipeline.training import memory
 from pipeline.training.precision import Precision, choose_precision
 from pipeline.training.probe import MemoryUse, Probe
 from pipeline.training.ranks import Ranks
@@ -36,6 +41,10 @@ class Plan:
     """Measured seconds of a step without validation; None if nothing depended on them."""
     memory_mb: float | None = None
     """Measured MB of a worker at its peak; None if nothing depended on them."""
+    device: str = ""
+    """The device that the decisions were made for, from `memory.describe`."""
+    note: str = ""
+    """A sentence about a decision that the user may not expect."""
 
 
 class Measurements(Protocol):
@@ -45,8 +54,12 @@ class Measurements(Protocol):
         """Memory of a worker whose share of a step is at most `share` samples."""
         ...
 
-    def step_seconds(self, micro_batch: int, count: int) -> float:
+    def step_seconds(self, micro_batch: int, count: int, compiled: bool = False) -> float:
         """Seconds of a step of `count` micro-batches."""
+        ...
+
+    def why_not_compiled(self, micro_batch: int) -> str:
+        """Reason in one line why a compiled step does not work; "" if it does."""
         ...
 
 
@@ -60,6 +73,7 @@ def decide(
     measurements: Measurements,
     validation_s: float = 0.0,
     measure: bool = False,
+    steps: int | None = None,
 ) -> Plan:
     """Decide on length, micro-batch and compilation; the result is the same on all ranks.
 
@@ -72,6 +86,10 @@ def decide(
         measurements: measures steps where a decision depends on it.
         validation_s: seconds of a validation, which a length in minutes includes.
         measure: whether to measure time and memory even if no decision depends on them.
+        steps: the length, if it was decided earlier.
+
+    Raises:
+        UserError: if a single sample does not fit in the memory, or `train.compile` is "on" and does not work.
     """
     amount, unit = settings.length.split()
     micro, peak = settings.micro_batch, None
@@ -81,14 +99,23 @@ def decide(
         use = measurements.memory_use(share)
         micro = use.largest_batch if micro == "auto" else micro
         peak = use.at(min(micro, share))
-    step_s = None
-    if measure or unit == "minutes":
-        step_s = measurements.step_seconds(min(micro, share), -(-share // micro))
-    steps = _steps(float(amount), unit, settings, epoch_length, step_s, validation_s)
-    compiled = settings.compile == "on" or (
-        settings.compile == "auto" and steps >= COMPILED_FROM and has_compiler(device)
-    )
-    return Plan(steps, micro, precision, compiled, step_s, peak)
+    largest, count = min(micro, share), -(-share // micro)
+    timed = measure or (unit == "minutes" and steps is None)
+
+    def length(step_s: float | None) -> int:
+        return steps or _steps(float(amount), unit, settings, epoch_length, step_s, validation_s)
+
+    step_s = measurements.step_seconds(largest, count) if timed else None
+    compiled, note = settings.compile == "on", ""
+    if settings.compile == "auto":
+        compiled = length(step_s) >= COMPILED_FROM and has_compiler(device)
+    if compiled and (problem := measurements.why_not_compiled(largest)):
+        if settings.compile == "on":
+            raise UserError(f"train.compile is on, but torch.compile does not work on this machine: {problem}")
+        compiled, note = False, f"the training is not compiled, because torch.compile does not work here: {problem}"
+    if compiled and timed:
+        step_s = measurements.step_seconds(largest, count, compiled=True)
+    return Plan(length(step_s), micro, precision, compiled, step_s, peak, memory.describe(device), note)
 
 
 def plan_training(
@@ -99,6 +126,7 @@ def plan_training(
     validation_s: float = 0.0,
     measure: bool = False,
     workers: int | None = None,
+    steps: int | None = None,
 ) -> Plan:
     """Decide for a configuration, and measure steps of it where a decision depends on them.
 
@@ -109,6 +137,7 @@ def plan_training(
         validation_s: seconds of a validation.
         measure: whether to measure time and memory even if no decision depends on them.
         workers: number of workers that this single process stands for.
+        steps: the length, if it was decided earlier.
     """
     settings, world_size = config.train, workers or ranks.world_size
     precision = choose_precision(settings.precision, ranks.device)
@@ -122,6 +151,7 @@ def plan_training(
         measurements=Probe(config, ranks, precision),
         validation_s=validation_s,
         measure=measure,
+        steps=steps,
     )
 
 
@@ -138,7 +168,11 @@ def _steps(
 
 
 def has_compiler(device: torch.device) -> bool:
-    """Tell whether torch.compile finds the compiler that it needs: Triton on a GPU, a C++ compiler on a CPU."""
+    """Tell whether torch.compile can find the compilers that it needs.
+
+    On a CPU it needs a C++ compiler; on a GPU Triton, which needs a C compiler and compute capability 7.5.
+    """
     if device.type == "cuda":
-        return importlib.util.find_spec("triton") is not None
+        compilers = importlib.util.find_spec("triton") and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+        return bool(compilers) and torch.cuda.get_device_capability(device) >= (7, 5)
     return any(shutil.which(name) for name in ("c++", "g++", "clang++"))

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from pipeline.data.reader import Batch
-from pipeline.settings import Config
+from pipeline.settings import Config, UserError
+from pipeline.storage import one_line
 from pipeline.training import memory
 from pipeline.training.learner import Learner
 from pipeline.training.precision import Precision
@@ -47,36 +48,45 @@ class Probe:
         self._config, self._ranks, self._precision = config, ranks, precision
 
     def memory_use(self, share: int) -> MemoryUse:
-        """Measure memory with small batches, and find the largest micro-batch up to `share` samples that fits."""
-        device = self._ranks.device
-        budget = MARGIN * (self._config.train.memory_mb or memory.available_mb(device, self._ranks.per_node))
-        learner = self._learner()
+        """Measure memory with small batches, and find the largest micro-batch up to `share` samples that fits.
+
+        Raises:
+            UserError: if a single sample does not fit.
+        """
+        device, ranks, settings = self._ranks.device, self._ranks, self._config.train
+        budget = MARGIN * (settings.memory_mb or memory.available_mb(device, ranks.per_node))
+        learner = self._learner_alone()
         peaks: dict[int, float] = {}
         size = 1
         while size <= min(max(share, 2), _LARGEST_PROBE):
-            memory.reset_peak(device)
-            try:
-                for step in (_STEPS - 2, _STEPS - 1):  # with all terms; the first one also makes the optimizer's state
-                    learner.step(step, [self._samples(size)])
-                peaks[size] = memory.peak_mb(device)
-            except torch.OutOfMemoryError:
-                peaks[size] = float("inf")
-            peaks[size], too_much = self._ranks.largest([peaks[size], float(peaks[size] > budget)])
+            peak = self._peak_mb(learner, size)
+            peaks[size], too_much = ranks.largest([peak, float(peak > budget)])
             if too_much:
                 break
             size *= 2
+        if peaks[1] == float("inf"):
+            raise UserError(
+                f"a single patch of {self._config.data.crop} pixels does not fit in the memory of "
+                f"{memory.describe(device)}: expected a smaller data.crop or network, train.recompute=true, or a "
+                "device with more free memory"
+            )
         measured = [n for n in peaks if np.isfinite(peaks[n])]
         if len(measured) < 2:
-            return MemoryUse(peaks.get(1, 0.0), 0.0, 1)
+            return MemoryUse(peaks[1], 0.0, 1)
         few, many = measured[-2:]
         per_sample = max((peaks[many] - peaks[few]) / (many - few), 1e-3)
         base = peaks[many] - per_sample * many
-        (minus_fitting,) = self._ranks.largest([-(budget - base) / per_sample])  # the smallest number of all ranks
-        return MemoryUse(base, per_sample, min(max(int(-minus_fitting), 1), share))
+        (minus_fitting,) = ranks.largest([-(budget - base) / per_sample])  # the smallest number of all ranks
+        most = next((n - 1 for n in peaks if not np.isfinite(peaks[n])), share)
+        chosen = min(max(int(-minus_fitting), 1), most, share)
+        if device.type == "cuda":  # its memory is a hard limit, and fragments
+            while chosen > 1 and ranks.largest([self._peak_mb(learner, chosen)])[0] == float("inf"):
+                chosen //= 2
+        return MemoryUse(base, per_sample, chosen)
 
-    def step_seconds(self, micro_batch: int, count: int) -> float:
+    def step_seconds(self, micro_batch: int, count: int, compiled: bool = False) -> float:
         """Measure the mean seconds of a step with so many micro-batches, on two of them."""
-        learner = self._learner()
+        learner = Learner(self._config, _STEPS, self._ranks, self._precision, compiled)
         batches = [self._samples(micro_batch)] * min(count, 2)
 
         def measure(first: int) -> float:
@@ -84,8 +94,7 @@ class Probe:
             for step in range(first, first + 6):
                 start = time.perf_counter()
                 learner.step(step, batches, len(batches))
-                if self._ranks.device.type == "cuda":
-                    torch.cuda.synchronize(self._ranks.device)
+                learner.take_skipped(wait=True)
                 times.append(time.perf_counter() - start)
             (slowest,) = self._ranks.largest([statistics.median(times[2:])])
             return slowest * count / len(batches)
@@ -97,11 +106,35 @@ class Probe:
         # Between the first and the last start, some terms take part: the time is taken to be that of all.
         return starts[0] * measure(0) + (1 - starts[0]) * with_all_terms
 
-    def _learner(self) -> Learner:
-        return Learner(self._config, _STEPS, self._ranks, self._precision)
+    def why_not_compiled(self, micro_batch: int) -> str:
+        """Try a compiled step, and return in one line why it does not work on some rank; "" if it does."""
+        problem = ""
+        try:
+            learner = self._learner_alone(compiled=True)
+            learner.step(_STEPS - 1, [self._samples(micro_batch)])
+            learner.take_skipped(wait=True)
+        except Exception as error:  # compilers fail in many ways
+            problem = one_line(error, 200) or type(error).__name__
+        return next(filter(None, self._ranks.gather(problem)), "")
+
+    def _peak_mb(self, learner: Learner, size: int) -> float:
+        """Peak memory of steps with a micro-batch of so many samples; infinite if it does not fit."""
+        memory.reset_peak(self._ranks.device)
+        try:
+            for step in (_STEPS - 2, _STEPS - 1):  # with all terms; the first one also makes the optimizer's state
+                learner.step(step, [self._samples(size)])
+            learner.take_skipped(wait=True)
+        except torch.OutOfMemoryError:
+            return float("inf")
+        return memory.peak_mb(self._ranks.device)
+
+    def _learner_alone(self, compiled: bool = False) -> Learner:
+        """A learner that does not talk to the other ranks, which could wait for ever for one that failed."""
+        alone = Ranks(self._ranks.device, per_node=self._ranks.per_node)
+        return Learner(self._config, _STEPS, alone, self._precision, compiled)
 
     def _samples(self, count: int) -> Batch:
         side = self._config.data.crop // self._config.scale
         rng = np.random.default_rng(0)
         lr, hr = (rng.integers(0, 256, (count, s, s, 3), np.uint8) for s in (side, side * self._config.scale))
-        return Batch(lr, hr, np.zeros(count, np.uint8))
+        return Batch(torch.from_numpy(lr), torch.from_numpy(hr), torch.zeros(count, dtype=torch.int64))

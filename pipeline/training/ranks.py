@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +15,9 @@ from torch import Tensor
 from pipeline.settings import UserError
 
 T = TypeVar("T")
+
+_SIGN_OF_LIFE_S = 1.0
+"""Seconds between two signs of life of a rank that is busy; much less than the time-out of a collective operation."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,14 @@ class Ranks:
         """Elementwise maximum over all ranks."""
         return [max(column) for column in zip(*self.gather_numbers(values), strict=True)]
 
-    def call_on_all(self, action: Callable[[], T], problem: str = "") -> T:
+    def call_on_all(self, action: Callable[[], T], problem: str = "", slow: bool = False) -> T:
         """Call `action` on every rank.
 
         Args:
             action: what this rank does.
             problem: start of the message if it fails.
+            slow: whether the action may take longer than the time-out of a collective operation. It then runs in a
+                thread, while the ranks tell each other that they are alive.
 
         Returns:
             This rank's result.
@@ -61,10 +68,31 @@ class Ranks:
         """
         result, message = None, None
         try:
-            result = action()
+            result = self._call_slowly(action) if slow and self.world_size > 1 else action()
         except (OSError, UserError) as error:
             message = f"{problem}: {error}" if problem else str(error)
         message = next(filter(None, self.gather(message)), None)
         if message:
             raise UserError(message)
         return result  # type: ignore[return-value]
+
+    def _call_slowly(self, action: Callable[[], T]) -> T:
+        """Call `action`, and return when it has ended on all ranks.
+
+        The ranks gather again and again which of them have ended, so that none waits long for the others.
+        """
+        outcome: futures.Future[T] = futures.Future()
+
+        def call() -> None:
+            try:
+                if self.device.type == "cuda":
+                    torch.cuda.set_device(self.device)  # a new thread begins with the first GPU
+                outcome.set_result(action())
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        threading.Thread(target=call, name="slow-action", daemon=True).start()
+        while True:
+            futures.wait([outcome], _SIGN_OF_LIFE_S)
+            if all(self.gather(outcome.done())):
+                return outcome.result()

@@ -19,12 +19,13 @@ from pipeline.data.benchmark_sets import BenchmarkImage
 from pipeline.data.patchset import PatchSet
 from pipeline.data.reader import BatchReader
 from pipeline.data.sampler import SampleOrder
-from pipeline.data.tiles import open_tiles
+from pipeline.data.tiles import Tiles, open_tiles
 from pipeline.networks.weights import build_network, load_weights, to_safetensors
 from pipeline.settings import Config, UserError
 from pipeline.tracking import Best, Journal, RecordKind, TrainingResult
+from pipeline.training import memory
 from pipeline.training.checkpoints import Checkpoints, TrainingState
-from pipeline.training.learner import Learner
+from pipeline.training.learner import Learner, SkippedStep
 from pipeline.training.meter import Meter
 from pipeline.training.planning import Plan, plan_training
 from pipeline.training.ranks import Ranks
@@ -50,6 +51,8 @@ class TrainJob:
     """Images that validations score for display only, by the name of their set."""
     plan_only: bool = False
     """True to plan and measure without training."""
+    stop_at: float | None = None
+    """Unix time after which the training writes a checkpoint and ends early; None for no limit."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class LoopResult:
     """The end of a worker's loop: the plan, or a mistake that no restart would mend."""
 
     plan: Plan | None = None
+    stopped_at: int | None = None
+    """Number of finished steps, if the training ended early because its time was up."""
     mistake: str | None = None
     """One sentence."""
 
@@ -82,8 +87,8 @@ def train_loop(arguments: dict[str, TrainJob]) -> LoopResult:
         torch.set_num_threads(job.threads)
     try:
         patch_set = ranks.call_on_all(lambda: _check_inputs(job))
-        worker = Worker(job.config, patch_set, job.folder, ranks, job.benchmarks)
-        return LoopResult(plan=worker.plan(measure=True) if job.plan_only else worker.run())
+        worker = Worker(job.config, patch_set, job.folder, ranks, job.benchmarks, job.stop_at)
+        return LoopResult(worker.plan(measure=True)) if job.plan_only else worker.run()
     except UserError as error:  # all ranks raise it alike
         return LoopResult(mistake=str(error))
     finally:
@@ -107,6 +112,7 @@ class Worker:
         folder: path or URL of the training.
         ranks: this process among the ranks.
         benchmarks: images that are scored for display only, by the name of their set.
+        stop_at: Unix time after which the training writes a checkpoint and ends early.
     """
 
     def __init__(
@@ -116,6 +122,7 @@ class Worker:
         folder: str,
         ranks: Ranks,
         benchmarks: dict[str, list[BenchmarkImage]] | None = None,
+        stop_at: float | None = None,
     ) -> None:
         self.config, self.patch_set, self.folder, self.ranks = config, patch_set, folder, ranks
         self.order = sample_order(config, patch_set)
@@ -123,18 +130,21 @@ class Worker:
         self._checkpoints = Checkpoints(f"{folder}/checkpoints", config.train.keep_checkpoints + 1)
         self._validator = Validator(config, patch_set, benchmarks or {}, ranks, self._journal)
         self._best: Best | None = None
+        self._stop_at = stop_at
+        self._saved_at = self._validated_at = time.monotonic()
 
-    def run(self) -> Plan:
-        """Train from the newest checkpoint, or from the start, to the end.
+    def run(self) -> LoopResult:
+        """Train from the newest checkpoint, or from the start, to the end or until the time is up.
 
         Raises:
             UserError: on all ranks alike, if training diverged or checkpoints cannot be written.
         """
         settings, ranks = self.config.train, self.ranks
+        tiles = self.open_tiles()  # first, because a plan measures the memory that they leave
         plan = self._load_or_make_plan()
         learner = Learner(self.config, plan.steps, ranks, plan.precision, plan.compiled)
         done = self._restore(learner)
-        reader = self.make_reader(plan.micro_batch)
+        reader = self.make_reader(plan.micro_batch, tiles)
         self._record("session", done, {"train/workers": ranks.world_size}, flush=True)
         untrained = copy.deepcopy(learner.ema) if done == 0 else None  # scored after the first step
         metrics = self._validate(learner.ema, done) if done == plan.steps else {}
@@ -142,50 +152,88 @@ class Worker:
         started = time.monotonic()
         batches = watch_for_hangs(reader.read(done, plan.steps), self.config.cluster.timeout_s)
         batches = meter.time_waiting(batches)
-        while done < plan.steps:
+        stopped = False
+        while done < plan.steps and not stopped:
             sizes = reader.sizes(done)
             result = learner.step(done, batches, len(sizes))
             done += 1
             meter.add(result, sum(sizes))
-            if result.skipped:
-                self._record_skip(learner, done, result.skipped)
-            checkpoint = done % settings.checkpoint_every == 0 or done == plan.steps
-            if done % settings.log_every == 0 or checkpoint:  # so that no mean spans an interruption
+            logged = done % settings.log_every == 0 or done == plan.steps
+            stopped = logged and self._is_time_up()
+            last = stopped or done == plan.steps
+            checkpoint = last or self._is_due(done, settings.checkpoint_every, settings.checkpoint_s, self._saved_at)
+            for skipped in learner.take_skipped(wait=logged or checkpoint):
+                self._record_skip(skipped)
+            if logged or checkpoint:  # so that no mean spans an interruption
                 self._record_progress(learner, meter, done)
             with meter.paused():
                 if untrained is not None:
                     self._validate(untrained, 0)
                     untrained = None
-                if done % settings.validate_every == 0 or done == plan.steps:
+                if done == plan.steps or self._is_due(
+                    done, settings.validate_every, settings.validate_s, self._validated_at
+                ):
                     metrics = self._validate(learner.ema, done)
                 if checkpoint and not learner.skips.in_a_row:
                     self._save_checkpoint(learner, done)
         ranks.call_on_all(self._checkpoints.wait, "the last checkpoint cannot be written (the earlier ones are whole)")
-        if ranks.rank == 0:
+        if done < plan.steps:
+            self._journal.flush()
+        elif ranks.rank == 0:
             self._write_result(learner, plan, metrics, time.monotonic() - started)
         stop_watching()
-        return plan
+        return LoopResult(plan, done if done < plan.steps else None)
 
-    def plan(self, measure: bool = False, workers: int | None = None) -> Plan:
+    def _is_due(self, done: int, every: int, seconds: float, last: float) -> bool:
+        """Tell on all ranks alike whether a step is one of every so many, and so many seconds have passed since."""
+        if done % every:
+            return False
+        return seconds == 0 or self.ranks.gather(time.monotonic() - last >= seconds)[0]
+
+    def _is_time_up(self) -> bool:
+        """Tell on all ranks alike whether the training has to end early."""
+        return self._stop_at is not None and self.ranks.gather(time.time() >= self._stop_at)[0]
+
+    def plan(self, measure: bool = False, workers: int | None = None, steps: int | None = None) -> Plan:
         """Decide how to train.
 
         Args:
             measure: whether to measure time and memory even if no decision depends on them.
             workers: number of workers that this single process stands for.
+            steps: the length, if it was decided earlier.
         """
         validation_s = 0.0
-        if self.config.train.length.endswith("minutes"):
+        if steps is None and self.config.train.length.endswith("minutes"):
             net = build_network(self.config.scale, self.config.model, 0).eval().to(self.ranks.device)
             start = time.monotonic()
             self._validator.validate(net.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
             (validation_s,) = self.ranks.largest([time.monotonic() - start])
             stop_watching()  # planning has no time limit
         return plan_training(
-            self.config, self.order, self.ranks, validation_s=validation_s, measure=measure, workers=workers
+            self.config,
+            self.order,
+            self.ranks,
+            validation_s=validation_s,
+            measure=measure,
+            workers=workers,
+            steps=steps,
         )
 
-    def make_reader(self, micro_batch: int) -> BatchReader:
-        """Open the patch set for reading this rank's micro-batches."""
+    def open_tiles(self) -> Tiles:
+        """Open the place that this rank reads tiles from, which may be another one on each rank."""
+        data, device = self.config.data, self.ranks.device
+        available = self.config.train.memory_mb or memory.available_mb(device, self.ranks.per_node)
+        return self.ranks.call_on_all(
+            lambda: open_tiles(self.patch_set, data.hold, data.hold_mb, data.scratch, device, available), slow=True
+        )
+
+    def make_reader(self, micro_batch: int, tiles: Tiles | None = None) -> BatchReader:
+        """Make the reader of this rank's micro-batches.
+
+        Args:
+            micro_batch: the most samples in a micro-batch.
+            tiles: where to read tiles from; by default `open_tiles` decides.
+        """
         data = self.config.data
         return BatchReader(
             self.patch_set,
@@ -196,18 +244,21 @@ class Worker:
             augment=data.augment,
             rank=self.ranks.rank,
             world=self.ranks.world_size,
-            tiles=self.ranks.call_on_all(lambda: open_tiles(self.patch_set, data.hold, data.hold_mb, data.scratch)),
+            tiles=tiles or self.open_tiles(),
             pin=self.ranks.device.type == "cuda",
         )
 
     def _load_or_make_plan(self) -> Plan:
-        """The plan that was made before the first step, or a new one; the same on all ranks."""
+        """The plan that was made before the first step, or a new one; the same on all ranks.
+
+        On another device than before, all but the number of steps is decided anew.
+        """
         url, ranks = f"{self.folder}/plan.json", self.ranks
         remedy = f"delete {self.folder} to train again from the start, because the plan shaped the steps so far"
         known = ranks.call_on_all(lambda: storage.read_document(url, Plan, remedy) if ranks.rank == 0 else None)
-        plan = ranks.gather(known)[0]
-        if plan is None:
-            plan = ranks.gather(self.plan())[0]
+        plan, device = ranks.gather((known, memory.describe(ranks.device)))[0]
+        if plan is None or plan.device != device:
+            plan = ranks.gather(self.plan(steps=plan.steps if plan else None))[0]
             if ranks.rank == 0:
                 storage.write_document(url, plan)
         return plan
@@ -219,7 +270,7 @@ class Worker:
         if found:
             files, state = found
             try:
-                learner.load(files, state.skips)
+                learner.load(files, state.skips, state.loss_scale)
             except Exception as error:  # its checksums are right, so it was written by something else
                 raise UserError(
                     f"the checkpoint {self._checkpoints.url}/{state.step:09d} does not fit this training "
@@ -238,9 +289,9 @@ class Worker:
         metrics["train/skipped"] = float(learner.skips.total)
         self._record("train", done, metrics, flush=meter.flush_due())
 
-    def _record_skip(self, learner: Learner, done: int, culprit: str) -> None:
-        self._record("skipped", done, {f"skipped/{culprit}": float(learner.skips.total)})
-        if learner.skips.in_a_row >= self.config.train.max_skipped:
+    def _record_skip(self, skipped: SkippedStep) -> None:
+        self._record("skipped", skipped.step, {f"skipped/{skipped.culprit}": float(skipped.skips.total)})
+        if skipped.skips.in_a_row >= self.config.train.max_skipped:
             self._journal.flush()
             self.ranks.call_on_all(self._checkpoints.wait, "cannot write a checkpoint")
             steps = self._checkpoints.steps()
@@ -250,13 +301,14 @@ class Worker:
                 else "there is no checkpoint yet"
             )
             raise UserError(
-                f"training diverged: {learner.skips.in_a_row} steps in a row up to step {done} were not finite "
-                f"({culprit}), expected fewer than train.max_skipped; {last}; a lower train.lr helps"
+                f"training diverged: {skipped.skips.in_a_row} steps in a row up to step {skipped.step} were not finite "
+                f"({skipped.culprit}), expected fewer than train.max_skipped; {last}; a lower train.lr helps"
             )
 
     def _validate(self, net: SuperResolver, done: int) -> dict[str, float]:
         """Score and record a network, and write its weights if they are the best so far."""
         validation: Validation = self._validator.validate(net, done)
+        self._validated_at = time.monotonic()
         self._record("validation", done, validation.metrics, validation.images, flush=True)
         score = validation.metrics.get(_SELECTION, -math.inf)
         if done and score > (self._best.value if self._best else -math.inf):
@@ -266,10 +318,12 @@ class Worker:
 
     def _save_checkpoint(self, learner: Learner, done: int) -> None:
         self._journal.flush()
+        self._saved_at = time.monotonic()
 
         def save() -> None:
             if self.ranks.rank == 0:
-                self._checkpoints.save(learner.save(), TrainingState(done, learner.skips, self._best))
+                state = TrainingState(done, learner.skips, self._best, learner.loss_scale)
+                self._checkpoints.save(learner.save(), state)
 
         self.ranks.call_on_all(
             save, f"training stops at step {done}: its checkpoint cannot be written (the earlier ones are whole)"

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import cast
 
 import torch
@@ -136,7 +137,9 @@ def _run_and_recompute(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _frozen_statistics(part)
 
-    y: Tensor = checkpoint(part, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    # torch.compile takes no contexts, and a compiled graph updates the statistics once in any case.
+    plain = partial(checkpoint, part, x, use_reentrant=False, preserve_rng_state=False)
+    y: Tensor = plain() if torch.compiler.is_compiling() else plain(context_fn=contexts)
     return y
 
 
@@ -147,7 +150,7 @@ def _frozen_statistics(part: object) -> Iterator[None]:
     In training mode, the output of BatchNorm does not depend on them.
     """
     modules = part.modules() if isinstance(part, nn.Module) else ()
-    norms = [m for m in modules if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm)]
+    norms = [m for m in modules if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 def samples(step: int, part: slice) -> Batch:
     rng = np.random.default_rng(step)
     lr, hr = (rng.integers(0, 256, (6, side, side, 3), np.uint8) for side in (8, 32))
-    return Batch(lr[part], hr[part], np.zeros(6, np.uint8)[part])
+    return Batch(torch.from_numpy(lr[part]), torch.from_numpy(hr[part]), torch.zeros(6, dtype=torch.int64)[part])
 
 
 def make_steps(learner: Learner, first: int, last: int) -> None:

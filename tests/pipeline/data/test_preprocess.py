@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import cluster
+from pipeline import cluster, preprocess
 from pipeline.data import patchset, preparation
 from pipeline.data.inventory import InspectedImage, take_inventory
 from pipeline.data.listing import SourceImage
@@ -28,11 +28,10 @@ from pipeline.data.patchset import PatchSet
 from pipeline.data.rejection import RejectionKind
 from pipeline.data.shard_plan import plan_shards, tile_origins
 from pipeline.data.split import split_images
-from pipeline.evaluation.scoring import channels_first
 from pipeline.settings import Config, Preprocess, UserError
 from pipeline.settings.command_line import parse
 from sr_model.degrade import downscale
-from sr_model.pixels import Pixels
+from sr_model.pixels import Pixels, to_pixels, to_tensor
 from tests.conftest import ROOT, SMALL, random_image
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -54,6 +53,26 @@ def digests(patch_set: PatchSet) -> dict[str, str]:
     return {s.file: hashlib.sha256(Path(patch_set.url, s.file).read_bytes()).hexdigest() for s in shards}
 
 
+def test_an_empty_source_and_unreadable_images_are_one_sentence_and_exit_code_2(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setattr(sys, "argv", ["preprocess", *small(f"--source={empty}")])
+    with pytest.raises(SystemExit) as ended:
+        preprocess.main()
+    assert ended.value.code == 2
+    assert "holds no image" in capsys.readouterr().err
+    (empty / "bad.png").write_bytes(b"no")
+    with pytest.raises(SystemExit) as ended:
+        preprocess.main()
+    assert ended.value.code == 2
+    errors = capsys.readouterr().err
+    assert "error: 1 of 7 images were rejected" in errors
+    assert "bad.png is no image of a known format" in errors
+    assert "Traceback" not in errors
+
+
 @given(side=st.integers(48, 600), tile=st.integers(12, 48), stride=st.integers(2, 60))
 def test_tiles_cover_every_pixel_and_stay_inside(side: int, tile: int, stride: int) -> None:
     settings = Preprocess(tile=4 * (tile // 4) if tile >= 32 else 32, stride=max(stride // 4 * 4, 8))
@@ -73,7 +92,7 @@ def test_tiles_are_cut_from_the_degraded_whole_image(small: Small, photos: Path)
     for shard in patch_set.shards:
         for row in pq.read_table(f"{patch_set.url}/{shard.file}").to_pylist():
             hr = images[row["image_id"]]
-            lr = downscale(channels_first(hr), 4).permute(1, 2, 0).numpy()
+            lr = to_pixels(downscale(to_tensor(hr), 4))
             y, x = row["y"], row["x"]
             assert row["hr"] == hr[y : y + 48, x : x + 48].tobytes()
             assert row["lr"] == lr[y // 4 : y // 4 + 12, x // 4 : x // 4 + 12].tobytes()

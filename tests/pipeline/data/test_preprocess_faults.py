@@ -110,6 +110,7 @@ def test_a_run_survives_a_killed_worker(images: Path, straight: PatchSet, tmp_pa
     assert_same(made, straight, tmp_path)
 
 
+@pytest.mark.long
 def test_a_full_disk_gives_one_sentence_and_incomplete_shards_are_rewritten(
     images: Path, straight: PatchSet, tmp_path: Path
 ) -> None:

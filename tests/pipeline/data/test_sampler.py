@@ -78,6 +78,15 @@ def test_the_order_is_a_function_of_its_settings_alone(order: SampleOrder) -> No
     assert backwards[::-1] == epoch(order)
 
 
+@given(order=orders, data=st.data())
+def test_the_samples_at_several_positions_are_those_at_each(order: SampleOrder, data: st.DataObject) -> None:
+    positions = data.draw(st.lists(st.integers(0, 3 * order.epoch_length), max_size=40))
+    found = order.samples_at(np.array(positions, np.int64))
+    assert [Sample(*row) for row in zip(*(part.tolist() for part in found), strict=True)] == [
+        sample(order, position) for position in positions
+    ]
+
+
 def test_seed_and_epoch_change_the_order() -> None:
     order = SampleOrder((4,) * 8, seed=0, lanes=2, window=8, crops_per_tile=2)
     other = SampleOrder((4,) * 8, seed=1, lanes=2, window=8, crops_per_tile=2)

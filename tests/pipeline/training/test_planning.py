@@ -1,13 +1,22 @@
+import json
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 
+from pipeline.data.reader import Batch
 from pipeline.data.sampler import SampleOrder
-from pipeline.settings import Config
+from pipeline.settings import Config, UserError
 from pipeline.settings.command_line import parse
 from pipeline.training import memory
-from pipeline.training.planning import COMPILED_FROM, Plan, has_compiler, plan_training
-from pipeline.training.probe import MARGIN
+from pipeline.training.learner import Learner, StepResult
+from pipeline.training.planning import COMPILED_FROM, Plan, decide, has_compiler, plan_training
+from pipeline.training.probe import MARGIN, MemoryUse, Probe
 from pipeline.training.ranks import Ranks
 
 CPU = torch.device("cpu")
@@ -38,17 +47,22 @@ def test_with_room_the_micro_batch_is_the_whole_share() -> None:
     assert plan("train.global_batch=24", "train.micro_batch=5").micro_batch == 5
 
 
-@pytest.mark.parametrize("recompute", ["true", "false"])
-def test_with_little_room_it_is_what_fits_with_a_margin(recompute: str) -> None:
-    options = ["train.global_batch=4096", "model.blocks=1", f"train.recompute={recompute}"]
-    some = plan(*options, "train.micro_batch=1", measure=True).memory_mb
-    assert some is not None
-    budget = (some + 50) / MARGIN
-    found = plan(*options, f"train.memory_mb={budget}")
-    assert 2 < found.micro_batch < 400
-    assert found.memory_mb is not None
-    assert found.memory_mb <= MARGIN * budget + 1
-    assert plan(*options, "train.memory_mb=1").micro_batch == 1
+def test_with_little_room_it_is_what_fits_with_a_margin() -> None:
+    # A process of its own, because memory that earlier tests freed may be used again and hide what is measured.
+    spawn(_check_little_room)
+
+
+def _check_little_room(_: int) -> None:
+    for recompute in ("true", "false"):
+        options = ["train.global_batch=4096", "model.blocks=1", f"train.recompute={recompute}"]
+        some = plan(*options, "train.micro_batch=1", measure=True).memory_mb
+        assert some is not None
+        budget = (some + 50) / MARGIN
+        found = plan(*options, f"train.memory_mb={budget}")
+        assert 2 < found.micro_batch < 400
+        assert found.memory_mb is not None
+        assert found.memory_mb <= MARGIN * budget + 1
+        assert plan(*options, "train.memory_mb=1").micro_batch == 1
 
 
 def test_lengths_become_steps() -> None:
@@ -59,11 +73,97 @@ def test_lengths_become_steps() -> None:
     assert timed.steps == max(int(3 / timed.step_s), 1)
 
 
+class Measured:
+    """Measurements of a made-up device: a compiled step takes half of the time."""
+
+    def __init__(self, problem: str = "") -> None:
+        self.problem = problem
+
+    def memory_use(self, share: int) -> MemoryUse:
+        return MemoryUse(100, 10, share)
+
+    def step_seconds(self, micro_batch: int, count: int, compiled: bool = False) -> float:
+        return 0.05 if compiled else 0.1
+
+    def why_not_compiled(self, micro_batch: int) -> str:
+        return self.problem
+
+
+def decided(*more: str, problem: str = "", measure: bool = False, steps: int | None = None) -> Plan:
+    return decide(
+        config(*more).train,
+        share=8,
+        epoch_length=100,
+        device=CPU,
+        precision="fp32",
+        measurements=Measured(problem),
+        measure=measure,
+        steps=steps,
+    )
+
+
+MANY, FEW = f"train.length={COMPILED_FROM} steps", f"train.length={COMPILED_FROM - 1} steps"
+
+
 def test_it_is_compiled_from_enough_steps_on_or_as_asked() -> None:
-    available = has_compiler(CPU)
-    many, few = f"train.length={COMPILED_FROM} steps", f"train.length={COMPILED_FROM - 1} steps"
-    micro = "train.micro_batch=8"  # so that nothing is measured
-    assert plan(many, micro).compiled == available
-    assert not plan(few, micro).compiled
-    assert plan(few, micro, "train.compile=on").compiled
-    assert not plan(many, micro, "train.compile=off").compiled
+    assert decided(MANY).compiled == has_compiler(CPU)
+    assert not decided(FEW).compiled
+    assert decided(FEW, "train.compile=on").compiled
+    assert not decided(MANY, "train.compile=off").compiled
+
+
+def test_where_compiling_fails_the_training_is_not_compiled_and_says_so() -> None:
+    plan = decided(MANY, problem="no Python.h")
+    assert not plan.compiled
+    assert plan.note in ("", "the training is not compiled, because torch.compile does not work here: no Python.h")
+    assert bool(plan.note) == has_compiler(CPU)
+    with pytest.raises(UserError, match=r"train.compile is on, but torch.compile does not work .*: no Python.h"):
+        decided(FEW, "train.compile=on", problem="no Python.h")
+
+
+def test_minutes_are_planned_from_the_steps_that_will_run() -> None:
+    assert decided("train.length=1 minutes").steps == 600
+    assert decided("train.length=1 minutes", "train.compile=on").steps == 1200
+    assert decided("train.length=1 minutes", steps=77).steps == 77
+
+
+@pytest.mark.long
+def test_a_compiled_step_is_tried_on_this_machine() -> None:
+    probe = Probe(config("model.channels=8", "model.blocks=1"), Ranks(CPU), "fp32")
+    assert probe.why_not_compiled(2) == ""
+
+
+def test_a_patch_that_does_not_fit_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Learner, "step", out_of_memory_from(1))
+    with pytest.raises(UserError, match="a single patch of 48 pixels does not fit in the memory of CPU"):
+        plan("train.global_batch=24")
+
+
+def test_a_rank_that_runs_out_of_memory_keeps_no_other_rank_waiting(tmp_path: Path) -> None:
+    spawn(_plan_as_rank, (str(tmp_path),), nprocs=2)
+    first, second = (json.loads((tmp_path / str(rank)).read_text()) for rank in range(2))
+    assert first == second == 3
+
+
+def _plan_as_rank(rank: int, folder: str) -> None:
+    timeout = timedelta(seconds=60)
+    meet = f"file://{folder}/meet"
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2, timeout=timeout)
+    if rank == 1:  # its GPU is smaller than that of the other rank
+        Learner.step = out_of_memory_from(4)  # type: ignore[method-assign]
+    found = Probe(config("train.memory_mb=100000"), Ranks(CPU, rank, 2), "fp32").memory_use(8)
+    Path(folder, str(rank)).write_text(json.dumps(found.largest_batch))
+    dist.destroy_process_group()
+
+
+def out_of_memory_from(samples: int) -> Callable[..., StepResult]:
+    """Return a step that runs out of memory from so many samples on."""
+    real = Learner.step
+
+    def step(self: Learner, step: int, batches: Iterable[Batch], count: int = 1) -> StepResult:
+        batches = list(batches)
+        if max(len(batch.lr) for batch in batches) >= samples:
+            raise torch.OutOfMemoryError("no memory is left")
+        return real(self, step, batches, count)
+
+    return step

@@ -1,0 +1,56 @@
+"""The device that networks run on, and whether its fp32 is TF32."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import torch
+
+from pipeline.storage import one_line
+
+# PyTorch 2.9 and 2.10 recommend an API for TF32 that they do not fully support themselves; see `tf32`.
+warnings.filterwarnings("ignore", message="Please use the new API settings to control TF32")
+
+
+def best_device() -> torch.device:
+    """Return a GPU if PyTorch can compute on one in this process, else the CPU."""
+    return torch.device("cpu" if cuda_fault() else "cuda")
+
+
+@lru_cache(maxsize=1)
+def cuda_fault() -> str | None:
+    """Return the reason why PyTorch cannot compute on a GPU in this process, in one line, or None if it can.
+
+    A computation is tried, because a GPU may be there for which the installed PyTorch has no code.
+    """
+    try:
+        torch.ones(1, device="cuda").add_(1).item()
+    except (AssertionError, RuntimeError) as error:  # AssertionError if PyTorch was built without CUDA
+        return one_line(error, 200)
+    return None
+
+
+@contextmanager
+def tf32(enabled: bool) -> Iterator[None]:
+    """Set whether convolutions and matrix products of fp32 are computed in TF32 on a GPU, until the block ends.
+
+    TF32 keeps 10 bits of a factor's mantissa instead of 23. PyTorch uses it for convolutions unless it is told
+    otherwise. Numbers on a CPU and in other precisions stay as they are. The flags are those of the whole process.
+    """
+    # These setters also write the flags of the newer API (`fp32_precision`), which torch.compile reads. The newer API
+    # does not write theirs, and `torch.get_float32_matmul_precision`, which torch.compile reads too, raises an error if
+    # the two disagree.
+    cudnn, cublas = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    _set_tf32(enabled, "high" if enabled else "highest")
+    try:
+        yield
+    finally:
+        _set_tf32(cudnn, cublas)
+
+
+def _set_tf32(cudnn: bool, cublas: str) -> None:
+    torch.backends.cudnn.allow_tf32 = cudnn
+    torch.set_float32_matmul_precision(cublas)

@@ -1,0 +1,97 @@
+"""The loop of a worker in this process: when it saves, validates, stops early and decides anew."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.data import preparation
+from pipeline.data.patchset import PatchSet
+from pipeline.settings import Config
+from pipeline.settings.command_line import parse
+from pipeline.training import memory
+from pipeline.training.ranks import Ranks
+from pipeline.training.runs import read_history
+from pipeline.training.worker import LoopResult, Worker
+from tests.conftest import SMALL, write_photos
+
+CPU = torch.device("cpu")
+OPTIONS = [*SMALL, "data.hold=stream", "train.length=12 steps", "train.keep_checkpoints=10"]
+
+
+@pytest.fixture(scope="module")
+def patch_set(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> PatchSet:
+    folder = tmp_path_factory.mktemp("worker")
+    write_photos(folder / "photos")
+    options = [f"--source={folder / 'photos'}", f"--home={folder / 'home'}", *OPTIONS]
+    return preparation.prepare(parse(options, "train", ""))[0]
+
+
+def config(*more: str) -> Config:
+    return parse([*OPTIONS, *more], "train", "")
+
+
+def run(patch_set: PatchSet, folder: Path, *more: str, stop_at: float | None = None) -> LoopResult:
+    return Worker(config(*more), patch_set, str(folder), Ranks(CPU), stop_at=stop_at).run()
+
+
+def checkpoints(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+def test_when_its_time_is_up_it_saves_and_ends_and_resumes_exactly(patch_set: PatchSet, tmp_path: Path) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert run(patch_set, straight).stopped_at is None
+    for expected in (2, 4, 6):  # each session ends at its first record
+        result = run(patch_set, stopped, "train.checkpoint_every=100", stop_at=0.0)
+        assert result.stopped_at == expected
+        assert checkpoints(stopped)[-1] == expected
+        assert not (stopped / "result.json").exists()
+    assert run(patch_set, stopped).stopped_at is None
+    for name in ("model.safetensors", "best.safetensors"):
+        assert (stopped / name).read_bytes() == (straight / name).read_bytes()
+
+
+def test_time_enough_is_no_limit(patch_set: PatchSet, tmp_path: Path) -> None:
+    assert run(patch_set, tmp_path / "training", stop_at=1e12).stopped_at is None
+
+
+def test_checkpoints_and_validations_keep_their_distance_in_seconds(patch_set: PatchSet, tmp_path: Path) -> None:
+    rare, often = tmp_path / "rare", tmp_path / "often"
+    run(patch_set, rare, "train.checkpoint_s=1000", "train.validate_s=1000")
+    run(patch_set, often)
+    assert checkpoints(rare) == [12]
+    assert checkpoints(often) == [2, 4, 6, 8, 10, 12]
+    validated = {
+        folder: [record.step for record in read_history(str(folder)) if record.kind == "validation"]
+        for folder in (rare, often)
+    }
+    assert validated == {rare: [0, 12], often: [0, 4, 8, 12]}
+    assert (rare / "model.safetensors").read_bytes() == (often / "model.safetensors").read_bytes()
+
+
+def test_on_another_device_all_but_the_steps_is_decided_anew(
+    patch_set: PatchSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "plan.json"
+    run(patch_set, tmp_path, stop_at=0.0)
+    plan = json.loads(file.read_text())
+    assert plan["device"] == memory.describe(CPU)
+    elsewhere = {**plan, "device": "Tesla T4 with 16 GB", "precision": "fp16", "micro_batch": 1, "steps": 10}
+    file.write_text(json.dumps(elsewhere))
+    result = run(patch_set, tmp_path)
+    assert result.plan is not None
+    assert (result.plan.steps, result.plan.precision, result.plan.micro_batch) == (10, "fp32", 2)
+    assert json.loads(file.read_text())["device"] == memory.describe(CPU)
+
+
+def test_the_loss_scale_is_part_of_the_checkpoint(patch_set: PatchSet, tmp_path: Path) -> None:
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    half = "train.precision=fp16"
+    run(patch_set, straight, half)
+    run(patch_set, resumed, half, stop_at=0.0)
+    state = json.loads((resumed / "checkpoints/000000002/state.json").read_text())["state"]
+    assert state["loss_scale"] == {"value": 2.0**12 * 6, "good_steps": 2, "calibrating": False}
+    run(patch_set, resumed, half)
+    assert (resumed / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
