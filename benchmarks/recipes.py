@@ -26,12 +26,13 @@ from pipeline import storage
 from pipeline.data import preparation
 from pipeline.evaluation import scoring
 from pipeline.networks import features
-from pipeline.networks.upscaling import upscale_image
+from pipeline.networks.upscaling import upscale
 from pipeline.networks.weights import load_network
 from pipeline.settings.command_line import parse
 from pipeline.tracking import TrainingResult
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import Worker
+from sr_model.pixels import to_tensor
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,9 @@ def train(options: Sequence[str], patches: int, folder: str) -> Outcome:
     distance = None
     if squeezenet := features.prepare_distance(config):
         net = load_network(f"{folder}/model.safetensors")
-        images = map(patch_set.read_holdout, range(len(patch_set.holdout_names)))
-        distance = statistics.fmean(
-            scoring.feature_distance(squeezenet, upscale_image(net, image.lr), image.hr) for image in images
-        )
+        held_out = map(patch_set.read_holdout, range(len(patch_set.holdout_names)))
+        pairs = [(to_tensor(image.lr), to_tensor(image.hr)) for image in held_out]
+        distance = statistics.fmean(scoring.feature_distance(squeezenet, upscale(net, lr), hr) for lr, hr in pairs)
     return Outcome(result.metrics["val/psnr_y"], result.metrics["val/ssim_y"], distance, steps, seconds)
 
 

@@ -25,6 +25,7 @@ from pipeline.training.learner import Learner
 from pipeline.training.precision import choose_precision
 from pipeline.training.ranks import Ranks
 from sr_model.networks.srresnet import SRResNet, UpsampleStage
+from sr_model.pixels import to_unit
 
 FLOP = 122.7e9
 """Floating-point operations of a step of the plain network: forward and backward pass of 16 patches. The fused form of
@@ -59,7 +60,7 @@ def main() -> None:
     halves = [Batch(*(part[:8] for part in batch)), Batch(*(part[8:] for part in batch))]
     whole, split, compiled = (Learner(config, 10**6, Ranks(cpu), precision, c) for c in (False, False, True))
     actions: dict[str, Callable[[], object]] = {
-        "plain loop": plain_step(arguments.batch_norm, batch),
+        "plain loop": plain_step(SRResNetAsDrawn(batch_norm=arguments.batch_norm), batch),
         "pipeline": lambda: whole.step(0, [batch]),
         "pipeline, micro-batches of 8": lambda: split.step(0, halves, 2),
         "pipeline, compiled": lambda: compiled.step(0, [batch]),
@@ -87,11 +88,11 @@ def main() -> None:
     print_results([Result(f"{name}{suffix}", round(value, 3), u, t, "higher") for name, value, u, t in figures])
 
 
-def plain_step(batch_norm: bool, batch: Batch) -> Callable[[], None]:
-    """Return a function that makes one step of the plain loop."""
-    net = SRResNetAsDrawn(batch_norm=batch_norm)
+def plain_step(net: SRResNetAsDrawn, batch: Batch) -> Callable[[], None]:
+    """Return a function that makes one step of the plain loop on the device of the network."""
+    device = next(net.parameters()).device
     optimizer = torch.optim.Adam(net.parameters(), 1e-4)
-    lr, hr = (torch.from_numpy(part).permute(0, 3, 1, 2).float().div(255).contiguous() for part in (batch.lr, batch.hr))
+    lr, hr = (to_unit(part, device).contiguous() for part in (batch.lr, batch.hr))
 
     def step() -> None:
         optimizer.zero_grad()

@@ -8,6 +8,7 @@ Interrupt it at any point and rerun it to resume.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from pipeline.workflow import finished
 @command
 def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.run`."""
+    start = time.time()
     config, _ = parse_with({}, argv, "run", "Preprocess, train, evaluate and report.", tracking.fetch_config)
     find_method(config)
     check_prerequisites(config, trains=True, scores=True)
@@ -36,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
         with terminal.stage("", "PyTorch and Ray are loading"):
             from pipeline.workflow import workflow  # after the checks, because imports take seconds
 
-        workflow.run_workflow(config)
+        workflow.run_workflow(config, config.cluster.stop_at(start))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ weights. Rerun the same command to resume after an interruption.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from pipeline import storage, terminal, tracking
@@ -17,6 +18,7 @@ from pipeline.training.methods import find_method
 @command
 def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.train`."""
+    start = time.time()
     flags = {"--dry-run": "plan and measure, print the plan, and train nothing"}
     config, given = parse_with(flags, argv, "train", "Train a network.")
     find_method(config)
@@ -34,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
         if given:
             print(dry_run.describe_plan(config, patch_set))
             return
-        trained = driver.train(config, patch_set)
+        trained = driver.train(config, patch_set, stop_at=config.cluster.stop_at(start))
         found = ", found finished" if trained.found else ""
         print(f"weights {trained.weights} ({trained.result.steps} steps{found})")
 

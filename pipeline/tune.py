@@ -8,6 +8,7 @@ checkpoint.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from pipeline import storage, terminal, tracking
@@ -20,6 +21,7 @@ from pipeline.training.methods import find_method
 @command
 def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.tune`."""
+    start = time.time()
     flags = {"--dry-run": "print the plan and train nothing"}
     config, given = parse_with(flags, argv, "tune", "Train and compare a grid.", tracking.fetch_config)
     check_prerequisites(config, scores=True)
@@ -32,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
         with terminal.stage("", "PyTorch and Ray are loading"):
             from pipeline.grid import experiment  # after the checks, because imports take seconds
 
-        if experiment.run(config, dry_run=bool(given)):
+        if experiment.run(config, dry_run=bool(given), stop_at=config.cluster.stop_at(start)):
             raise SystemExit(1)
 
 

@@ -32,6 +32,9 @@ def main(argv: Sequence[str]) -> None:
         default=400.0,
         help="refuse to write a larger image (default: %(default)g)",
     )
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], help="the device to compute on (default: cuda if there is a GPU, else cpu)"
+    )
     options = parser.parse_args(argv)
     if not options.image.is_file():
         reason = "it is not a file" if options.image.exists() else "No such file or directory"
@@ -43,7 +46,8 @@ def main(argv: Sequence[str]) -> None:
 
     from pipeline.upscaling import files  # after the checks, because imports take seconds
 
-    width, height = files.upscale_file(files.load(model), options.image, options.out, options.max_megapixels)
+    net = files.load(model, options.device)
+    width, height = files.upscale_file(net, options.image, options.out, options.max_megapixels)
     print(f"{options.out}: {width}x{height}")
 
 

@@ -107,8 +107,8 @@ def luma(rgb: Tensor) -> Tensor:
     if rgb.shape[0] == 1:
         return rgb[0].double()
     red, green, blue = (channel.double().mul_(weight) for channel, weight in zip(rgb, _LUMA, strict=True))
-    y: Tensor = red.add_(16.5).add_(green).add_(blue).trunc_()  # floor_ divides even small blocks between threads
-    return y
+    y: Tensor = red.add_(16.5).add_(green).add_(blue)
+    return y.byte().double()  # rounds down; PyTorch's floor divides even small blocks between threads
 
 
 def psnr(a: Tensor, b: Tensor) -> float:

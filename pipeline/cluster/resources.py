@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import ray
 
 from pipeline.settings import Config, UserError
 
+_UNITS = 10_000
+"""Ray counts resources in ten thousandths."""
 
-def training_resources(config: Config) -> tuple[int, dict[str, float]]:
+
+def training_resources(config: Config, per_gpu: int = 1) -> tuple[int, dict[str, float]]:
     """Return the number of training workers and the resources that each of them reserves.
+
+    Args:
+        config: holds the settings `cluster`.
+        per_gpu: number of workers that share a GPU; more than 1 only for trainings of a single worker.
 
     Raises:
         UserError: if the workers do not fit on the cluster.
     """
-    capacity = _Capacity(config)
+    capacity = Capacity(config, per_gpu)
     # Without GPUs, two workers with half of the cores each are faster than one worker with all of them.
     workers = config.cluster.workers or (max(capacity.gpus, 1) if capacity.use_gpu else min(capacity.cpus, 2))
     per_worker = config.cluster.cpus_per_worker or capacity.cores_per_worker(workers)
@@ -23,16 +33,17 @@ def training_resources(config: Config) -> tuple[int, dict[str, float]]:
             f"the cluster has room for {capacity.workers(per_worker)} (CPU {capacity.cpus}, GPU {capacity.gpus}, nodes "
             f"{len(capacity.nodes)}): expected fewer"
         )
-    return workers, {"CPU": per_worker, **({"GPU": 1} if capacity.use_gpu else {})}
+    return workers, {"CPU": per_worker, **({"GPU": share_of_gpu(per_gpu)} if capacity.use_gpu else {})}
 
 
 def trial_resources(config: Config, trials: int) -> tuple[int, int, dict[str, float]]:
     """Divide the cluster equally between the trainings of a grid.
 
-    Without GPUs, each training gets at least two cores if there are two.
+    Without GPUs, each training gets at least two cores if there are two. With GPUs, trainings of one worker share them
+    as `tune.trials_per_gpu` allows, if more trainings could run at the same time than there are GPUs.
 
     Args:
-        config: holds the settings `cluster` and `tune.concurrent`.
+        config: holds the settings `cluster`, `tune.concurrent` and `tune.trials_per_gpu`.
         trials: number of trainings in the grid.
 
     Returns:
@@ -41,16 +52,35 @@ def trial_resources(config: Config, trials: int) -> tuple[int, int, dict[str, fl
     Raises:
         UserError: if not even one training fits on the cluster.
     """
-    capacity = _Capacity(config)
+    capacity = Capacity(config)
     settings = config.cluster
     workers = settings.workers or (max(capacity.gpus // trials, 1) if capacity.use_gpu else min(capacity.cpus, 2))
     wanted = min(trials, config.tune.concurrent or trials)
+    shared = 1
+    if capacity.use_gpu and workers == 1:
+        shared = workers_per_gpu(wanted, capacity.gpus, config.tune.trials_per_gpu)
+        capacity = Capacity(config, shared)
     least = settings.cpus_per_worker or (1 if capacity.use_gpu or workers > 1 else min(most_cores(), 2))
     at_once = max(min(wanted, capacity.workers(least) // workers), 1)
     per_worker = settings.cpus_per_worker or capacity.cores_per_worker(workers * at_once)
     chosen = settings.model_copy(update={"workers": workers, "cpus_per_worker": per_worker})
-    _, resources = training_resources(config.model_copy(update={"cluster": chosen}))
+    _, resources = training_resources(config.model_copy(update={"cluster": chosen}), shared)
     return at_once, workers, resources
+
+
+def workers_per_gpu(wanted: int, gpus: int, most: int) -> int:
+    """Return how many workers share a GPU: as few as suffice for all that are wanted, and no more than `most`."""
+    return max(min(-(-wanted // max(gpus, 1)), most), 1)
+
+
+def share_of_gpu(workers: int) -> float:
+    """Return the part of a GPU that each of so many workers reserves, rounded down as Ray counts, so that all fit."""
+    return 1 if workers == 1 else math.floor(_UNITS / workers) / _UNITS
+
+
+def count_sharing(resources: Mapping[str, float]) -> int:
+    """Return how many workers with these resources share a GPU; 1 without GPUs."""
+    return int(1 / resources.get("GPU", 1) + 1e-9)  # a part is rounded down by less than would make room for one more
 
 
 def most_cores() -> int:
@@ -58,23 +88,25 @@ def most_cores() -> int:
     return max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
 
 
-class _Capacity:
+class Capacity:
     """Cores and GPUs of the connected cluster.
 
     Args:
         config: the setting `cluster.gpu` decides if GPUs are used; if it is not set, they are used if there are any.
+        per_gpu: number of workers that share a GPU.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, per_gpu: int = 1) -> None:
         self.nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         wanted = config.cluster.gpu
         self.use_gpu: bool = any(node.get("GPU") for node in self.nodes) if wanted is None else wanted
         self.cpus, self.gpus = (int(sum(node.get(kind, 0) for node in self.nodes)) for kind in ("CPU", "GPU"))
+        self._per_gpu = per_gpu
 
     def workers(self, cores: int) -> int:
         """Return how many workers with so many cores fit, each within one node."""
         by_cpu = [int(node.get("CPU", 0) // cores) for node in self.nodes]
-        by_gpu = [int(node.get("GPU", 0)) for node in self.nodes]
+        by_gpu = [int(node.get("GPU", 0)) * self._per_gpu for node in self.nodes]
         return sum(map(min, by_cpu, by_gpu)) if self.use_gpu else sum(by_cpu)
 
     def cores_per_worker(self, workers: int) -> int:

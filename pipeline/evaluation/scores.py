@@ -22,14 +22,17 @@ from pipeline.data import benchmark_sets, patchset
 from pipeline.data.benchmark_sets import BenchmarkImage
 from pipeline.data.patchset import PatchSet
 from pipeline.data.rejection import RejectedImageError
-from pipeline.evaluation.scoring import bicubic_image, feature_distance, load_pair, mean_scores, score_image
+from pipeline.evaluation.scoring import feature_distance, load_pair, mean_scores
 from pipeline.networks import features
-from pipeline.networks.upscaling import upscale_image
+from pipeline.networks.devices import best_device, cuda_fault
+from pipeline.networks.upscaling import upscale
 from pipeline.networks.weights import build_network, load_weights
 from pipeline.settings import Config, UserError
+from sr_model.degrade import upscale_bicubic
+from sr_model.metrics import score
 from sr_model.networks import NetworkSettings
 from sr_model.networks.super_resolver import SuperResolver
-from sr_model.pixels import Pixels
+from sr_model.pixels import Pixels, to_pixels, to_tensor
 
 PROTOCOL_VERSION = 2
 """Version of how images are scored; part of the identity of scores."""
@@ -56,6 +59,10 @@ METRICS = {
 
 Metrics = dict[str, float]
 """Values by the name of their metric, a key of `METRICS`."""
+
+_PROCESSES_PER_GPU = 4
+"""Worker processes that share a GPU. Each needs about 2 GB of its memory. While one decodes or encodes image files, the
+others compute."""
 
 _JSON = ConfigDict(ser_json_inf_nan="constants")  # older files may have an infinite PSNR
 
@@ -145,6 +152,8 @@ class _Task:
     squeezenet: str
     folder: str
     max_pixels: int
+    gpu: bool
+    """True if the worker has a GPU."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,8 @@ class _Result:
     lr: str
     scores: dict[str, Metrics]
     shown: dict[str, str]
+    gpu_fault: str | None
+    """The reason why PyTorch cannot use the worker's GPU."""
 
 
 def evaluate(
@@ -186,17 +197,22 @@ def evaluate(
         return known
     networks = _Networks(tuple(methods), config.scale, config.model, config.train.seed, weights, sha256)
     squeezenet = features.prepare_distance(config)
+    cluster.connect(config)
+    gpus = cluster.gpu_pool(config, _PROCESSES_PER_GPU)
+    limit = config.preprocess.max_pixels
     tasks = [
-        _Task(number, image, tuple(methods), networks, squeezenet, folder, config.preprocess.max_pixels)
+        _Task(number, image, tuple(methods), networks, squeezenet, folder, limit, gpus is not None)
         for number, image in enumerate(images)
     ]
-    cluster.connect(config)
     results: list[_Result] = []
     with terminal.stage(stage, total=len(tasks), unit="images") as shown:
-        for result in cluster.map_tasks(_score, tasks):
+        for result in cluster.map_tasks(_score, tasks, gpus):
             if isinstance(result, cluster.TaskError):
                 image = result.task.image
                 raise UserError(f"{image.name} of the set {image.set} cannot be scored: {result.reason}")
+            if result.gpu_fault:
+                reason = f"PyTorch cannot use a GPU that Ray counts ({result.gpu_fault})"
+                storage.report_once(f"images are scored on the CPU, because {reason}")
             results.append(result)
             shown.update(len(results))
     results.sort(key=lambda result: result.number)
@@ -286,22 +302,23 @@ def _score(task: _Task) -> _Result:
         hr, lr, origin = _load_pair(task)
     except RejectedImageError as error:
         raise UserError(f"it {error}") from None
-    nets = _load_networks(task.networks)
+    device = best_device() if task.gpu else torch.device("cpu")
+    nets = _load_networks(task.networks, device)
+    low, high = to_tensor(lr, device), to_tensor(hr, device)
     enlarged = {
-        method: upscale_image(nets[method], lr) if method in nets else bicubic_image(lr, scale)
-        for method in task.methods
+        method: upscale(nets[method], low) if method in nets else upscale_bicubic(low, scale) for method in task.methods
     }
     shown = {}
     if image.shown:
         stem = f"images/{image.set}/{image.index}_{storage.plain_name(image.name)}"
-        for kind, pixels in {**enlarged, "hr": hr}.items():
+        for kind, pixels in {**{method: to_pixels(sr) for method, sr in enlarged.items()}, "hr": hr}.items():
             storage.write(f"{task.folder}/{stem}-{kind}.png", _png(pixels))
             shown[kind] = f"{stem}-{kind}.png"
-    scores: dict[str, Metrics] = {method: asdict(score_image(sr, hr, scale)) for method, sr in enlarged.items()}
+    scores: dict[str, Metrics] = {method: asdict(score(sr, high, border=scale)) for method, sr in enlarged.items()}
     if task.squeezenet:
         for method, sr in enlarged.items():
-            scores[method]["distance"] = feature_distance(task.squeezenet, sr, hr)
-    return _Result(task.number, origin, scores, shown)
+            scores[method]["distance"] = feature_distance(task.squeezenet, sr, high)
+    return _Result(task.number, origin, scores, shown, cuda_fault() if task.gpu else None)
 
 
 def _load_pair(task: _Task) -> tuple[Pixels, Pixels, str]:
@@ -313,13 +330,13 @@ def _load_pair(task: _Task) -> tuple[Pixels, Pixels, str]:
 
 
 @lru_cache(maxsize=2)
-def _load_networks(networks: _Networks) -> dict[str, SuperResolver]:
+def _load_networks(networks: _Networks, device: torch.device) -> dict[str, SuperResolver]:
     nets = {}
     for method in {"untrained", "trained"} & set(networks.methods):
         net = build_network(networks.scale, networks.model, networks.seed).eval()
         if method == "trained":
             load_weights(net, networks.weights)
-        nets[method] = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        nets[method] = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return nets
 
 

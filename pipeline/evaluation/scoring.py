@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from PIL import Image
+from torch import Tensor
 
 from pipeline.data import sources
 from pipeline.data.images import decode
@@ -14,9 +14,10 @@ from pipeline.data.locations import Location
 from pipeline.data.patchset import HeldOutImage
 from pipeline.data.rejection import RejectedImageError, RejectionKind
 from pipeline.networks import features
+from pipeline.networks.devices import tf32
 from sr_model.degrade import downscale, upscale_bicubic
 from sr_model.metrics import SMALLEST, Score, score
-from sr_model.pixels import Pixels, to_unit
+from sr_model.pixels import Pixels, to_input, to_pixels, to_tensor
 
 
 def load_pair(hr: Location, lr: Location | None, scale: int, max_pixels: int) -> tuple[Pixels, Pixels, str]:
@@ -44,8 +45,8 @@ def load_pair(hr: Location, lr: Location | None, scale: int, max_pixels: int) ->
             f"border of {scale}",
         )
     if lr is None:
-        made = downscale(channels_first(hr_image), scale).permute(1, 2, 0).numpy()
-        return hr_image, made, "made by this pipeline with MATLAB's bicubic"
+        made = downscale(to_tensor(hr_image), scale)
+        return hr_image, to_pixels(made), "made by this pipeline with MATLAB's bicubic"
     lr_image = decode(sources.read_bytes(lr, sources.byte_limit(max_pixels)), max_pixels, as_stored=True)
     if (lr_image.shape[0] * scale, lr_image.shape[1] * scale, lr_image.shape[2]) != hr_image.shape:
         raise RejectedImageError(
@@ -57,21 +58,19 @@ def load_pair(hr: Location, lr: Location | None, scale: int, max_pixels: int) ->
 
 def score_image(sr: Pixels, hr: Pixels, scale: int) -> Score:
     """Score (H, W, C) uint8 images, without a border as wide as the scale."""
-    return score(channels_first(sr), channels_first(hr), border=scale)
+    return score(to_tensor(sr), to_tensor(hr), border=scale)
 
 
-def feature_distance(squeezenet: str, sr: Pixels, hr: Pixels) -> float:
-    """Return the SqueezeNet feature distance of two images; the single channel of a grey image is repeated.
+@tf32(False)
+def feature_distance(squeezenet: str, sr: Tensor, hr: Tensor) -> float:
+    """Return the SqueezeNet feature distance of two images in fp32, computed on their device.
 
     Args:
         squeezenet: URL of the weights, from `features.prepare_distance`.
-        sr: the enlarged image, (H, W, C) uint8.
-        hr: the ground truth, of the same shape.
+        sr: the enlarged image, (C, H, W) uint8; the single channel of a grey image is repeated.
+        hr: the ground truth, of the same shape and on the same device.
     """
-    net = features.load_distance(squeezenet)
-    rgb = [np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3))) for image in (sr, hr)]
-    a, b = (to_unit(image[None], torch.device("cpu")) for image in rgb)
-    return float(net(a, b))
+    return float(features.load_distance(squeezenet, hr.device)(to_input(sr), to_input(hr)))
 
 
 def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -81,8 +80,7 @@ def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def bicubic_image(lr: Pixels, scale: int) -> Pixels:
     """Enlarge a (h, w, C) uint8 image with MATLAB's bicubic."""
-    enlarged: Pixels = upscale_bicubic(channels_first(lr), scale).permute(1, 2, 0).numpy()
-    return enlarged
+    return to_pixels(upscale_bicubic(to_tensor(lr), scale))
 
 
 def busiest_crop(hr: Pixels, side: int) -> tuple[int, int]:
@@ -101,14 +99,17 @@ def busiest_crop(hr: Pixels, side: int) -> tuple[int, int]:
     return int(ys[best[0]]), int(xs[best[1]])
 
 
-def comparison_strip(image: HeldOutImage, sr: Pixels, scale: int) -> Image.Image:
-    """Return the same crop of the bicubic, SR and HR image side by side, each 160 pixels wide."""
+def comparison_strip(image: HeldOutImage, sr: Tensor, scale: int) -> Image.Image:
+    """Return the same crop of the bicubic, SR and HR image side by side, each 160 pixels wide.
+
+    Args:
+        image: the HR and LR image.
+        sr: the SR image, (3, H, W) uint8; the bicubic image is made on its device.
+        scale: HR pixels per LR pixel along an axis.
+    """
     side = 160
     y, x = busiest_crop(image.hr, side)
-    crops = [p[y : y + side, x : x + side] for p in (bicubic_image(image.lr, scale), sr, image.hr)]
+    crop = (slice(None), slice(y, y + side), slice(x, x + side))
+    bicubic = upscale_bicubic(to_tensor(image.lr, sr.device), scale)
+    crops = [to_pixels(bicubic[crop]), to_pixels(sr[crop]), image.hr[y : y + side, x : x + side]]
     return Image.fromarray(np.concatenate(crops, axis=1))
-
-
-def channels_first(image: Pixels) -> torch.Tensor:
-    """Convert a (H, W, C) array to a (C, H, W) tensor."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

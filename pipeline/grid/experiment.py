@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import ray
 import torch
@@ -32,6 +32,7 @@ from pipeline.grid.cells import (
     training_folder,
 )
 from pipeline.grid.estimates import cell_seconds, grid_seconds
+from pipeline.grid.shares import Share, find_share
 from pipeline.grid.trials import read_stopped, train_cells
 from pipeline.grid.variants import Variant, list_variants
 from pipeline.networks import features
@@ -42,6 +43,7 @@ from pipeline.training import description, runs
 from pipeline.training.methods import find_method
 from pipeline.training.planning import Plan
 from pipeline.training.ranks import Ranks
+from pipeline.training.stopping import OutOfTime, describe_stop
 from pipeline.training.worker import Worker
 
 METHODS = ("bicubic", "trained")
@@ -51,33 +53,13 @@ Plans = dict[str, Plan]
 """Plans of trainings by the label of the cell."""
 
 
-@dataclass(frozen=True)
-class Share:
-    """The part of the cluster that one training gets."""
-
-    at_once: int
-    """Number of trainings that run at the same time."""
-    workers: int
-    """Workers of each training."""
-    resources: Mapping[str, float]
-    """Resources of each worker, such as {"CPU": 4, "GPU": 1}."""
-
-    @property
-    def settings(self) -> dict[str, int]:
-        """The settings that give a training its share, by dotted key."""
-        return {"cluster.workers": self.workers, "cluster.cpus_per_worker": int(self.resources["CPU"])}
-
-    def __str__(self) -> str:
-        resources = ", ".join(f"{amount:g} {kind}" for kind, amount in self.resources.items())
-        return f"{self.workers} worker{'s' if self.workers > 1 else ''} of {resources}"
-
-
-def run(config: Config, dry_run: bool = False) -> list[str]:
+def run(config: Config, dry_run: bool = False, stop_at: float | None = None) -> list[str]:
     """Train the cells that are not finished yet, and compare all cells.
 
     Args:
         config: resolved settings.
         dry_run: if true, print the plan and train nothing.
+        stop_at: Unix time at which all trainings stop with a checkpoint; None for no limit.
 
     Returns:
         Labels of the cells without a result: those that failed, and those that were left out.
@@ -85,6 +67,7 @@ def run(config: Config, dry_run: bool = False) -> list[str]:
     Raises:
         UserError: if the whole grid cannot be trained. The failure of a single cell is reported beside the results of
             the others.
+        OutOfTime: if trainings stopped at `stop_at`. Nothing is scored then.
     """
     for name, source in config.evaluate.benchmarks.items():  # report a wrong benchmark before hours of training
         print(benchmark_sets.list_set(name, source, config.scale, config.downloads).summary(), flush=True)
@@ -98,8 +81,9 @@ def run(config: Config, dry_run: bool = False) -> list[str]:
     features.prepare_distance(config)
     leave_out_without_weights(cells, outcomes)
     cluster.connect(config)
-    share = Share(*cluster.trial_resources(config, len(cells)))
-    cells = [replace(cell, config=with_values(cell.config, share.settings)) for cell in cells]
+    to_train = [cell for cell in _able(cells, outcomes) if cell.has_time_limit or not finished_training(cell)]
+    share = find_share(config, len(cells), trains=bool(to_train))
+    cells = [replace(cell, config=share.give_to(cell.config)) for cell in cells]
     plans = measure_plans(cells, outcomes, folder, share)
     cells = settle_steps(cells, outcomes, plans, config, folder)
     print(describe_plan(cells, outcomes, share), flush=True)
@@ -113,7 +97,14 @@ def run(config: Config, dry_run: bool = False) -> list[str]:
         for patch_set in {cell.patch_set.name: cell.patch_set for cell in cells}.values():
             description.log_patch_set(parent, config, patch_set)
         track_restored(cells, tracker, parent.id)
-        train_cells(config, _able(cells, outcomes), outcomes, folder, parent.id, share.at_once)
+        try:
+            train_cells(
+                config, _able(cells, outcomes), outcomes, folder, parent.id, share.at_once, stop_at, share.per_gpu
+            )
+        except OutOfTime:
+            finished = sum(outcome.state is State.FINISHED for outcome in outcomes.values())
+            print(describe_stop(f"grid stopped with {finished} of {len(cells)} cells finished", config), flush=True)
+            raise
         rows = [_score(cell, outcomes[cell.label], folder, config.new_records) for cell in cells]
         # The facts are those of the trainings, not of this command, so that a rerun writes the same report.
         facts = {

@@ -20,12 +20,13 @@ import ray.tune.schedulers
 from pipeline import cluster, storage, tracking
 from pipeline.data import patchset
 from pipeline.grid.cells import Cell, Outcome, Outcomes, State, lacks_mlflow_run, save_record, training_folder
+from pipeline.grid.events import Ended, Event, Failed, Interrupted, Progressed, Started, apply_event
 from pipeline.grid.live_table import LiveTable
 from pipeline.settings import Config, UserError
 from pipeline.storage import one_line
 from pipeline.tracking import JournalRecord
 from pipeline.training import driver, runs
-from pipeline.training.stopping import StopTraining
+from pipeline.training.stopping import OutOfTime, StopTraining, check_time
 
 _SERVER_PATIENCE_S = 600
 """Seconds that a trial waits for MLflow before it starts. A running trial needs no server."""
@@ -48,41 +49,21 @@ class TrialJob:
     """Path or URL of a file that the scheduler creates to stop the trial; "" if no scheduler does."""
     replay: str = ""
     """Path or URL of a training whose records the trial reports without training; "" to train."""
-
-
-@dataclass(frozen=True)
-class Started:
-    """Ray Tune has started a trial."""
-
-
-@dataclass(frozen=True)
-class Progressed:
-    """A trial has reported a record of its journal."""
-
-    step: int
-    loss: float | None
-    psnr: float | None
-    earlier: bool = False
-    """True if an earlier session made the record."""
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A trial has failed."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A trial has ended without an error, at its last step or because the scheduler stopped it."""
-
-
-Event = Started | Progressed | Failed | Ended
+    stop_at: float | None = None
+    """Unix time at which the training stops with a checkpoint; None for no limit."""
+    per_gpu: int = 1
+    """Number of trainings that share a GPU."""
 
 
 def train_cells(
-    config: Config, cells: Sequence[Cell], outcomes: Outcomes, folder: str, parent: str, at_once: int
+    config: Config,
+    cells: Sequence[Cell],
+    outcomes: Outcomes,
+    folder: str,
+    parent: str,
+    at_once: int,
+    stop_at: float | None = None,
+    per_gpu: int = 1,
 ) -> None:
     """Train the cells that are not finished, and show a live table meanwhile.
 
@@ -93,6 +74,11 @@ def train_cells(
         folder: path or URL of the grid.
         parent: id of the grid's MLflow run.
         at_once: number of trainings that run at the same time.
+        stop_at: Unix time at which all trainings stop with a checkpoint; None for no limit.
+        per_gpu: number of trainings that share a GPU.
+
+    Raises:
+        OutOfTime: if a training stopped at `stop_at`, or did not start because that time had passed.
     """
     todo = [
         number
@@ -103,7 +89,7 @@ def train_cells(
         return
     asha = config.tune.scheduler == "asha"
     jobs = [
-        _make_job(cell, outcomes[cell.label], f"{folder}/stop/{number}" if asha else "", parent)
+        _make_job(cell, outcomes[cell.label], f"{folder}/stop/{number}" if asha else "", parent, stop_at, per_gpu)
         for number, cell in enumerate(cells)
     ]
     storage.remove(f"{folder}/stop")
@@ -111,11 +97,13 @@ def train_cells(
     tuner = _make_tuner(config, jobs, todo, max(outcomes[cell.label].total for cell in cells), folder, at_once, events)
     recorded: set[str] = set()
     stopped: dict[str, int] = {}
+    interrupted = False
 
     def follow() -> None:
-        nonlocal stopped
+        nonlocal stopped, interrupted
         while not events.empty():
             number, event = events.get()
+            interrupted |= isinstance(event, Interrupted)
             apply_event(outcomes[cells[number].label], event, time.monotonic())
         for cell in cells:
             if outcomes[cell.label].state is State.FINISHED and cell.label not in recorded:
@@ -129,6 +117,8 @@ def train_cells(
 
     with LiveTable(cells, outcomes, at_once) as table:
         cluster.run_in_thread(tuner.fit, "ray-tune", follow)
+    if interrupted:
+        raise OutOfTime
 
 
 def read_stopped(config: Config, folder: str) -> dict[str, int]:
@@ -140,31 +130,6 @@ def read_stopped(config: Config, folder: str) -> dict[str, int]:
     return storage.read_document(_stopped_url(config, folder), dict[str, int]) or {}
 
 
-def apply_event(outcome: Outcome, event: Event, now: float) -> None:
-    """Update the outcome of a cell by what its trial did.
-
-    Args:
-        outcome: the outcome of the cell.
-        event: what its trial did.
-        now: the time, in seconds of the monotonic clock.
-    """
-    if isinstance(event, Started):
-        if outcome.state is State.WAITING:
-            outcome.state = State.TRAINING
-            outcome.pace.started = now
-    elif isinstance(event, Progressed):
-        outcome.step = max(outcome.step, event.step)
-        outcome.loss = outcome.loss if event.loss is None else event.loss
-        outcome.psnr = outcome.psnr if event.psnr is None else event.psnr
-        if not event.earlier:
-            outcome.pace.first = outcome.pace.first or (now, event.step)
-            outcome.pace.last = now, event.step
-    elif isinstance(event, Failed):
-        outcome.fail(event.reason)
-    elif outcome.state is State.TRAINING:
-        outcome.state = State.FINISHED if outcome.step >= outcome.total else State.STOPPED
-
-
 def _stopped_url(config: Config, folder: str) -> str:
     """Return the place of the stopped cells; another scheduler or other settings of it have a file of their own."""
     settings = config.tune
@@ -172,7 +137,9 @@ def _stopped_url(config: Config, folder: str) -> str:
     return f"{folder}/stopped-{name}.json"
 
 
-def _make_job(cell: Cell, outcome: Outcome, stop_file: str, parent: str) -> TrialJob:
+def _make_job(
+    cell: Cell, outcome: Outcome, stop_file: str, parent: str, stop_at: float | None, per_gpu: int
+) -> TrialJob:
     replayed = cell.record is not None or outcome.state is State.STOPPED
     return TrialJob(
         cell.label,
@@ -181,6 +148,8 @@ def _make_job(cell: Cell, outcome: Outcome, stop_file: str, parent: str) -> Tria
         parent,
         stop_file,
         replay=training_folder(cell) if replayed else "",
+        stop_at=stop_at,
+        per_gpu=per_gpu,
     )
 
 
@@ -264,6 +233,8 @@ class _EventQueue(ray.tune.Callback):  # type: ignore[misc]
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **i: Any) -> None:
         if "error" in result:
             self._put(trial, Failed(result["error"]))
+        elif "interrupted" in result:
+            self._put(trial, Interrupted())
         elif "step" in result:
             loss, psnr = result.get("train/objective"), result.get("val/psnr_y")
             self._put(trial, Progressed(result["step"], loss, psnr, result["earlier"]))
@@ -291,7 +262,7 @@ class _Trial(ray.tune.Trainable):  # type: ignore[misc]
         self._begin(config)
 
     def step(self) -> dict[str, Any]:
-        """Return the next report of the training, or, in the last call, {"done": True} and a possible error."""
+        """Return the next report of the training; the last one has {"done": True}, and an error if there is one."""
         if self._job.stop_file and storage.exists(self._job.stop_file) and self._training.stop():
             return {"done": True}
         try:
@@ -299,7 +270,7 @@ class _Trial(ray.tune.Trainable):  # type: ignore[misc]
         except (UserError, OSError) as error:
             return {"done": True, "error": str(error)}
         if report is None:
-            return {"done": True}
+            return {"done": True, "interrupted": True} if self._training.interrupted else {"done": True}
         record, earlier = report
         return {"step": record.step, "kind": record.kind, "earlier": earlier, **record.metrics}
 
@@ -324,6 +295,8 @@ class _BackgroundTraining:
         self._reports: queue.SimpleQueue[_Report | None] = queue.SimpleQueue()  # None follows the last one
         self._error: Exception | None = None
         self._stopped = False
+        self.interrupted = False
+        """True if the training has ended because the time of the command is over."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="trial", daemon=True)
         self._thread.start()
@@ -358,6 +331,8 @@ class _BackgroundTraining:
             self._put(self._train(), earlier=True)
         except StopTraining:
             self._stopped = True
+        except OutOfTime:
+            self.interrupted = True
         except Exception as error:
             self._error = error
         self._reports.put(None)
@@ -371,6 +346,7 @@ class _BackgroundTraining:
         job = self._job
         if job.replay:
             return runs.read_history(job.replay)
+        check_time(job.stop_at)
         tracking.wait_for_server(job.config, _SERVER_PATIENCE_S)
         trained = driver.train(
             job.config,
@@ -379,5 +355,7 @@ class _BackgroundTraining:
             job.label,
             watch=self._put,
             should_stop=self._stopping.is_set,
+            stop_at=job.stop_at,
+            per_gpu=job.per_gpu,
         )
         return trained.history() if trained.found else []

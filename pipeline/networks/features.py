@@ -93,9 +93,9 @@ def distance_identity(config: Config) -> str:
 
 
 @lru_cache(maxsize=1)
-def load_distance(url: str) -> SqueezeNetDistance:
-    """Load the SqueezeNet distance from what `prepare_distance` returned."""
-    return SqueezeNetDistance(_load_cached("evaluate.squeezenet", url))
+def load_distance(url: str, device: torch.device) -> SqueezeNetDistance:
+    """Load the SqueezeNet distance from what `prepare_distance` returned to a device."""
+    return SqueezeNetDistance(_load_cached("evaluate.squeezenet", url)).to(device)
 
 
 def _store(config: Config, needed: Pretrained) -> str:

@@ -4,41 +4,61 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-import numpy as np
-import torch
+from torch import Tensor
 
 from pipeline import terminal
+from pipeline.networks.devices import tf32
 from sr_model.networks.super_resolver import SuperResolver
-from sr_model.pixels import Pixels, to_eight_bit, to_unit
+from sr_model.pixels import Pixels, to_eight_bit, to_input, to_pixels, to_tensor
 from sr_model.tiling import tiles
 
 
 def upscale_image(net: SuperResolver, lr: Pixels, tile: int = 256, progress: bool = False) -> Pixels:
-    """Upscale an 8-bit image in tiles. Beside the result, memory depends on the tile alone: about 1 GB for 256.
+    """Upscale an image on the network's device, as `upscale` does, with arrays in the memory of the CPU.
 
     Args:
         net: network in eval mode, on any device.
-        lr: (h, w, 3) uint8 RGB; or (h, w, 1) uint8 grey, which enters as three equal channels and is averaged back.
+        lr: (h, w, C) uint8, RGB or grey.
         tile: LR pixels, side of a tile.
         progress: whether to show how many tiles are done, if there are several.
 
     Returns:
         (s*h, s*w, C) uint8 with the channels of `lr`.
     """
-    height, width, channels = lr.shape
+    return to_pixels(upscale(net, to_tensor(lr), tile, progress))
+
+
+@tf32(False)
+def upscale(net: SuperResolver, lr: Tensor, tile: int = 256, progress: bool = False) -> Tensor:
+    """Upscale an 8-bit image in tiles, in fp32.
+
+    The network's device needs memory for one tile, about 1 GB for 256, and the device of `lr` holds the result.
+
+    Args:
+        net: network in eval mode, on any device.
+        lr: (3, h, w) uint8 RGB; or (1, h, w) uint8 grey, which enters as three equal channels and is averaged back. It
+            may be on another device than the network.
+        tile: LR pixels, side of a tile.
+        progress: whether to show how many tiles are done, if there are several.
+
+    Returns:
+        (C, s*h, s*w) uint8 with the channels of `lr` and on its device; in memory, the channels of a pixel are
+        neighbours.
+    """
+    channels, height, width = lr.shape
     device = next(net.parameters()).device
 
-    def read(rows: slice, columns: slice) -> torch.Tensor:
-        return to_unit(np.repeat(lr[rows, columns], 3 // channels, axis=2)[None], device)
+    def read(rows: slice, columns: slice) -> Tensor:
+        return to_input(lr[:, rows, columns].to(device))
 
-    out = np.empty((height * net.scale, width * net.scale, channels), np.uint8)
+    out = lr.new_empty(height * net.scale, width * net.scale, channels).permute(2, 0, 1)
     count = -(-height // tile) * -(-width // tile)
     parts = tiles(net, height, width, read, tile)
     shown = terminal.stage("upscale", total=count, unit="tiles") if progress and count > 1 else nullcontext()
     with shown as stage:
         for done, (top, left, sr) in enumerate(parts, start=1):
             part = to_eight_bit(sr[0].mean(dim=0, keepdim=True) if channels == 1 else sr[0])
-            out[top : top + part.shape[0], left : left + part.shape[1]] = part
+            out[:, top : top + part.shape[1], left : left + part.shape[2]] = part
             if stage:
                 stage.update(done)
     return out

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from pipeline.settings.fields import STRICT
+
+_SECONDS = {"hours": 3600.0, "minutes": 60.0}
+_LONGEST = 1e6
+"""Hours or minutes after which training stops."""
 
 
 class Tracking(BaseModel):
@@ -36,8 +40,8 @@ def sqlite_uri(file: str) -> str:
 class Cluster(BaseModel):
     """Settings of the Ray cluster and of its training workers.
 
-    They change the trained weights only by rounding, except for BatchNorm: on CPUs each worker computes its statistics
-    from its own micro-batch, on GPUs from the micro-batches of all workers.
+    They change the trained weights only by rounding, except for BatchNorm: each worker computes its statistics from its
+    own micro-batch.
     """
 
     model_config = STRICT
@@ -55,7 +59,14 @@ class Cluster(BaseModel):
     cpus_per_worker: int | None = Field(None, ge=1)
     """Number of CPU cores per training worker. By default the cluster's cores are divided evenly."""
     gpu: bool | None = None
-    """Train on GPUs. By default they are used if the cluster has any."""
+    """Train and evaluate on GPUs. By default they are used if the cluster has any, or if its autoscaler says that it
+    can start some."""
+    wait_s: float = Field(900, ge=0)
+    """Seconds to wait for nodes of a cluster that can grow, until it has room for the workers; 0 to wait for none. A
+    local Ray never waits."""
+    stop_after: str | None = Field(None, examples=["11.5 hours"])
+    """Time after which training stops with a checkpoint, such as "11.5 hours" or "40 minutes", counted from the start
+    of the command. Rerun the same command to resume. It never shapes the schedule."""
     max_failures: int = Field(2, ge=-1)
     """Number of times that training restarts from its newest checkpoint after a worker is lost; -1 for no limit."""
     object_store_mb: int = Field(256, ge=80)
@@ -63,3 +74,19 @@ class Cluster(BaseModel):
     timeout_s: int = Field(600, ge=10)
     """Seconds without progress after which a worker counts as hung and training restarts from its newest checkpoint.
     Must exceed the time of a training step and of scoring one validation image."""
+
+    def stop_at(self, start: float) -> float | None:
+        """Return the Unix time at which training stops, for a command that began at `start`; None if it never does."""
+        if self.stop_after is None:
+            return None
+        amount, unit = self.stop_after.split()
+        return start + float(amount) * _SECONDS[unit]
+
+    @field_validator("stop_after")
+    @classmethod
+    def _amount_and_unit(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"(0\.0*[1-9]\d*|[1-9]\d*(\.\d+)?) (hours|minutes)", value):
+            raise ValueError('a number of hours or minutes, such as "11.5 hours" or "40 minutes"')
+        if value is not None and float(value.split()[0]) > _LONGEST:
+            raise ValueError(f"a time of at most {_LONGEST:,.0f} hours or minutes")
+        return value

@@ -40,6 +40,9 @@ class Tune(BaseModel):
     """Number of steps before the scheduler may stop a cell."""
     concurrent: int | None = Field(None, ge=1)
     """Number of cells that train at the same time. By default as many as the cluster has room for."""
+    trials_per_gpu: int = Field(1, ge=1, le=100)
+    """Most cells that share a GPU if more cells train at the same time than there are GPUs. Only cells of one worker
+    share."""
     records: str | None = None
     """Folder or URL of finished cells' records: weights in fp16, metrics and a model card. A cell whose training is
     recorded there counts as finished, and newly finished cells are recorded there unless `new_records` is set."""

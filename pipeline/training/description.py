@@ -19,7 +19,8 @@ _SECTIONS = ("preprocess.degradation.", "data.", "model.", "train.")
 _TECHNICAL = frozenset(
     [f"data.{key}" for key in ("lanes", "window", "hold", "hold_mb", "scratch")]
     + [f"train.{key}" for key in ("micro_batch", "memory_mb", "recompute", "precision", "channels_last", "compile")]
-    + [f"train.{key}" for key in ("max_skipped", "validate_every", "checkpoint_every", "keep_checkpoints", "log_every")]
+    + [f"train.{key}" for key in ("max_skipped", "validate_every", "validate_s", "checkpoint_every", "checkpoint_s")]
+    + [f"train.{key}" for key in ("keep_checkpoints", "log_every")]
 )
 """Settings that say how a training runs rather than what it learns."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pyarrow.fs
@@ -21,9 +21,10 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.description import log_patch_set, run_parameters, run_tags
 from pipeline.training.methods import find_method
 from pipeline.training.planning import Plan
+from pipeline.training.preflight import check_gpus
 from pipeline.training.progress import Watch, show_progress
 from pipeline.training.runs import Trained, find_training, missing_weights, open_training, training_folder
-from pipeline.training.stopping import PERMANENT, StoppableTrainer, StopTraining
+from pipeline.training.stopping import PERMANENT, OutOfTime, StoppableTrainer, StopTraining, check_time
 from pipeline.training.worker import LoopResult, TrainJob, sample_order, train_loop
 
 
@@ -34,6 +35,8 @@ def train(
     cell: str = "",
     watch: Watch | None = None,
     should_stop: Callable[[], bool] | None = None,
+    stop_at: float | None = None,
+    per_gpu: int = 1,
 ) -> Trained:
     """Train to the end, resuming from the newest checkpoint; a finished training is found and returned.
 
@@ -45,11 +48,14 @@ def train(
         watch: called with the records of the journal, first with those of earlier sessions; by default the progress is
             shown on the screen.
         should_stop: called about once a second; when it returns True, the training ends and frees its cores.
+        stop_at: Unix time at which the training stops with a checkpoint; None for no limit.
+        per_gpu: number of trainings that share a GPU.
 
     Raises:
         UserError: if the configuration does not fit the patch set or the cluster, or training diverged.
         DamagedShardError: if a shard of the patch set is missing or incomplete.
         StopTraining: if `should_stop` returned True before the training ended.
+        OutOfTime: if the training stopped at `stop_at`, or did not start because that time had passed.
     """
     find_method(config)
     folder = training_folder(config, patch_set)
@@ -57,24 +63,30 @@ def train(
     if finished and finished.tracked and (not parent or parent in finished.tracked):
         return finished
     sample_order(config, patch_set)  # raises if they do not fit, before anything starts
-    if not finished:
-        patch_set.require_shards()
-        cluster.connect_ahead(config)
     name = folder.rpartition("/")[2]
-    with Tracker(config).run(folder, cell or name, run_tags(config, patch_set.name, cell), parent) as run:
-        forwarder = Forwarder(f"{folder}/journal", run)
-        if run.new or not finished:
-            run.describe(run_parameters(config, cell), config)
-            log_patch_set(run, config, patch_set)
+    with _say_when_stopped(config, watch is None):
         if not finished:
-            _write_settings(config, folder)
-            with show_progress() if watch is None else nullcontext(watch) as told:
-                _fit(config, patch_set, folder, forwarder, told, should_stop or (lambda: False))
-        trained = find_training(config, patch_set)
-        if trained is None:
-            raise UserError(f"training {folder} ended without a result, expected result.json: rerun the command")
-        with terminal.stage("", "sending the rest of the training to MLflow"):
-            complete = _send_rest(trained, run, forwarder)
+            check_time(stop_at)
+            patch_set.require_shards()
+            cluster.connect_ahead(config)
+        with Tracker(config).run(folder, cell or name, run_tags(config, patch_set.name, cell), parent) as run:
+            forwarder = Forwarder(f"{folder}/journal", run)
+            if run.new or not finished:
+                run.describe(run_parameters(config, cell), config)
+                log_patch_set(run, config, patch_set)
+            if not finished:
+                _write_settings(config, folder)
+                # Workers' output is not shown, so damaged checkpoints are reported here.
+                Checkpoints(f"{folder}/checkpoints", 1).restore()
+                prepared = features.prepare_terms(config)
+                trainer = make_trainer(prepared, patch_set, folder, stop_at, per_gpu, checked=bool(cell))
+                with show_progress(folder) if watch is None else nullcontext(watch) as told:
+                    _fit(trainer, folder, forwarder, told, should_stop or (lambda: False))
+            trained = find_training(config, patch_set)
+            if trained is None:
+                raise UserError(f"training {folder} ended without a result, expected result.json: rerun the command")
+            with terminal.stage("", "sending the rest of the training to MLflow"):
+                complete = _send_rest(trained, run, forwarder)
     if complete and run.ended:
         tracking.mark_as_tracked(trained.folder, parent)
     return replace(trained, found=finished is not None)
@@ -129,18 +141,22 @@ def _write_settings(config: Config, folder: str) -> None:
         storage.write(url, storage.redact(config.to_yaml()).encode())
 
 
+@contextmanager
+def _say_when_stopped(config: Config, shown: bool) -> Iterator[None]:
+    """Print a line if the block ends because its time is over, and `shown` is true."""
+    try:
+        yield
+    except OutOfTime as stopped:
+        if shown:
+            print(stopped.sentence(config), flush=True)
+        raise
+
+
 def _fit(
-    config: Config,
-    patch_set: PatchSet,
-    folder: str,
-    forwarder: Forwarder,
-    watch: Watch,
-    should_stop: Callable[[], bool],
+    trainer: StoppableTrainer, folder: str, forwarder: Forwarder, watch: Watch, should_stop: Callable[[], bool]
 ) -> None:
     """Run Ray Train, and meanwhile forward the journal."""
-    Checkpoints(f"{folder}/checkpoints", 1).restore()  # reports damaged ones here, since workers' output is not shown
     watch(forwarder.read_new(), True)
-    trainer = make_trainer(features.prepare_terms(config), patch_set, folder)
 
     def forward() -> None:
         watch(forwarder.forward_new(), False)
@@ -152,17 +168,39 @@ def _fit(
     cluster.run_in_thread(lambda: run_trainer(trainer, folder), "ray-train", forward)
 
 
-def make_trainer(config: Config, patch_set: PatchSet, folder: str, plan_only: bool = False) -> StoppableTrainer:
-    """Make the trainer of a training, or one that only plans.
+def make_trainer(
+    config: Config,
+    patch_set: PatchSet,
+    folder: str,
+    stop_at: float | None = None,
+    per_gpu: int = 1,
+    *,
+    checked: bool = False,
+    plan_only: bool = False,
+) -> StoppableTrainer:
+    """Make the trainer of a training, or one that only plans, when the cluster has room for its workers.
+
+    Args:
+        config: the pipeline's configuration, with prepared weights.
+        patch_set: the patch set for training and validation.
+        folder: path or URL of the training.
+        stop_at: Unix time at which the training stops with a checkpoint; None for no limit.
+        per_gpu: number of trainings that share a GPU.
+        checked: true if the GPUs of the cluster were checked before.
+        plan_only: true to plan and measure without training.
 
     Raises:
-        UserError: if the cluster has too little room, or a setting does not fit the number of workers.
+        UserError: if the cluster has too little room, a setting does not fit the number of workers, or torch cannot
+            train on a GPU of the cluster.
     """
     cluster.connect(config)
-    workers, resources = cluster.training_resources(config)
+    cluster.wait_for_workers(config)
+    workers, resources = cluster.training_resources(config, per_gpu)
     for key, value in (("data.lanes", config.data.lanes), ("train.global_batch", config.train.global_batch)):
         if value < workers:
             raise UserError(f"{key} is {value}, expected at least the number of workers, {workers}")
+    if "GPU" in resources and not checked:
+        check_gpus(config, workers)
     shown = config.evaluate.benchmarks if config.evaluate.while_training else {}
     job = TrainJob(
         config=config,
@@ -174,6 +212,7 @@ def make_trainer(config: Config, patch_set: PatchSet, folder: str, plan_only: bo
             for name, source in shown.items()
         },
         plan_only=plan_only,
+        stop_at=stop_at,
     )
     fs, root = storage.locate(f"{config.outputs}/trainings")
     fewest = config.cluster.min_workers
@@ -203,6 +242,7 @@ def run_trainer(trainer: StoppableTrainer, folder: str) -> Plan:
 
     Raises:
         UserError: for a mistake that the workers found, or if more workers failed than the configuration allows.
+        OutOfTime: if the training stopped because its time was over.
     """
     try:
         result: LoopResult = trainer.fit().return_value
@@ -218,4 +258,6 @@ def run_trainer(trainer: StoppableTrainer, folder: str) -> Plan:
     if result.mistake:
         raise UserError(result.mistake)
     assert result.plan is not None
+    if result.stopped_at is not None:
+        raise OutOfTime(result.stopped_at, result.plan.steps)
     return result.plan

@@ -28,9 +28,11 @@ def describe_plan(config: Config, patch_set: PatchSet) -> str:
     find_method(config)
     folder = training_folder(config, patch_set)
     order = sample_order(config, patch_set)
-    with tempfile.TemporaryDirectory() as scratch, terminal.stage("", "the workers start and measure a step"):
+    with tempfile.TemporaryDirectory() as scratch:
         elsewhere = features.prepare_terms(config).model_copy(update={"home": scratch})
-        plan = run_trainer(make_trainer(elsewhere, patch_set, folder, plan_only=True), folder)
+        trainer = make_trainer(elsewhere, patch_set, folder, plan_only=True)
+        with terminal.stage("", "the workers start and measure a step"):
+            plan = run_trainer(trainer, folder)
     workers, resources = cluster.training_resources(config)
     settings, gpu = config.train, "GPU" in resources
     share = max(order.shares(0, settings.global_batch, workers))
@@ -38,7 +40,6 @@ def describe_plan(config: Config, patch_set: PatchSet) -> str:
     epoch = order.epoch_length
     assert plan.step_s is not None
     assert plan.memory_mb is not None
-    span = f"the {micro * workers} patches of a micro-step" if gpu else f"a worker's micro-batch of {micro}"
     length = plan.steps * settings.global_batch / epoch
     has_norms = getattr(config.model, "batch_norm", False)
     title = architecture(config.model).title
@@ -50,13 +51,14 @@ def describe_plan(config: Config, patch_set: PatchSet) -> str:
         "workers": f"{workers} on {'GPU' if gpu else 'CPU'}, {int(resources['CPU'])} cores each",
         "micro-batch": f"{micro}{' (found)' if settings.micro_batch == 'auto' else ''}, accumulated "
         f"{-(-share // micro)} times by each worker",
-        "BatchNorm": f"statistics span {span}" if has_norms else "none",
+        "BatchNorm": f"statistics span a worker's micro-batch of {micro}" if has_norms else "none",
         "learning rate": f"{learning_rate(round(settings.warmup * plan.steps), plan.steps, settings):.2e} at its peak",
         "precision": f"{plan.precision}{', compiled' if plan.compiled else ''}"
         f"{', activations recomputed' if settings.recompute else ''}",
         "memory": f"about {plan.memory_mb:,.0f} MB a worker",
-        "a step": f"{plan.step_s:.2f} s, {settings.global_batch / plan.step_s:.1f} patches/s (measured, not compiled)",
+        "a step": f"{plan.step_s:.2f} s, {settings.global_batch / plan.step_s:.1f} patches/s (measured)",
         "time": f"about {terminal.duration(plan.steps * plan.step_s)}, without validation and start",
+        **({"note": plan.note} if plan.note else {}),
         "training": folder,
     }
     return "\n".join(f"{key:14}{value}" for key, value in facts.items())

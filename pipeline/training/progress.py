@@ -5,27 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from pipeline import terminal
+from pipeline import storage, terminal
 from pipeline.tracking import JournalRecord
+from pipeline.training.planning import Plan
 
 Watch = Callable[[Sequence[JournalRecord], bool], None]
 """Called with new records of the journal, and with True if they are those of earlier sessions."""
 
 
 @contextmanager
-def show_progress() -> Iterator[Watch]:
-    """Show a training while the block runs: its steps, and a line for each session and validation.
+def show_progress(folder: str) -> Iterator[Watch]:
+    """Show the training in a folder while the block runs: its steps, and a line for each session and validation.
 
     Yields:
         A function to call with the records of the journal.
     """
     with terminal.stage("train", "the workers are starting", unit="steps") as stage:
-        yield _Progress(stage).show
+        yield _Progress(stage, folder).show
 
 
 class _Progress:
-    def __init__(self, stage: terminal.Stage) -> None:
-        self._stage = stage
+    def __init__(self, stage: terminal.Stage, folder: str) -> None:
+        self._stage, self._folder = stage, folder
         self._first_step = 0
         self._total = 0.0
         self._held_out = self._speed = ""
@@ -56,6 +57,9 @@ class _Progress:
         beginning = f"resuming from step {record.step}" if record.step else "starting"
         workers = f"{record.metrics['train/workers']:.0f} workers"
         print(f"train: {beginning} with {workers}", flush=True)
+        plan = storage.read_expendable(f"{self._folder}/plan.json", Plan)
+        if plan and plan.note:
+            print(f"train: {plan.note}", flush=True)
         self._first_step, self._total = record.step, 0.0
         self._stage.update(message="the first steps run")
 

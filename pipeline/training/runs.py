@@ -30,7 +30,9 @@ _NOT_SHAPING = {
     "data": {"hold", "hold_mb", "scratch"},
     "train": {
         "validate_every",
+        "validate_s",
         "checkpoint_every",
+        "checkpoint_s",
         "log_every",
         "keep_checkpoints",
         "memory_mb",

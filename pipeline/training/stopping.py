@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any
 
 import ray
@@ -14,7 +15,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.train.v2.api.result import Result
 
 from pipeline import storage
-from pipeline.settings import UserError
+from pipeline.settings import Config, UserError
 
 _ABORT_TIMEOUT_S = 120
 """Ray Train gives workers 5 s to end by themselves; a busy machine takes longer for everything."""
@@ -22,6 +23,42 @@ _ABORT_TIMEOUT_S = 120
 
 class StopTraining(SystemExit):
     """Ends a training before its last step. As a SystemExit it marks the training's MLflow run as KILLED."""
+
+
+class OutOfTime(SystemExit):
+    """Ends a command whose time is over, with exit code 0. As a SystemExit it marks MLflow runs as KILLED.
+
+    Args:
+        step: number of finished steps; None if the training did not start.
+        total: number of steps of the training; None if it is not known.
+    """
+
+    def __init__(self, step: int | None = None, total: int | None = None) -> None:
+        super().__init__(0)
+        self.step, self.total = step, total
+
+    def sentence(self, config: Config) -> str:
+        """Return what happened, and what to do, as a sentence."""
+        where = "before its first step" if self.step is None else f"at step {self.step} of {self.total}"
+        return describe_stop(f"training stopped {where}", config)
+
+
+def describe_stop(what: str, config: Config) -> str:
+    """Return the sentence for work that `cluster.stop_after` stopped; `what` says what was stopped where."""
+    return f"{what} after {config.cluster.stop_after}, as cluster.stop_after says: rerun the same command to resume"
+
+
+def check_time(stop_at: float | None) -> None:
+    """Check that a training may still start.
+
+    Args:
+        stop_at: Unix time after which training stops; None for no limit.
+
+    Raises:
+        OutOfTime: if it has passed.
+    """
+    if stop_at is not None and time.time() >= stop_at:
+        raise OutOfTime
 
 
 PERMANENT = (UserError, storage.DamagedFileError)

@@ -15,11 +15,13 @@ from pipeline.data.benchmark_sets import BenchmarkImage
 from pipeline.data.patchset import HeldOutImage, PatchSet
 from pipeline.data.rejection import RejectedImageError
 from pipeline.evaluation import scoring
-from pipeline.networks.upscaling import upscale_image
+from pipeline.networks.upscaling import upscale
 from pipeline.settings import Config, UserError
 from pipeline.tracking import Journal
 from pipeline.training.ranks import Ranks
+from sr_model.metrics import Comparison, compare
 from sr_model.networks.super_resolver import SuperResolver
+from sr_model.pixels import to_tensor
 
 T = TypeVar("T")
 
@@ -46,8 +48,20 @@ class _Scored:
     images: dict[str, str]
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """An image whose scores a GPU may not have computed yet."""
+
+    number: int
+    comparison: Comparison
+    images: dict[str, str]
+
+    def read(self) -> _Scored:
+        return _Scored(self.number, asdict(self.comparison.score()), self.images)
+
+
 class Validator:
-    """Scores a network; every rank scores some of the images.
+    """Scores a network on the device of its rank; every rank scores some of the images.
 
     Args:
         config: the pipeline's configuration.
@@ -82,7 +96,8 @@ class Validator:
                 dist.broadcast(buffer, 0)
         places = range(self._ranks.rank, len(self._sets), self._ranks.world_size)
         watched = watch_for_hangs(places, self._config.cluster.timeout_s)
-        own = self._ranks.call_on_all(lambda: [self._score(net, number, step) for number in watched])
+        compared = one_behind(self._compare(net, number, step) for number in watched)
+        own = self._ranks.call_on_all(lambda: [entry.read() for entry in compared])
         scored = sorted((entry for part in self._ranks.gather(own) for entry in part), key=lambda entry: entry.number)
         metrics = {}
         for name in dict.fromkeys(self._sets):
@@ -90,15 +105,16 @@ class Validator:
             metrics.update({f"{name}/{key}": value for key, value in means.items()})
         return Validation(metrics, {key: file for entry in scored for key, file in entry.images.items()})
 
-    def _score(self, net: SuperResolver, number: int, step: int | None) -> _Scored:
+    def _compare(self, net: SuperResolver, number: int, step: int | None) -> _Compared:
         image = self._image(number)
-        sr = upscale_image(net, image.lr)
+        hr, lr = (to_tensor(pixels, self._ranks.device) for pixels in (image.hr, image.lr))
+        sr = upscale(net, lr)
         images = {}
         if step is not None and number < min(_SHOWN_IMAGES, self._held_out):
             strip = scoring.comparison_strip(image, sr, self._config.scale)
             name = f"{number}_{storage.plain_name(image.name)}"
             images[f"bicubic_sr_hr/{name}"] = self._journal.save_image(f"{name}-{step:09d}", strip)
-        return _Scored(number, asdict(scoring.score_image(sr, image.hr, self._config.scale)), images)
+        return _Compared(number, compare(sr, hr, border=self._config.scale), images)
 
     def _image(self, number: int) -> HeldOutImage:
         if number < self._held_out:
@@ -109,6 +125,16 @@ class Validator:
         except RejectedImageError as error:
             raise UserError(f"evaluate.benchmarks: {image.name} {error}") from None
         return HeldOutImage(image.name, hr, lr)
+
+
+def one_behind(items: Iterable[T]) -> Iterator[T]:
+    """Pass on each item after the next one was made, so that a GPU computes one while the next one is prepared."""
+    waiting: list[T] = []
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting
 
 
 def watch_for_hangs(items: Iterable[T], timeout_s: float) -> Iterator[T]:

@@ -12,6 +12,7 @@ from pipeline import storage
 from pipeline.data.images import decode_channels
 from pipeline.data.rejection import RejectedImageError
 from pipeline.networks import bundled
+from pipeline.networks.devices import best_device, cuda_fault
 from pipeline.networks.upscaling import upscale_image
 from pipeline.networks.weights import load_network
 from pipeline.settings import UserError
@@ -24,17 +25,20 @@ _LONGEST = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
 _OPTIONS: dict[str, dict[str, Any]] = {".jpg": {"quality": 95}, ".jpeg": {"quality": 95}, ".webp": {"lossless": True}}
 
 
-def load(model: str) -> SuperResolver:
-    """Load a network in eval mode, on the GPU if there is one.
+def load(model: str, device: str | None = None) -> SuperResolver:
+    """Load a network in eval mode.
 
     Args:
         model: name of a bundled model, or path or URL of a .safetensors file.
+        device: "cpu" or "cuda"; by default the GPU if there is one.
 
     Raises:
-        UserError: if there is no such model, or no network has the weights of the file.
+        UserError: if there is no such model or device, or no network has the weights of the file.
     """
+    if device == "cuda" and (fault := cuda_fault()):
+        raise UserError(f"the device cuda cannot be used ({fault}): expected --device cpu, or no --device")
     net = load_network(model if model.endswith(".safetensors") else bundled.weights(model))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or best_device().type
     return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

@@ -20,17 +20,19 @@ from pipeline.training.methods import find_method
 from pipeline.workflow.finished import mark_finished, read_mark
 
 
-def run_workflow(config: Config) -> str:
+def run_workflow(config: Config, stop_at: float | None = None) -> str:
     """Run the unfinished stages of the workflow that a configuration describes.
 
     Args:
         config: resolved settings.
+        stop_at: Unix time at which the training stops with a checkpoint; None for no limit.
 
     Returns:
         Path or URL of the folder with report.html, comparison.png and scores.json.
 
     Raises:
         UserError: if the images, the settings or the tracking server cannot be used, or the training fails.
+        OutOfTime: if the training stopped at `stop_at`. Nothing is evaluated then.
     """
     find_method(config)
     for name, source in config.evaluate.benchmarks.items():  # report a wrong benchmark before hours of training
@@ -42,18 +44,18 @@ def run_workflow(config: Config) -> str:
     if scores:
         print("training, evaluation and report reused: nothing has changed", flush=True)
     else:
-        scores = _train_and_report(config, patch_set, folder)
+        scores = _train_and_report(config, patch_set, folder, stop_at)
     print(f"\n{tables.scores_table(scores)}\n\nreport: {folder}/report.html\nMLflow: {tracking.ui_command(config)}")
     return folder
 
 
-def _train_and_report(config: Config, patch_set: PatchSet, folder: str) -> Scores:
+def _train_and_report(config: Config, patch_set: PatchSet, folder: str, stop_at: float | None) -> Scores:
     """Train, evaluate and write the report within an MLflow run."""
     cluster.connect_ahead(config)
     with tracking.Tracker(config).run(folder, config.name, {"stage": "workflow"}) as parent:
         parent.describe({"patch_set": patch_set.name, "source": ",".join(config.source)}, config)
         description.log_patch_set(parent, config, patch_set)
-        trained = driver.train(config, patch_set, parent.id)
+        trained = driver.train(config, patch_set, parent.id, stop_at=stop_at)
         print(f"training {'reused' if trained.found else 'finished'}: {trained.folder}", flush=True)
         scores = scores_module.evaluate(config, patch_set, trained.weights, folder)
         with terminal.stage("", "writing the report and sending it to MLflow"):

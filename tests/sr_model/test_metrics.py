@@ -4,7 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from skimage import data
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
 
 from sr_model.degrade import upscale_bicubic
 from sr_model.metrics import luma, psnr, score, ssim
@@ -81,6 +86,52 @@ def test_ssim_equals_its_formula() -> None:
             cov = (window * p * q).sum() - mp * mq
             values.append((2 * mp * mq + c1) * (2 * cov + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2)))
     assert ssim(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(np.mean(values), abs=1e-6)
+
+
+def reference_ssim(a: Tensor, b: Tensor) -> float:
+    """SSIM of scikit-image, which computes it with other code."""
+    return float(
+        structural_similarity(
+            a.numpy(), b.numpy(), data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+    )
+
+
+sides = st.integers(11, 40)
+"""Sides of images, from the smallest one that SSIM can measure."""
+
+
+@given(sides, sides, st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 30, 500]))
+def test_ssim_is_that_of_scikit_image_on_random_images(height: int, width: int, seed: int, noise: int) -> None:
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width))
+    noisy = (image + rng.integers(-noise, noise + 1, image.shape)).clip(0, 255)
+    a, b = torch.from_numpy(image).double(), torch.from_numpy(noisy).double()
+    value = ssim(a, b)
+    assert value == pytest.approx(reference_ssim(a, b), abs=1e-9)
+    assert value == pytest.approx(ssim(b, a), abs=1e-12)
+    assert -1 <= value <= 1 + 1e-12
+    assert ssim(a, a) == pytest.approx(1, abs=1e-12)
+
+
+@given(st.integers(0, 255), st.integers(0, 255), sides, sides)
+def test_ssim_is_that_of_scikit_image_on_constant_images(one: int, other: int, height: int, width: int) -> None:
+    a, b = (torch.full((height, width), float(value), dtype=torch.float64) for value in (one, other))
+    assert ssim(a, b) == pytest.approx(reference_ssim(a, b), abs=1e-9)
+
+
+@pytest.mark.parametrize("crop", [(11, 11), (11, 400), (400, 11), (180, 181), (350, 351)])
+def test_natural_images_of_any_number_of_blocks_have_the_scores_of_scikit_image(crop: tuple[int, int]) -> None:
+    height, width = crop
+    photo = data.coffee()[:height, :width]
+    noisy = (photo + np.random.default_rng(0).normal(0, 9, photo.shape)).clip(0, 255).astype(np.uint8)
+    sr, hr = (torch.from_numpy(image).permute(2, 0, 1) for image in (noisy, photo))
+    found = score(sr, hr, 0)
+    y, y_true = luma(sr), luma(hr)
+    assert found.ssim_y == pytest.approx(reference_ssim(y, y_true), abs=1e-9)
+    assert found.psnr_y == psnr(y, y_true)  # equal bits, because errors are sums of integers
+    assert found.psnr_y == pytest.approx(peak_signal_noise_ratio(y_true.numpy(), y.numpy(), data_range=255), abs=1e-9)
+    assert found.psnr_rgb == psnr(sr.double(), hr.double())
 
 
 def test_refuses_unequal_images() -> None:

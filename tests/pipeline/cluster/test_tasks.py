@@ -2,9 +2,11 @@ import re
 from dataclasses import dataclass
 
 import pytest
+import ray
 
 from pipeline import cluster
 from pipeline.settings import UserError
+from pipeline.settings.command_line import parse
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,21 @@ def test_an_exception_ends_its_own_task_alone() -> None:
 
 def test_no_tasks_give_no_results() -> None:
     assert list(cluster.map_tasks(square, [])) == []
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "expected"),
+    [
+        ([{"CPU": 8}], [], None),
+        ([{"CPU": 8}], ["cluster.gpu=true"], None),
+        ([{"CPU": 8, "GPU": 1}], [], cluster.GpuPool(4, 0.25)),
+        ([{"CPU": 2, "GPU": 1}], [], cluster.GpuPool(2, 0.25)),
+        ([{"CPU": 8, "GPU": 1}], ["cluster.gpu=false"], None),
+        ([{"CPU": 64, "GPU": 8}, {"CPU": 8, "GPU": 4}, {"CPU": 64}], [], cluster.GpuPool(40, 0.25)),
+    ],
+)
+def test_a_gpu_is_shared_by_as_many_processes_as_have_a_core(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, int]], options: list[str], expected: cluster.GpuPool | None
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    assert cluster.gpu_pool(parse(options, "evaluate", ""), 4) == expected

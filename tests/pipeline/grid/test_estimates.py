@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.grid.cells import Outcome, State
 from pipeline.grid.estimates import START_S, cell_seconds, grid_seconds
-from pipeline.grid.trials import Progressed, Started, apply_event
+from pipeline.grid.events import Progressed, Started, apply_event
 
 
 def waiting(steps: int = 100, step_s: float | None = 0.5) -> Outcome:

@@ -12,7 +12,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.patchset import PatchSet
 from pipeline.grid import experiment
 from pipeline.grid.cells import Cell, Outcome, Outcomes, State, name_grid
-from pipeline.grid.experiment import Share
+from pipeline.grid.shares import Share
 from pipeline.grid.variants import list_variants
 from pipeline.settings import Config, Preprocess, UserError
 from pipeline.settings.command_line import parse
@@ -84,3 +84,13 @@ def test_cells_that_hold_out_different_images_are_refused(small: Callable[..., l
     options = small('tune.grid={"preprocess.degradation.noise": [0, 20]}')
     with pytest.raises(UserError, match="the cells hold out different images"):
         experiment.run(parse(options, "tune", ""))
+
+
+def test_trainings_that_share_a_gpu_get_a_part_of_its_memory_unless_they_name_one() -> None:
+    share = Share(4, 1, {"CPU": 2, "GPU": 0.25}, memory_mb=3250)
+    assert share.per_gpu == 4
+    assert str(share) == "1 worker of 2 CPU, 0.25 GPU"
+    given = share.give_to(parse([], "tune", ""))
+    assert (given.cluster.workers, given.cluster.cpus_per_worker, given.train.memory_mb) == (1, 2, 3250)
+    assert share.give_to(parse(["train.memory_mb=2000"], "tune", "")).train.memory_mb == 2000
+    assert SHARE.give_to(parse([], "tune", "")).train.memory_mb is None

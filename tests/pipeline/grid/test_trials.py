@@ -16,8 +16,8 @@ from pipeline.data import preparation
 from pipeline.data.manifest import Manifest
 from pipeline.data.patchset import PatchSet
 from pipeline.grid.cells import Cell, Outcome, Outcomes, State
+from pipeline.grid.events import Ended, Event, Failed, Interrupted, Progressed, Started, apply_event
 from pipeline.grid.live_table import LiveTable
-from pipeline.grid.trials import Ended, Event, Failed, Progressed, Started, apply_event
 from pipeline.settings import Config, Preprocess
 from pipeline.settings.command_line import parse
 from pipeline.training import driver
@@ -42,6 +42,16 @@ def test_events_lead_to_an_outcome() -> None:
     for event in (progressed(10, loss=0.4, psnr=21.0), Ended()):
         apply_event(outcome, event, now=0)
     assert outcome.state is State.FINISHED
+
+
+def test_a_trial_whose_time_is_over_waits_for_the_next_command() -> None:
+    outcome = Outcome(total=10)
+    for event in (Started(), progressed(5), Interrupted(), Ended()):
+        apply_event(outcome, event, now=0)
+    assert (outcome.state, outcome.step) == (State.WAITING, 5)
+    finished = Outcome(State.FINISHED, step=10, total=10)
+    apply_event(finished, Interrupted(), now=0)
+    assert finished.state is State.FINISHED
 
 
 def test_the_end_of_a_trial_does_not_hide_its_failure() -> None:
@@ -130,6 +140,7 @@ def test_on_a_terminal_the_table_is_updated_in_place() -> None:
     assert "\x1b[1A" in sink.getvalue()[before:]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_stopped_training_frees_its_cores(small: Callable[..., list[str]]) -> None:
     options = small("train.length=100000 steps", "train.checkpoint_every=1000", "train.validate_every=100000")

@@ -84,6 +84,7 @@ def test_the_card_says_what_it_is(kept: Path, mse: TrainingRecord) -> None:
     assert "--model mse/model.safetensors" in card
 
 
+@pytest.mark.long
 def test_a_recorded_cell_counts_as_finished(
     finished_grid: Grid, kept: Path, mse: TrainingRecord, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from pipeline.training.ranks import Ranks
 from pipeline.training.worker import Worker
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_training_is_the_same_wherever_its_tiles_are(small: Callable[..., list[str]], tmp_path: Path) -> None:
     short = ["train.length=4 steps", "train.checkpoint_every=4"]

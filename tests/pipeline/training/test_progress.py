@@ -1,8 +1,12 @@
 """The lines about a training: new records only, and not every one."""
 
+from pathlib import Path
+
 import pytest
 
+from pipeline import storage
 from pipeline.tracking import JournalRecord
+from pipeline.training.planning import Plan
 from pipeline.training.progress import show_progress
 
 
@@ -19,8 +23,8 @@ def validation(step: int, psnr: float) -> JournalRecord:
     return JournalRecord("validation", step, 0, {"val/psnr_y": psnr})
 
 
-def test_a_resumed_training_prints_no_earlier_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with show_progress() as show:
+def test_a_resumed_training_prints_no_earlier_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress(str(tmp_path)) as show:
         show([session(0), means(10), validation(10, 21.0), session(10), means(20), validation(20, 22.0)], True)
         assert capsys.readouterr().out == ""
         show([session(20), means(30)], False)
@@ -34,8 +38,8 @@ def test_a_resumed_training_prints_no_earlier_line(capsys: pytest.CaptureFixture
     assert last.startswith("train: 100 of 100 steps in 0 s, 23.00 dB at step 40, loss 0.01000, 20.0 patches/s")
 
 
-def test_skipped_steps_are_counted_after_the_first(capsys: pytest.CaptureFixture[str]) -> None:
-    with show_progress() as show:
+def test_skipped_steps_are_counted_after_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress(str(tmp_path)) as show:
         show([session(0), means(10)], False)
         show([JournalRecord("skipped", step, 0, {"skipped/mse": 1.0}) for step in range(11, 99)], False)
         show([means(100)], False)
@@ -45,8 +49,8 @@ def test_skipped_steps_are_counted_after_the_first(capsys: pytest.CaptureFixture
     assert "88 steps skipped" in printed.splitlines()[-1]
 
 
-def test_a_restart_counts_from_its_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
-    with show_progress() as show:
+def test_a_restart_counts_from_its_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress(str(tmp_path)) as show:
         show([session(0), means(10)], False)
         show([means(50)], False)
         show([session(30), means(60)], False)
@@ -55,3 +59,11 @@ def test_a_restart_counts_from_its_checkpoint(capsys: pytest.CaptureFixture[str]
     assert "train: starting with 2 workers" in printed
     assert "train: resuming from step 30 with 2 workers" in printed
     assert printed.splitlines()[-1].startswith("train: 100 of 100 steps")
+
+
+def test_an_unexpected_decision_is_said_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Plan(100, 8, "fp32", compiled=False, note="the training is not compiled, because there is no compiler")
+    storage.write_document(str(tmp_path / "plan.json"), plan)
+    with show_progress(str(tmp_path)) as show:
+        show([session(0), means(10)], False)
+    assert "train: the training is not compiled, because there is no compiler" in capsys.readouterr().out

@@ -120,6 +120,7 @@ def test_the_best_weights_are_kept(straight: tuple[list[str], Config, Trained]) 
         assert all(torch.equal(value, kept[name]) for name, value in weights(trained).items())
 
 
+@pytest.mark.long
 def test_a_dry_run_prints_the_plan_and_trains_nothing(
     straight: tuple[list[str], Config, Trained], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

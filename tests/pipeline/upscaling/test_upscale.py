@@ -123,6 +123,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, model: str, capfd: pytest.Cap
             (image, tmp_path / "o.png", "--max-megapixels", "0.01"),
             "60x44 is more than 625 pixels, expected .* at most 0.01 megapixels after upscaling x4",
         ),
+        ((image, tmp_path / "o.png", "--device", "tpu"), "argument --device: invalid choice: .tpu."),
         ((image, tmp_path / "o.png", "--model", "nobody"), "there is no bundled model nobody, expected srresnet-x4"),
         (
             (image, tmp_path / "o.png", "--model", tmp_path / "other.safetensors"),
@@ -135,6 +136,18 @@ def test_mistakes_are_one_sentence(tmp_path: Path, model: str, capfd: pytest.Cap
             run(*argv)
     assert not list(tmp_path.glob("o.*"))
     assert {file.name for file in tmp_path.iterdir()} == {"in.png", "clear.png", "broken.png", "other.safetensors"}
+
+
+def test_a_device_that_is_not_there_is_one_sentence(tmp_path: Path, model: str) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    photo().save(tmp_path / "in.png")
+    run(tmp_path / "in.png", tmp_path / "cpu.png", "--model", model, "--device", "cpu")
+    run(tmp_path / "in.png", tmp_path / "default.png", "--model", model)
+    assert (tmp_path / "cpu.png").read_bytes() == (tmp_path / "default.png").read_bytes()
+    with pytest.raises(UserError, match=r"^the device cuda cannot be used \(.*\): expected --device cpu"):
+        run(tmp_path / "in.png", tmp_path / "cuda.png", "--model", model, "--device", "cuda")
+    assert not (tmp_path / "cuda.png").exists()
 
 
 def test_it_is_a_command(tmp_path: Path, model: str) -> None:

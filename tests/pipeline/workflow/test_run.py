@@ -184,16 +184,6 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert "Traceback" not in errors
 
 
-def test_an_empty_source_and_unreadable_images_too(small: Small, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    _, errors = run(*small(f"--source={tmp_path / 'empty'}"), module="preprocess", code=2)
-    assert "holds no image" in errors
-    (tmp_path / "empty/bad.png").write_bytes(b"no")
-    _, errors = run(*small(f"--source={tmp_path / 'empty'}"), module="preprocess", code=2)
-    assert "error: 1 of 7 images were rejected" in errors
-    assert "bad.png is no image of a known format" in errors
-
-
 @pytest.fixture
 def browser_page(finished: tuple[list[str], Path, str]) -> Iterator[object]:
     sync_api = pytest.importorskip("playwright.sync_api")

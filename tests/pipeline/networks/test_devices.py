@@ -1,0 +1,71 @@
+"""The device of networks, and TF32."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.networks.devices import best_device, cuda_fault, tf32
+from tests.conftest import ROOT
+
+
+def flags() -> tuple[bool, str, str, str]:
+    """Everything that PyTorch reads: the older and the newer flags of cuDNN and of cuBLAS."""
+    backends = torch.backends
+    return (
+        backends.cudnn.allow_tf32,
+        torch.get_float32_matmul_precision(),
+        backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        backends.cuda.matmul.fp32_precision,
+    )
+
+
+def test_tf32_is_on_or_off_inside_the_block_only() -> None:
+    before = flags()
+    with tf32(True):
+        assert flags() == (True, "high", "tf32", "tf32")
+        with tf32(False):
+            cudnn, matmul, newer_cudnn, newer_matmul = flags()
+            assert (cudnn, matmul) == (False, "highest")
+            assert "tf32" not in (newer_cudnn, newer_matmul)
+        assert flags() == (True, "high", "tf32", "tf32")
+    with pytest.raises(KeyError), tf32(False):
+        raise KeyError
+    assert flags()[:2] == before[:2]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_compiled_code_runs_inside_the_block(enabled: bool) -> None:
+    def double(x: Tensor) -> Tensor:
+        return 2 * x
+
+    with tf32(enabled):
+        assert torch.equal(torch.compile(double)(torch.ones(3)), torch.full((3,), 2.0))
+
+
+def test_the_best_device_is_one_that_computes() -> None:
+    assert torch.ones(1, device=best_device()).add(1).item() == 2
+    assert (best_device().type == "cpu") == bool(cuda_fault())
+
+
+def test_a_gpu_that_is_hidden_is_named_as_the_fault_and_nothing_warns() -> None:
+    script = """
+from pipeline.networks.devices import best_device, cuda_fault, tf32
+with tf32(True), tf32(False):
+    print(best_device(), cuda_fault())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    device, fault = done.stdout.split(maxsplit=1)
+    assert device == "cpu"
+    assert len(fault.strip().splitlines()) == 1
+    assert not done.stderr
