@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 
 from torch import Tensor
@@ -12,8 +13,23 @@ from sr_model.networks.super_resolver import SuperResolver
 from sr_model.pixels import Pixels, to_eight_bit, to_input, to_pixels, to_tensor
 from sr_model.tiling import tiles
 
+TILE = 256
+"""Side of a tile in LR pixels; the full-size network at x4 needs about 1 GB for it."""
 
-def upscale_image(net: SuperResolver, lr: Pixels, tile: int = 256, progress: bool = False) -> Pixels:
+_SMALLEST_TILE = 32
+_TILE_MB = 1100
+
+
+def tile_within(net: SuperResolver, memory_mb: float | None) -> int:
+    """Return the side of the tile, in LR pixels, for which so much memory suffices; `TILE` if it is not limited."""
+    if memory_mb is None:
+        return TILE
+    overlap = 2 * net.receptive_radius
+    side = int((TILE + overlap) * math.sqrt(memory_mb / _TILE_MB)) - overlap
+    return max(min(side, TILE), _SMALLEST_TILE)
+
+
+def upscale_image(net: SuperResolver, lr: Pixels, tile: int = TILE, progress: bool = False) -> Pixels:
     """Upscale an image on the network's device, as `upscale` does, with arrays in the memory of the CPU.
 
     Args:
@@ -29,10 +45,10 @@ def upscale_image(net: SuperResolver, lr: Pixels, tile: int = 256, progress: boo
 
 
 @tf32(False)
-def upscale(net: SuperResolver, lr: Tensor, tile: int = 256, progress: bool = False) -> Tensor:
+def upscale(net: SuperResolver, lr: Tensor, tile: int = TILE, progress: bool = False) -> Tensor:
     """Upscale an 8-bit image in tiles, in fp32.
 
-    The network's device needs memory for one tile, about 1 GB for 256, and the device of `lr` holds the result.
+    The network's device needs memory for one tile, and the device of `lr` holds the result.
 
     Args:
         net: network in eval mode, on any device.

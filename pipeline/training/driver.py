@@ -15,6 +15,7 @@ from pipeline.data import benchmark_sets
 from pipeline.data.patchset import PatchSet
 from pipeline.networks import features
 from pipeline.settings import Config, UserError
+from pipeline.settings.places import ray_address
 from pipeline.storage import one_line
 from pipeline.tracking import Forwarder, TrackedRun, Tracker
 from pipeline.training.checkpoints import Checkpoints
@@ -218,6 +219,7 @@ def make_trainer(
     fewest = config.cluster.min_workers
     return StoppableTrainer(
         train_loop,
+        local=ray_address(config) is None,
         train_loop_config={"job": job},
         torch_config=ray.train.torch.TorchConfig(timeout_s=config.cluster.timeout_s),
         scaling_config=ray.train.ScalingConfig(

@@ -8,6 +8,8 @@ from typing import Any
 
 import ray
 import ray.train.torch
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
@@ -82,10 +84,18 @@ class StoppableTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
     training. Ray Train removes it when the training ends by itself, or on an interrupt in the main thread. If the
     processes are killed, only Ray Train's PlacementGroupCleaner can remove it. The cleaner needs Ray's dashboard, and
     if several Rays run on the machine, it may ask the wrong one.
+
+    Args:
+        local: true for a Ray of this command alone, which has no dashboard: the cleaner is left out.
+        arguments: those of a TorchTrainer without datasets.
     """
 
     _controller: Any = None
     _stopped = False
+
+    def __init__(self, *arguments: Any, local: bool, **named: Any) -> None:
+        self._local = local
+        super().__init__(*arguments, **named)
 
     def stop(self) -> None:
         """End the workers and free their cores; `fit`, in another thread, then raises a RayActorError.
@@ -97,6 +107,11 @@ class StoppableTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
         if self._controller is not None:
             with contextlib.suppress(ray.exceptions.RayActorError):  # the controller ends with the training
                 ray.get(self._controller.abort.remote(), timeout=_ABORT_TIMEOUT_S)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Leave out what starts a process for each training without use: several seconds of a core."""
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback) if self._local else (DatasetsCallback,)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Result:
         """Do as the method of Ray 2.60 that this replaces, but keep the controller, and use `_FailurePolicy`."""

@@ -15,7 +15,7 @@ from pipeline.data.benchmark_sets import BenchmarkImage
 from pipeline.data.patchset import HeldOutImage, PatchSet
 from pipeline.data.rejection import RejectedImageError
 from pipeline.evaluation import scoring
-from pipeline.networks.upscaling import upscale
+from pipeline.networks.upscaling import tile_within, upscale
 from pipeline.settings import Config, UserError
 from pipeline.tracking import Journal
 from pipeline.training.ranks import Ranks
@@ -108,7 +108,7 @@ class Validator:
     def _compare(self, net: SuperResolver, number: int, step: int | None) -> _Compared:
         image = self._image(number)
         hr, lr = (to_tensor(pixels, self._ranks.device) for pixels in (image.hr, image.lr))
-        sr = upscale(net, lr)
+        sr = upscale(net, lr, tile_within(net, self._config.train.memory_mb))
         images = {}
         if step is not None and number < min(_SHOWN_IMAGES, self._held_out):
             strip = scoring.comparison_strip(image, sr, self._config.scale)

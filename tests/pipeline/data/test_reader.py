@@ -155,8 +155,9 @@ def test_tiles_on_the_device_need_no_disk_and_use_a_copy_that_is_there(made: Pat
     assert isinstance(tiles, HeldTiles)
     assert_complete(tiles, made)
     shutil.rmtree(scratch)
+    unread = patchset.load(shutil.copytree(copied.url, tmp_path / "unread").as_posix())  # no file of it is open
     with pytest.raises(DamagedShardError, match=f"{missing.name} is missing"):
-        open_tiles(copied, "device", 0, str(scratch))
+        open_tiles(unread, "device", 0, str(scratch))
 
 
 def test_tiles_that_do_not_fit_the_device_are_refused_with_the_sizes(made: PatchSet) -> None:

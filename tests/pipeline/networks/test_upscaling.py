@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.networks.devices import tf32
-from pipeline.networks.upscaling import upscale, upscale_image
+from pipeline.networks.upscaling import TILE, tile_within, upscale, upscale_image
 from sr_model.degrade import upscale_bicubic
 from sr_model.metrics import compare
 from sr_model.networks.srresnet import SRResNet
@@ -45,6 +45,15 @@ def image(request: pytest.FixtureRequest) -> Pixels:
 @pytest.mark.parametrize("tile", [8, 100])
 def test_every_pixel_of_every_tile_has_its_place(image: Pixels, tile: int) -> None:
     assert np.array_equal(upscale_image(Nearest(), image, tile), image.repeat(2, 0).repeat(2, 1))
+
+
+def test_a_tile_fits_the_memory_that_is_given() -> None:
+    net = SRResNet(blocks=16)
+    assert tile_within(net, None) == tile_within(net, 1e6) == TILE
+    sides = [tile_within(net, memory_mb) for memory_mb in (1, 200, 400, 800, 1100)]
+    assert sides == sorted(sides)
+    assert sides[0] == 32
+    assert sides[-1] == TILE
 
 
 def test_arrays_and_tensors_give_the_same(image: Pixels) -> None:

@@ -144,6 +144,7 @@ def test_this_machine_has_no_gpu() -> None:
     assert facts.torch in sentence
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_gpu_that_torch_cannot_use_ends_a_command_with_one_sentence(small: Callable[..., list[str]]) -> None:
     pretended = {**os.environ, "RAY_OVERRIDE_RESOURCES": '{"GPU": 1}'}

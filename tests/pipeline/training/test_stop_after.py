@@ -57,6 +57,7 @@ def test_it_shapes_no_training(small: Small) -> None:
     assert runs.training_name(plain, patch_set) == runs.training_name(limited, patch_set)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_stopped_training_is_marked_killed_and_goes_on_where_it_stopped(
     small: Small, capsys: pytest.CaptureFixture[str]
