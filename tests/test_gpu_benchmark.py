@@ -89,9 +89,11 @@ def one_thread() -> Iterator[None]:
     [
         pytest.param(partial(correctness.measure, compiles=False), id="correctness"),
         pytest.param(partial(steps.measure, batches=[2, 4], batch_norm=False, compiles=False), id="steps"),
-        pytest.param(partial(steps.measure, batches=[4], batch_norm=True, compiles=False), id="BatchNorm"),
-        pytest.param(partial(feeding.measure, compiles=False), id="feeding"),
-        pytest.param(memory.measure, id="memory"),
+        pytest.param(
+            partial(steps.measure, batches=[4], batch_norm=True, compiles=False), id="BatchNorm", marks=pytest.mark.long
+        ),
+        pytest.param(partial(feeding.measure, compiles=False), id="feeding", marks=pytest.mark.long),
+        pytest.param(memory.measure, id="memory", marks=pytest.mark.long),
         pytest.param(two_ranks.measure, id="two ranks", marks=pytest.mark.long),
         pytest.param(precisions.measure, id="precisions", marks=pytest.mark.long),
     ],

@@ -95,12 +95,13 @@ class Train(TermSections):
     init_from: str | None = None
     """Initial weights: a .safetensors file (path or URL) of the same network."""
     validate_every: int = Field(200, ge=1)
-    """Steps between validations on the held-out images."""
+    """Steps between validations on the held-out images, or a multiple of it where `validate_s` leaves some out."""
     validate_s: float = Field(0, ge=0)
     """Least seconds between validations, for GPUs whose steps take milliseconds: a validation that comes earlier is
     left out. The last step is always validated."""
     checkpoint_every: int = Field(100, ge=1)
-    """Steps between checkpoints. An interruption repeats the steps since the newest one."""
+    """Steps between checkpoints, or a multiple of it where `checkpoint_s` leaves some out. An interruption repeats the
+    steps since the newest one."""
     checkpoint_s: float = Field(10, ge=0)
     """Least seconds between checkpoints: a checkpoint that comes earlier is left out. The last step always gets one."""
     keep_checkpoints: int = Field(1, ge=0)

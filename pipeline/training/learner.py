@@ -3,8 +3,8 @@
 Accumulation, clipping, the skip of non-finite steps, the moving average, DDP and checkpoints are written once, here.
 The module knows nothing of Ray; `pipeline.training.worker` runs one `Learner` in every process.
 
-No step waits for the device. Whether a step is finite is decided on the device, where it selects between old and new
-values, and the process learns of it later: while a GPU computes a step, the process already prepares the next ones.
+Whether a step is finite is decided on the device, where it selects between old and new values, and the process learns
+of it later: while a GPU computes a step, the process prepares the next ones. It is at most two steps ahead.
 """
 
 from __future__ import annotations
@@ -144,15 +144,24 @@ class Learner:
         ranks: this process among the ranks.
         precision: precision of the forward and backward pass.
         compiled: whether to use torch.compile.
+        graphs: whether a compiled module is recorded as CUDA graphs; by default on a GPU with one rank.
     """
 
-    def __init__(self, config: Config, steps: int, ranks: Ranks, precision: Precision, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        steps: int,
+        ranks: Ranks,
+        precision: Precision,
+        compiled: bool = False,
+        graphs: bool | None = None,
+    ) -> None:
         self.settings, self.steps, self.ranks = config.train, steps, ranks
         self._precision = precision
         self._method = find_method(config).create(Setup(config, steps, ranks.device, precision))
         self.ema = copy.deepcopy(shipped_network(self._method)).eval().requires_grad_(False)
         self._modules = {
-            name: _wrap(trainee.module, trainee.optimizers, ranks, compiled)
+            name: _wrap(trainee.module, trainee.optimizers, ranks, compiled, graphs)
             for name, trainee in self._method.trainees.items()
         }
         own, averaged = self.net.state_dict(), self.ema.state_dict()
@@ -227,7 +236,7 @@ class Learner:
     def take_skipped(self, wait: bool = False) -> list[SkippedStep]:
         """Return the skipped steps that became known since the last call; all ranks call it alike.
 
-        On a GPU, the outcome of a step is looked at two steps later, when it has arrived without waiting for it.
+        On a GPU, this waits for the step before the last two, so the process is at most two steps ahead of it.
 
         Args:
             wait: whether to wait for the device and return those of all steps.
@@ -331,7 +340,7 @@ class Learner:
         for name, net in self._networks().items():
             net.load_state_dict(safetensors.torch.load(files[f"{name}.safetensors"]))
         moments = io.BytesIO(files[_OPTIMIZERS])
-        states = torch.load(moments, map_location=self.ranks.device, weights_only=True)
+        states = torch.load(moments, map_location="cpu", weights_only=True)  # the optimizers move it
         for name, module in self._modules.items():
             for optimizer, state in zip(module.optimizers, states[name], strict=True):
                 optimizer.load_state_dict(state)
@@ -343,10 +352,16 @@ class Learner:
         return {**{name: module.net for name, module in self._modules.items()}, _EMA: self.ema}
 
 
-def _wrap(net: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ranks: Ranks, compiled: bool) -> _Module:
+def _wrap(
+    net: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    ranks: Ranks,
+    compiled: bool,
+    graphs: bool | None,
+) -> _Module:
     # Launching the kernels of a small network takes a GPU's host longer than the kernels themselves take, so they are
     # recorded once as CUDA graphs, except with DDP, which adds its own operations between them.
-    graphs = compiled and ranks.device.type == "cuda" and ranks.world_size == 1
+    graphs = compiled and ranks.device.type == "cuda" and (ranks.world_size == 1 if graphs is None else graphs)
     if compiled:
         net.compile(mode="reduce-overhead" if graphs else None)
     wrapped: nn.Module = net
@@ -361,6 +376,6 @@ def _copy_to_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         return flags.cpu(), None
     copied = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
     copied.copy_(flags, non_blocking=True)
-    arrival = torch.cuda.Event()
+    arrival = torch.cuda.Event(blocking=True)  # waiting for it leaves the core to other threads
     arrival.record()
     return copied, arrival

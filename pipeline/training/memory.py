@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import resource
 import sys
 from contextlib import suppress
@@ -20,6 +21,18 @@ def describe(device: torch.device) -> str:
         found = torch.cuda.get_device_properties(device)
         return f"{found.name} with {found.total_memory / 1e9:.0f} GB"
     return "CPU with bf16" if has_bf16(device) else "CPU"
+
+
+def is_lack(error: Exception) -> bool:
+    """Tell whether an error of PyTorch means that the device has too little memory."""
+    texts = ("ALLOC_FAILED", "can't allocate memory")  # of cuDNN and cuBLAS, and of CPUs
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
+
+
+def release(device: torch.device) -> None:
+    """Give back the memory of objects that nothing refers to; compiled modules refer to themselves."""
+    gc.collect()
+    reset_peak(device)
 
 
 def peak_mb(device: torch.device) -> float:

@@ -6,8 +6,6 @@ device, and are made anew when a training resumes on another one.
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
@@ -17,13 +15,12 @@ from pydantic import Field
 from pipeline.data.sampler import SampleOrder
 from pipeline.settings import Config, Train, UserError
 from pipeline.training import memory
-from pipeline.training.precision import Precision, choose_precision
+from pipeline.training.precision import Precision, choose_precision, common_precision
 from pipeline.training.probe import MemoryUse, Probe
 from pipeline.training.ranks import Ranks
 
 COMPILED_FROM = 2000
-"""Steps from which torch.compile pays: it takes about half a minute and saves about a tenth of a step."""
-
+"""Steps from which torch.compile pays: on a CPU it takes about half a minute and saves about a tenth of a step."""
 
 _STEPS_COMPARED = 8
 """Steps whose shares are compared: where the global batch is no multiple of the lanes, shares differ between steps."""
@@ -58,8 +55,8 @@ class Measurements(Protocol):
         """Seconds of a step of `count` micro-batches."""
         ...
 
-    def why_not_compiled(self, micro_batch: int) -> str:
-        """Reason in one line why a compiled step does not work; "" if it does."""
+    def why_not_compiled(self, micro_batch: int, count: int) -> str:
+        """Reason in one line why compiled steps of `count` micro-batches do not work; "" if they do."""
         ...
 
 
@@ -108,8 +105,8 @@ def decide(
     step_s = measurements.step_seconds(largest, count) if timed else None
     compiled, note = settings.compile == "on", ""
     if settings.compile == "auto":
-        compiled = length(step_s) >= COMPILED_FROM and has_compiler(device)
-    if compiled and (problem := measurements.why_not_compiled(largest)):
+        compiled = length(step_s) >= COMPILED_FROM
+    if compiled and (problem := measurements.why_not_compiled(largest, count)):
         if settings.compile == "on":
             raise UserError(f"train.compile is on, but torch.compile does not work on this machine: {problem}")
         compiled, note = False, f"the training is not compiled, because torch.compile does not work here: {problem}"
@@ -140,7 +137,7 @@ def plan_training(
         steps: the length, if it was decided earlier.
     """
     settings, world_size = config.train, workers or ranks.world_size
-    precision = choose_precision(settings.precision, ranks.device)
+    precision = common_precision(ranks.gather(choose_precision(settings.precision, ranks.device)))
     shares = (order.shares(step, settings.global_batch, world_size) for step in range(_STEPS_COMPARED))
     return decide(
         settings,
@@ -165,14 +162,3 @@ def _steps(
     assert step_s is not None
     # The first and the last validation come in any case.
     return max(int((60 * amount - 2 * validation_s) / (step_s + validation_s / settings.validate_every)), 1)
-
-
-def has_compiler(device: torch.device) -> bool:
-    """Tell whether torch.compile can find the compilers that it needs.
-
-    On a CPU it needs a C++ compiler; on a GPU Triton, which needs a C compiler and compute capability 7.5.
-    """
-    if device.type == "cuda":
-        compilers = importlib.util.find_spec("triton") and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
-        return bool(compilers) and torch.cuda.get_device_capability(device) >= (7, 5)
-    return any(shutil.which(name) for name in ("c++", "g++", "clang++"))

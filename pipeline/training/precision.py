@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -39,6 +40,11 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
         major, _ = torch.cuda.get_device_capability(device)
         return "bf16" if major >= 8 else "fp16" if major == 7 else "fp32"
     return "bf16" if has_bf16(device) else "fp32"
+
+
+def common_precision(chosen: Sequence[Precision]) -> Precision:
+    """Return the precision for ranks on different devices: the one that all of them compute fast or have to use."""
+    return min(chosen, key=("fp32", "tf32", "fp16", "bf16").index)
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -85,7 +91,7 @@ class LossScaler:
         """
         counts = ~finite & (~self._calibrating | (self.value <= self._least))
         good = torch.where(finite, self._good_steps + 1, 0.0)
-        grows = good >= _GOOD_STEPS
+        grows = (good >= _GOOD_STEPS) & (self.value < self._most)
         factor = torch.where(finite, torch.where(grows, 2.0, 1.0), 0.5)
         self.value.mul_(factor).clamp_(self._least, self._most)
         self._good_steps.copy_(torch.where(grows, 0.0, good))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
+import importlib.util
+import shutil
 import time
 from dataclasses import dataclass
 
@@ -85,36 +86,45 @@ class Probe:
         return MemoryUse(base, per_sample, chosen)
 
     def step_seconds(self, micro_batch: int, count: int, compiled: bool = False) -> float:
-        """Measure the mean seconds of a step with so many micro-batches, on two of them."""
+        """Measure the mean seconds of a step of `count` micro-batches; at most two of them are computed and scaled."""
         learner = Learner(self._config, _STEPS, self._ranks, self._precision, compiled)
         batches = [self._samples(micro_batch)] * min(count, 2)
-
-        def measure(first: int) -> float:
-            times = []
-            for step in range(first, first + 6):
-                start = time.perf_counter()
-                learner.step(step, batches, len(batches))
-                learner.take_skipped(wait=True)
-                times.append(time.perf_counter() - start)
-            (slowest,) = self._ranks.largest([statistics.median(times[2:])])
-            return slowest * count / len(batches)
-
-        with_all_terms = measure(_STEPS - 6)
+        scale = count / len(batches)
+        seconds = scale * self._time_steps(learner, batches, _STEPS - 6)  # with all terms
         starts = sorted({start for start in self._config.train.term_starts().values() if start})
-        if not starts:
-            return with_all_terms
-        # Between the first and the last start, some terms take part: the time is taken to be that of all.
-        return starts[0] * measure(0) + (1 - starts[0]) * with_all_terms
+        if starts:  # between the first and the last start, some terms take part: the time is taken to be that of all
+            seconds = starts[0] * scale * self._time_steps(learner, batches, 0) + (1 - starts[0]) * seconds
+        del learner
+        memory.release(self._ranks.device)
+        return seconds
 
-    def why_not_compiled(self, micro_batch: int) -> str:
-        """Try a compiled step, and return in one line why it does not work on some rank; "" if it does."""
-        problem = ""
+    def _time_steps(self, learner: Learner, batches: list[Batch], first: int) -> float:
+        """Mean seconds of a step on the slowest rank, from step number `first` on."""
+        for step in range(first, first + 3):  # these compile, and record graphs
+            learner.step(step, batches, len(batches))
+        learner.take_skipped(wait=True)
+        start = time.perf_counter()
+        for step in range(first + 3, first + 6):
+            learner.step(step, batches, len(batches))
+            learner.take_skipped()
+        learner.take_skipped(wait=True)
+        (slowest,) = self._ranks.largest([(time.perf_counter() - start) / 3])
+        return slowest
+
+    def why_not_compiled(self, micro_batch: int, count: int) -> str:
+        """Try compiled steps, and return in one line why they do not work on some rank; "" if they do."""
+        problem = "" if has_compiler(self._ranks.device) else "there is no compiler that it needs"
+        batches = [self._samples(micro_batch)] * min(count, 2)
         try:
-            learner = self._learner_alone(compiled=True)
-            learner.step(_STEPS - 1, [self._samples(micro_batch)])
-            learner.take_skipped(wait=True)
+            if not problem:
+                learner = self._learner_alone(compiled=True)
+                for step in range(_STEPS - 3, _STEPS):  # a CUDA graph is recorded in the second step
+                    learner.step(step, batches, len(batches))
+                learner.take_skipped(wait=True)
+                del learner
         except Exception as error:  # compilers fail in many ways
             problem = one_line(error, 200) or type(error).__name__
+        memory.release(self._ranks.device)
         return next(filter(None, self._ranks.gather(problem)), "")
 
     def _peak_mb(self, learner: Learner, size: int) -> float:
@@ -124,17 +134,31 @@ class Probe:
             for step in (_STEPS - 2, _STEPS - 1):  # with all terms; the first one also makes the optimizer's state
                 learner.step(step, [self._samples(size)])
             learner.take_skipped(wait=True)
-        except torch.OutOfMemoryError:
-            return float("inf")
+        except RuntimeError as error:
+            if memory.is_lack(error):
+                return float("inf")
+            raise
         return memory.peak_mb(self._ranks.device)
 
     def _learner_alone(self, compiled: bool = False) -> Learner:
         """A learner that does not talk to the other ranks, which could wait for ever for one that failed."""
         alone = Ranks(self._ranks.device, per_node=self._ranks.per_node)
-        return Learner(self._config, _STEPS, alone, self._precision, compiled)
+        graphs = self._ranks.world_size == 1
+        return Learner(self._config, _STEPS, alone, self._precision, compiled, graphs)
 
     def _samples(self, count: int) -> Batch:
         side = self._config.data.crop // self._config.scale
         rng = np.random.default_rng(0)
         lr, hr = (rng.integers(0, 256, (count, s, s, 3), np.uint8) for s in (side, side * self._config.scale))
         return Batch(torch.from_numpy(lr), torch.from_numpy(hr), torch.zeros(count, dtype=torch.int64))
+
+
+def has_compiler(device: torch.device) -> bool:
+    """Tell whether torch.compile can find the compilers that it needs.
+
+    On a CPU it needs a C++ compiler; on a GPU Triton, which needs a C compiler and compute capability 7.5.
+    """
+    if device.type == "cuda":
+        compilers = importlib.util.find_spec("triton") and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+        return bool(compilers) and torch.cuda.get_device_capability(device) >= (7, 5)
+    return any(shutil.which(name) for name in ("c++", "g++", "clang++"))

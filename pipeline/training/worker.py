@@ -24,10 +24,11 @@ from pipeline.networks.weights import build_network, load_weights, to_safetensor
 from pipeline.settings import Config, UserError
 from pipeline.tracking import Best, Journal, RecordKind, TrainingResult
 from pipeline.training import memory
-from pipeline.training.checkpoints import Checkpoints, TrainingState
+from pipeline.training.checkpoints import Checkpoints, Files, TrainingState
 from pipeline.training.learner import Learner, SkippedStep
 from pipeline.training.meter import Meter
 from pipeline.training.planning import Plan, plan_training
+from pipeline.training.probe import has_compiler
 from pipeline.training.ranks import Ranks
 from pipeline.training.validation import HELD_OUT, Validation, Validator, stop_watching, watch_for_hangs
 from sr_model.networks.super_resolver import SuperResolver
@@ -88,7 +89,7 @@ def train_loop(arguments: dict[str, TrainJob]) -> LoopResult:
     try:
         patch_set = ranks.call_on_all(lambda: _check_inputs(job))
         worker = Worker(job.config, patch_set, job.folder, ranks, job.benchmarks, job.stop_at)
-        return LoopResult(worker.plan(measure=True)) if job.plan_only else worker.run()
+        return worker.dry_run() if job.plan_only else worker.run()
     except UserError as error:  # all ranks raise it alike
         return LoopResult(mistake=str(error))
     finally:
@@ -159,19 +160,22 @@ class Worker:
             done += 1
             meter.add(result, sum(sizes))
             logged = done % settings.log_every == 0 or done == plan.steps
-            stopped = logged and self._is_time_up()
-            last = stopped or done == plan.steps
-            checkpoint = last or self._is_due(done, settings.checkpoint_every, settings.checkpoint_s, self._saved_at)
-            for skipped in learner.take_skipped(wait=logged or checkpoint):
+            time_up = self._is_time_up(logged)
+            checkpoint = done == plan.steps or self._is_due(
+                done, settings.checkpoint_every, settings.checkpoint_s, self._saved_at
+            )
+            for skipped in learner.take_skipped(wait=logged or checkpoint or time_up):
                 self._record_skip(skipped)
+            stopped = time_up and not learner.skips.in_a_row  # after a skipped step there is nothing to save
+            checkpoint |= stopped
             if logged or checkpoint:  # so that no mean spans an interruption
                 self._record_progress(learner, meter, done)
             with meter.paused():
                 if untrained is not None:
                     self._validate(untrained, 0)
                     untrained = None
-                if done == plan.steps or self._is_due(
-                    done, settings.validate_every, settings.validate_s, self._validated_at
+                if done == plan.steps or (
+                    not stopped and self._is_due(done, settings.validate_every, settings.validate_s, self._validated_at)
                 ):
                     metrics = self._validate(learner.ema, done)
                 if checkpoint and not learner.skips.in_a_row:
@@ -190,9 +194,18 @@ class Worker:
             return False
         return seconds == 0 or self.ranks.gather(time.monotonic() - last >= seconds)[0]
 
-    def _is_time_up(self) -> bool:
-        """Tell on all ranks alike whether the training has to end early."""
-        return self._stop_at is not None and self.ranks.gather(time.time() >= self._stop_at)[0]
+    def _is_time_up(self, logged: bool) -> bool:
+        """Tell on all ranks alike whether the training has to end early; several ranks ask at a record alone."""
+        if self._stop_at is None or (self.ranks.world_size > 1 and not logged):
+            return False
+        return self.ranks.gather(time.time() >= self._stop_at)[0]
+
+    def dry_run(self) -> LoopResult:
+        """Plan and measure without training."""
+        tiles = self.open_tiles()  # the plan measures the memory that they leave
+        plan = self.plan(measure=True)
+        del tiles
+        return LoopResult(plan)
 
     def plan(self, measure: bool = False, workers: int | None = None, steps: int | None = None) -> Plan:
         """Decide how to train.
@@ -251,16 +264,17 @@ class Worker:
     def _load_or_make_plan(self) -> Plan:
         """The plan that was made before the first step, or a new one; the same on all ranks.
 
-        On another device than before, all but the number of steps is decided anew.
+        On another device than before, or if the compiler is gone, all but the number of steps is decided anew.
         """
         url, ranks = f"{self.folder}/plan.json", self.ranks
         remedy = f"delete {self.folder} to train again from the start, because the plan shaped the steps so far"
         known = ranks.call_on_all(lambda: storage.read_document(url, Plan, remedy) if ranks.rank == 0 else None)
         plan, device = ranks.gather((known, memory.describe(ranks.device)))[0]
-        if plan is None or plan.device != device:
-            plan = ranks.gather(self.plan(steps=plan.steps if plan else None))[0]
-            if ranks.rank == 0:
-                storage.write_document(url, plan)
+        compiles = all(ranks.gather(has_compiler(ranks.device)))
+        if plan is None or plan.device != device or (plan.compiled and not compiles):
+            made = ranks.gather(self.plan(steps=plan.steps if plan else None))[0]
+            ranks.call_on_all(lambda: storage.write_document(url, made) if ranks.rank == 0 else None)
+            return made
         return plan
 
     def _restore(self, learner: Learner) -> int:
@@ -269,19 +283,24 @@ class Worker:
         done = 0
         if found:
             files, state = found
-            try:
-                learner.load(files, state.skips, state.loss_scale)
-            except Exception as error:  # its checksums are right, so it was written by something else
-                raise UserError(
-                    f"the checkpoint {self._checkpoints.url}/{state.step:09d} does not fit this training "
-                    f"({storage.one_line(error, 200)}): delete {self._checkpoints.url} to train again from the start"
-                ) from error
+            self.ranks.call_on_all(lambda: self._load(learner, files, state))
             self._best, done = state.best, state.step
         if len(set(self.ranks.gather(done))) > 1:
             raise UserError(
                 f"workers see different checkpoints in {self.folder}, expected a folder that all nodes share"
             )
         return done
+
+    def _load(self, learner: Learner, files: Files, state: TrainingState) -> None:
+        try:
+            learner.load(files, state.skips, state.loss_scale)
+        except Exception as error:  # its checksums are right, so it was written by something else
+            if memory.is_lack(error):
+                raise
+            raise UserError(
+                f"the checkpoint {self._checkpoints.url}/{state.step:09d} does not fit this training "
+                f"({storage.one_line(error, 200)}): delete {self._checkpoints.url} to train again from the start"
+            ) from error
 
     def _record_progress(self, learner: Learner, meter: Meter, done: int) -> None:
         metrics = meter.read()
