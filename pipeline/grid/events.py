@@ -1,4 +1,4 @@
-"""What happens to the trials of a grid, and what that means for the outcomes of its cells."""
+"""The events of the trials of a grid, and their effects on the outcomes of its cells."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 Accumulation, clipping, the skip of non-finite steps, the moving average, DDP and checkpoints are written once, here.
 The module knows nothing of Ray; `pipeline.training.worker` runs one `Learner` in every process.
 
-Whether a step is finite is decided on the device, where it selects between old and new values, and the process learns
-of it later: while a GPU computes a step, the process prepares the next ones. It is at most two steps ahead.
+The device decides whether a step is finite, and selects between old and new values. The process learns of it later:
+while a GPU computes a step, the process prepares the next ones. It is at most two steps ahead.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class SkippedStep:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What the process does not know yet of a step."""
+    """The outcome of a step, which the process may not know yet."""
 
     step: int
     suspects: dict[str, Tensor]
@@ -111,7 +111,7 @@ class _Module:
     optimizers: Sequence[torch.optim.Optimizer]
     statistics: _Statistics
     graphs: bool
-    """Whether forward and backward pass are CUDA graphs, which write their results to the same memory each time."""
+    """True if forward and backward pass are CUDA graphs, which write their results to the same memory each time."""
 
     def clear_gradients(self, accumulates: bool) -> None:
         self.net.zero_grad(set_to_none=True)

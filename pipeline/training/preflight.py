@@ -54,14 +54,14 @@ class Card:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a process on a node with GPUs finds."""
+    """The facts that a process on a node with GPUs finds."""
 
     node: str
     """Address of the node."""
     torch: str
     """Version of torch."""
     build: str
-    """What torch was built for, such as "CUDA 13.0"; "" for a build without GPUs."""
+    """The platform that torch was built for, such as "CUDA 13.0"; "" for a build without GPUs."""
     architectures: tuple[str, ...]
     """Architectures that torch has code for, such as "sm_75" or "compute_90"."""
     error: str
