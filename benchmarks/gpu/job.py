@@ -1,4 +1,4 @@
-"""What every section of the benchmark gets: its recorder, its device, and how large its work is."""
+"""The arguments of every section of the benchmark: its recorder, its device, and the size of its work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the arithmetic of the network predicts for a card, before anything is measured.
+"""Predictions for a card from the arithmetic of the network, before anything is measured.
 
 A patch of 96x96 takes 7.67 GFLOP forward and backward, and its operands are 50 MB in 16 bits and 98 MB in fp32, 25 %
 more with BatchNorm. A step takes the time of the device, arithmetic plus traffic, or that of the process that launches
