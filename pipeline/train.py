@@ -25,13 +25,16 @@ def main(argv: Sequence[str]) -> None:
     check_prerequisites(config, trains=True)
     with storage.hold(config.outputs, "python -m pipeline.train"):
         problem = None if given else tracking.find_problem(config)
-        if problem and not tracking.any_tracked(f"{config.outputs}/trainings", config.training_label):
+        may_be_finished = tracking.any_tracked(f"{config.outputs}/trainings", config.training_label)
+        if problem and not may_be_finished:
             raise problem
 
         with terminal.stage("", "PyTorch and Ray are loading"):
             from pipeline.data import preparation  # after the checks, because imports take seconds
-            from pipeline.training import driver, dry_run
+            from pipeline.training import driver, dry_run, preflight
 
+        if not may_be_finished:
+            preflight.check_ahead(config)
         patch_set, _ = preparation.prepare(config)
         if given:
             print(dry_run.describe_plan(config, patch_set))

@@ -36,10 +36,10 @@ from pipeline.grid.shares import Share, find_share
 from pipeline.grid.trials import read_stopped, train_cells
 from pipeline.grid.variants import Variant, list_variants
 from pipeline.networks import features
-from pipeline.reporting import comparison, registration
+from pipeline.reporting import comparison, records, registration
 from pipeline.settings import Config, UserError, with_values
 from pipeline.storage import one_line
-from pipeline.training import description, runs
+from pipeline.training import description, preflight, runs
 from pipeline.training.methods import find_method
 from pipeline.training.planning import Plan
 from pipeline.training.ranks import Ranks
@@ -74,6 +74,8 @@ def run(config: Config, dry_run: bool = False, stop_at: float | None = None) -> 
     variants = list_variants(config)
     for variant in variants:
         find_method(variant.config)
+    if any(_is_new(variant) for variant in variants):
+        preflight.check_ahead(config, workers=1)
     cluster.connect_ahead(config)
     cells = [restore_from_record(cell, config) for cell in _prepare_patch_sets(variants)]
     outcomes = {cell.label: Outcome() for cell in cells}
@@ -118,6 +120,13 @@ def run(config: Config, dry_run: bool = False, stop_at: float | None = None) -> 
     print(f"\n{comparison.text(rows)}\n\nreport: {folder}/report.html")
     print(f"MLflow: {tracking.ui_command(config)}", flush=True)
     return _name_missing(rows)
+
+
+def _is_new(variant: Variant) -> bool:
+    """Tell whether a variant has neither a finished training nor a record, whatever its images are."""
+    config = variant.config
+    recorded = config.tune.records and records.read(config.tune.records, variant.label)
+    return not recorded and not tracking.any_tracked(f"{config.outputs}/trainings", config.training_label)
 
 
 def _name_missing(rows: Sequence[comparison.Row]) -> list[str]:

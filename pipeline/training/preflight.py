@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,9 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline import terminal
+from pipeline import cluster, terminal
 from pipeline.settings import Config, UserError
+from pipeline.settings.places import ray_address
 from pipeline.storage import one_line
 
 _PART_OF_A_GPU = 0.001
@@ -37,6 +38,9 @@ _LEAST_FREE_MB = 1000
 """MB of a GPU that the smallest training and its validations need."""
 _COMPILED_FROM = (7, 5)
 """Compute capability from which Triton, the compiler of torch.compile, makes code for a GPU."""
+
+_DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/kfd"), Path("/dev/dxg"))
+"""Files of the drivers of NVIDIA, of AMD, and of Windows below Linux."""
 
 Capability = tuple[int, int]
 """Compute capability of a card, such as (7, 5)."""
@@ -80,10 +84,41 @@ class Facts:
     """Value of NCCL_SOCKET_IFNAME; "" if it is not set."""
 
 
+_known: dict[str, Facts] = {}
+"""The facts that this process has collected, by Ray's id of the node."""
+
+
+def check_ahead(config: Config, workers: int | None = None) -> None:
+    """Check the GPUs that are already there, before images are downloaded for hours.
+
+    Nodes that an autoscaler adds later are checked when the training starts. On a machine without GPUs, Ray does not
+    start.
+
+    Args:
+        config: settings of the training.
+        workers: number of training workers; by default the configured number, or one for each GPU.
+
+    Raises:
+        UserError: if torch cannot train on one of the GPUs, or the cluster does not answer.
+    """
+    if config.cluster.gpu is False or not (ray_address(config) or _has_gpu()):
+        return
+    cluster.connect(config)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if gpus:
+        check_gpus(config, workers or config.cluster.workers or gpus)
+
+
+def _has_gpu() -> bool:
+    """Tell whether this machine seems to have a GPU, also if torch cannot use it; it takes no memory of the GPU."""
+    return torch.cuda.device_count() > 0 or any(path.exists() for path in _DRIVERS)
+
+
 def check_gpus(config: Config, workers: int) -> list[Facts]:
     """Check the GPUs of the connected cluster, with one task on each node that has some.
 
-    A node whose GPUs are all reserved by other work is left out, because a check would wait for them.
+    A node whose GPUs are all reserved by other work is left out, because a check would wait for them. Facts of a node
+    are collected once in a process.
 
     Args:
         config: settings of the training.
@@ -95,12 +130,16 @@ def check_gpus(config: Config, workers: int) -> list[Facts]:
     Raises:
         UserError: if torch cannot train on one of the GPUs.
     """
-    collected = []
-    with terminal.stage("", "checking the GPUs"):
-        for node, found in _collect_on_nodes():
-            if isinstance(found, str):
-                raise UserError(f"the GPU of node {node} cannot be checked: {found}; expected a GPU that torch can use")
-            collected.append(found)
+    nodes = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")}
+    if new := {node: address for node, address in nodes.items() if node not in _known}:
+        with terminal.stage("", "checking the GPUs"):
+            for node, found in _collect_on(new):
+                if isinstance(found, str):
+                    raise UserError(
+                        f"the GPU of node {nodes[node]} cannot be checked: {found}; expected a GPU that torch can use"
+                    )
+                _known[node] = found
+    collected = [_known[node] for node in nodes if node in _known]
     for facts in collected:
         if problems := find_problems(facts, config, workers):
             raise UserError(problems[0])
@@ -260,13 +299,16 @@ def _why_not_compiled(facts: Facts, capability: Capability) -> str:
     return "" if facts.c_compiler else "has no C compiler"
 
 
-def _collect_on_nodes() -> list[tuple[str, Facts | str]]:
-    """Return the address of each node with GPUs, and facts or the reason why there are none.
+def _collect_on(nodes: Mapping[str, str]) -> list[tuple[str, Facts | str]]:
+    """Collect facts on nodes with GPUs, and wait neither for a GPU that other work has reserved nor for a hung task.
 
-    It waits neither for a GPU that other work has reserved nor for a task that hangs.
+    Args:
+        nodes: address of each node by its id.
+
+    Returns:
+        The id of each node, and facts or the reason why there are none. Busy nodes are left out.
     """
     task = ray.remote(num_cpus=0, num_gpus=_PART_OF_A_GPU, max_retries=0)(collect)
-    nodes = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")}
     pending = {
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(address): node
         for node, address in nodes.items()
@@ -278,9 +320,9 @@ def _collect_on_nodes() -> list[tuple[str, Facts | str]]:
         for reference in done:
             node = pending.pop(reference)
             try:
-                results.append((nodes[node], ray.get(reference)))
+                results.append((node, ray.get(reference)))
             except ray.exceptions.RayError as error:
-                results.append((nodes[node], one_line(error, 10**6)[-300:]))
+                results.append((node, one_line(error, 10**6)[-300:]))
         waited = time.monotonic() - start
         free = ray._private.state.available_resources_per_node() if pending and waited > _BUSY_AFTER_S else {}
         for reference, node in list(pending.items()):
@@ -289,5 +331,5 @@ def _collect_on_nodes() -> list[tuple[str, Facts | str]]:
                 ray.cancel(reference, force=True)
                 del pending[reference]
                 if not busy:
-                    results.append((nodes[node], f"the check did not end within {_TIMEOUT_S} seconds"))
+                    results.append((node, f"the check did not end within {_TIMEOUT_S} seconds"))
     return results

@@ -13,9 +13,10 @@ from pipeline.data.patchset import PatchSet
 from pipeline.evaluation import scores as scores_module
 from pipeline.evaluation import tables
 from pipeline.evaluation.scores import Scores
-from pipeline.reporting import report
+from pipeline.reporting import registration, report
+from pipeline.reporting.comparison import Row
 from pipeline.settings import Config
-from pipeline.training import description, driver, runs
+from pipeline.training import description, driver, preflight, runs
 from pipeline.training.methods import find_method
 from pipeline.workflow.finished import mark_finished, read_mark
 
@@ -37,6 +38,8 @@ def run_workflow(config: Config, stop_at: float | None = None) -> str:
     find_method(config)
     for name, source in config.evaluate.benchmarks.items():  # report a wrong benchmark before hours of training
         print(benchmark_sets.list_set(name, source, config.scale, config.downloads).summary(), flush=True)
+    if not tracking.any_tracked(f"{config.outputs}/trainings", config.training_label):
+        preflight.check_ahead(config)
     patch_set, found = preparation.prepare(config)
     print(f"patch set {'reused' if found else 'made'}: {patch_set.url}: {patchset.describe(patch_set)}", flush=True)
     folder = f"{config.outputs}/workflows/{runs.training_name(config, patch_set)}"
@@ -52,7 +55,8 @@ def run_workflow(config: Config, stop_at: float | None = None) -> str:
 def _train_and_report(config: Config, patch_set: PatchSet, folder: str, stop_at: float | None) -> Scores:
     """Train, evaluate and write the report within an MLflow run."""
     cluster.connect_ahead(config)
-    with tracking.Tracker(config).run(folder, config.name, {"stage": "workflow"}) as parent:
+    tracker = tracking.Tracker(config)
+    with tracker.run(folder, config.name, {"stage": "workflow"}) as parent:
         parent.describe({"patch_set": patch_set.name, "source": ",".join(config.source)}, config)
         description.log_patch_set(parent, config, patch_set)
         trained = driver.train(config, patch_set, parent.id, stop_at=stop_at)
@@ -70,9 +74,25 @@ def _train_and_report(config: Config, patch_set: PatchSet, folder: str, stop_at:
                 }
             )
             sent &= parent.log_file(comparison, "comparison.png") and parent.log_file(page, "report.html")
+            sent &= _register(config, trained, scores, parent, tracker)
     if sent and parent.ended:
-        mark_finished(folder, config, scores.identity)
+        mark_finished(folder, config, scores.identity, _registered_name(config))
     return scores
+
+
+def _register(
+    config: Config, trained: runs.Trained, scores: Scores, parent: tracking.TrackedRun, tracker: tracking.Tracker
+) -> bool:
+    """Add the scores to the model of the training, and register it; return True if MLflow has received all of it."""
+    row = Row("training", "finished", config, folder=trained.folder, steps=trained.result.steps, sets=scores.sets)
+    sent = registration.register_best(config, [row], f"of the workflow {config.name}", parent, tracker)
+    run = tracker.find_run(trained.folder, parent.id)
+    return sent and run is not None and run.log_scores(row.flat_scores)
+
+
+def _registered_name(config: Config) -> str:
+    """Return the name of the registered model of this workflow; "" if it is not registered."""
+    return registration.model_name(config) if config.tracking.registers else ""
 
 
 def _read_finished(config: Config, patch_set: PatchSet, folder: str) -> Scores | None:
@@ -80,6 +100,9 @@ def _read_finished(config: Config, patch_set: PatchSet, folder: str) -> Scores |
     trained = runs.find_training(config, patch_set)
     mark = read_mark(folder)
     if trained is None or not trained.tracked or mark is None:
+        return None
+    wanted = _registered_name(config)
+    if wanted and mark.registered != wanted:
         return None
     scores = scores_module.read(config, patch_set, trained.weights, folder)
     return scores if scores and scores.identity == mark.scores else None

@@ -2,7 +2,6 @@ import dataclasses
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from pipeline.data.patchset import PatchSet
 from pipeline.data.rejection import Rejection, RejectionKind
 from pipeline.settings import UserError
 from pipeline.settings.command_line import parse
-from tests.conftest import ROOT, SMALL, write_photos
+from tests import commands
+from tests.conftest import SMALL, write_photos
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -79,10 +79,8 @@ def test_a_damaged_manifest_gives_one_sentence(made: PatchSet, tmp_path: Path) -
 
 def command(*argv: str) -> tuple[int, str, str]:
     """Return the exit code, standard output and standard error."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.patchset", *argv], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.returncode, done.stdout, done.stderr
+    done = commands.run("patchset", *argv)
+    return done.code, done.stdout, done.stderr
 
 
 def test_show_prints_a_summary_and_draws_pairs(made: PatchSet, tmp_path: Path) -> None:

@@ -1,13 +1,12 @@
 """Small grids, started with the commands that users run."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import safetensors.torch
 
-from tests.conftest import ROOT, SMALL, write_photos
+from tests import commands
+from tests.conftest import SMALL, write_photos
 from tests.sr_model.terms.test_perceptual import random_weights
 
 Grid = tuple[list[str], Path, str, str]
@@ -28,10 +27,8 @@ def finished_grid(base: Path) -> Grid:
 
 def tune(*argv: str, code: int = 0, module: str = "tune") -> tuple[str, str]:
     """Run a command, check its exit code, and return its standard output and standard error."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"pipeline.{module}", *argv], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
+    done = commands.run(module, *argv)
+    assert done.code == code, done
     return done.stdout, done.stderr
 
 

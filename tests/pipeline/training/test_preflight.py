@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,3 +198,32 @@ def test_the_check_waits_neither_for_reserved_gpus_nor_for_ever() -> None:
     *_, left_out, hung = [line for line in done.stdout.splitlines() if not line.startswith("checking")]
     assert left_out == "[]"
     assert re.fullmatch(r"the GPU of node [\d.]+ cannot be checked: the check did not end within 3 seconds; .+", hung)
+
+
+AHEAD = """
+import sys
+import ray
+from pipeline.settings import UserError
+from pipeline.settings.command_line import parse
+from pipeline.workflow import workflow
+
+ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
+address = ray.get_runtime_context().gcs_address
+try:
+    workflow.run_workflow(parse([*sys.argv[1:], "--cluster.address", address], "run", ""))
+except UserError as error:
+    print(error)
+"""
+"""Runs a workflow on a cluster with a pretended GPU."""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_the_gpus_are_checked_before_any_image_is_read(small: Callable[..., list[str]], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AHEAD, *small("--home", str(tmp_path / "new"))],
+        capture_output=True, text=True, cwd=ROOT, check=False, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"torch {torch.__version__}")
+    assert not (tmp_path / "new" / "patchsets").exists()

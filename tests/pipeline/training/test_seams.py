@@ -12,6 +12,7 @@ from pipeline.data import preparation
 from pipeline.settings.command_line import parse
 from pipeline.tracking import TrainingResult
 from pipeline.training.runs import read_history
+from tests import commands
 from tests.conftest import ROOT
 
 TOYS = ["--model.name=toy", "model.width=5", "train.method=with_critic", 'train.loss={"l1": 1, "brightness": 0.5}']
@@ -51,13 +52,6 @@ def test_a_network_a_term_and_a_method_of_ones_own_train_like_those_that_are_the
 
 
 def test_an_unknown_method_is_refused_by_name(small: Callable[..., list[str]]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.train", *small("train.method=magic")],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        timeout=240,
-    )
-    assert done.returncode == 2
+    done = commands.run("train", *small("train.method=magic"))
+    assert done.code == 2
     assert done.stderr == "error: train.method is 'magic', expected one of supervised\n"

@@ -1,8 +1,6 @@
 """Commands that stop after a time, and go on when they are rerun."""
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,7 @@ from pipeline.settings import Config, UserError
 from pipeline.settings.command_line import parse
 from pipeline.training import driver, runs
 from pipeline.training.stopping import OutOfTime
-from tests.conftest import ROOT
+from tests import commands
 from tests.pipeline.grid.grids import grid_options
 
 Small = Callable[..., list[str]]
@@ -24,10 +22,8 @@ Small = Callable[..., list[str]]
 
 def run(module: str, *argv: str) -> str:
     """Output of a command that ends with exit code 0."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"pipeline.{module}", *argv], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = commands.run(module, *argv)
+    assert done.code == 0, done
     assert "Traceback" not in done.stderr
     return done.stdout
 

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests import commands
 from tests.conftest import ROOT, SMALL, write_photos
 
 Small = Callable[..., list[str]]
@@ -25,10 +26,8 @@ Small = Callable[..., list[str]]
 
 def run(*argv: str, module: str = "run", code: int = 0) -> tuple[str, str]:
     """Output and errors of a stage's command."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"pipeline.{module}", *argv], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
+    done = commands.run(module, *argv)
+    assert done.code == code, done
     return done.stdout, done.stderr
 
 

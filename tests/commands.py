@@ -1,0 +1,60 @@
+"""Run a command as `python -m pipeline.NAME` does, in a process of its own, without importing libraries each time.
+
+The processes are forked from one that has imported what takes seconds. tests/pipeline/test_start.py covers what a
+command imports itself, and when.
+"""
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+_FORKING = multiprocessing.get_context("forkserver")
+_FORKING.set_forkserver_preload(
+    ["pipeline", "torch", "ray.data", "ray.train.torch", "ray.tune", "mlflow", "matplotlib.pyplot", "skimage", "scipy"]
+)  # `pipeline` is first, because it sets the environment that Ray and MLflow read when they are imported
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    def __str__(self) -> str:
+        return f"exit code {self.code}\n{self.stdout}\n{self.stderr}"
+
+
+def run(name: str, *argv: str) -> Done:
+    """Run `python -m pipeline.NAME` with arguments in the checkout, and wait for its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        process = _FORKING.Process(target=_main, args=(name, argv, str(out), str(err), dict(os.environ)))
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return Done(process.exitcode, out.read_text(), err.read_text())
+
+
+def _main(name: str, argv: tuple[str, ...], out: str, err: str, environment: dict[str, str]) -> None:
+    """Become the command, in the forked process."""
+    for stream, file in ((sys.stdout, out), (sys.stderr, err)):
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT)
+        os.dup2(descriptor, stream.fileno())
+        os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(_ROOT)
+    sys.argv = [f"pipeline.{name}", *argv]
+    try:
+        runpy.run_module(f"pipeline.{name}", run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing ends a process without them
