@@ -3,10 +3,11 @@
 The folders of the tests mirror the packages that they test. Tests that need a Ray in this process share one.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Ray and MLflow read these when they are imported. Tests must not use the home directory or send data.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -22,6 +23,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from pipeline import storage
 from sr_model.pixels import Pixels
 
 if TYPE_CHECKING:
@@ -137,6 +139,13 @@ def small(photos: Path, tmp_path: Path) -> Callable[..., list[str]]:
         return [f"--source={photos}", f"--home={tmp_path / 'home'}", *SMALL, *more]
 
     return options
+
+
+def read_json(url: str) -> Any:
+    """Return the value of a JSON file at a path or URL."""
+    content = storage.read(url)
+    assert content is not None, f"{url} does not exist"
+    return json.loads(content)
 
 
 def random_image(height: int, width: int, seed: int = 0) -> Pixels:

@@ -6,10 +6,8 @@ from pipeline.storage.documents import (
     parse_document,
     read_document,
     read_expendable,
-    read_json,
     report_once,
     write_document,
-    write_json,
 )
 from pipeline.storage.files import (
     copy,
@@ -58,7 +56,6 @@ __all__ = [
     "read",
     "read_document",
     "read_expendable",
-    "read_json",
     "redact",
     "remove",
     "report_once",
@@ -70,5 +67,4 @@ __all__ = [
     "with_retries",
     "write",
     "write_document",
-    "write_json",
 ]

@@ -1,8 +1,7 @@
-"""JSON files: typed ones that are checked when they are read, and untyped ones."""
+"""JSON files that are checked against a type when they are read."""
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any, TypeVar
 
@@ -85,18 +84,3 @@ def report_once(message: str) -> None:
 def write_document(url: str, value: Any) -> None:
     """Write a dataclass, a pydantic model or another value that pydantic can serialize as indented JSON."""
     files.write(url, TypeAdapter(type(value)).dump_json(value, indent=1) + b"\n")
-
-
-def write_json(url: str, value: Any) -> None:
-    """Write a value that the json module can serialize as indented JSON."""
-    files.write(url, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(url: str) -> Any:
-    """Return the value of a JSON file, or None if there is no such file.
-
-    Raises:
-        ValueError: if the file is not JSON.
-    """
-    content = files.read(url)
-    return None if content is None else json.loads(content)

@@ -31,7 +31,7 @@ from pipeline import storage, terminal
 from pipeline.downloads import download
 from pipeline.downloads.download import DownloadError
 from pipeline.storage import documents, files
-from tests.conftest import ROOT
+from tests.conftest import ROOT, read_json
 
 CONTENT = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(250_000)
@@ -551,7 +551,7 @@ def test_a_remote_cache_gets_whole_files(server: Server, remote: str, tmp_path: 
     url = fetch_url(server.url, remote)
     assert storage.read(url) == CONTENT
     assert storage.names(remote) == [url.rsplit("/")[-1], url.rsplit("/")[-1] + ".json"]
-    assert storage.read_json(f"{url}.json") == {"url": server.url, "bytes": len(CONTENT), "sha256": SHA256}
+    assert read_json(f"{url}.json") == {"url": server.url, "bytes": len(CONTENT), "sha256": SHA256}
     assert server.sent == len(CONTENT)
     assert not [file for file in tmp_path.rglob("*") if file.stat().st_size >= len(CONTENT)]
     assert fetch_url(server.url, remote) == url

@@ -174,8 +174,8 @@ def restart_when(server: S3Server, condition: Callable[[], bool]) -> threading.T
 
 def test_files_come_back_as_they_were_written(url: str, tmp_path: Path) -> None:
     odd = f"{url}/deep/er/odd name+ä%20[1].json"
-    storage.write_json(odd, {"ä": [1, 2.5, None]})
-    assert storage.read_json(odd) == {"ä": [1, 2.5, None]}
+    storage.write_document(odd, {"ä": [1, 2.5, None]})
+    assert storage.read_document(odd, dict) == {"ä": [1, 2.5, None]}
     with storage.create(f"{url}/made") as part:
         part.write_bytes(b"made")
     (tmp_path / "file").write_bytes(b"copied")
@@ -198,7 +198,7 @@ def test_what_is_not_there_is_none(url: str, missing: str) -> None:
     storage.write(f"{url}/here", b"")
     for where in (f"{url}/{missing}", f"s3://no-{BUCKET}/{missing}"):
         assert storage.read(where) is None
-        assert storage.read_json(where) is None
+        assert storage.read_document(where, dict) is None
         assert storage.size(where) is None
         assert storage.names(where) == []
         assert not storage.exists(where)
@@ -465,7 +465,7 @@ def test_preprocessing_outlives_the_servers_death(
     assert unfinished, "the run was over too soon"
     assert process.returncode == 0, errors
     manifest = json.loads((tmp_path / f"home/patchsets/{expected.name}/manifest.json").read_text())
-    assert storage.read_json(f"{folder}/manifest.json") == manifest
+    assert storage.read_document(f"{folder}/manifest.json", dict) == manifest
     for shard in expected.all_shards:
         with storage.local_copy(f"{folder}/{shard.file}") as file:
             assert storage.sha256(file) == shard.sha256

@@ -8,13 +8,13 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from pipeline import storage
 from pipeline.data import preparation
 from pipeline.settings import Config, UserError
 from pipeline.settings.command_line import parse
 from pipeline.training import driver, runs
 from pipeline.training.stopping import OutOfTime
 from tests import commands
+from tests.conftest import read_json
 from tests.pipeline.grid.grids import grid_options
 
 Small = Callable[..., list[str]]
@@ -31,7 +31,7 @@ def run(module: str, *argv: str) -> str:
 def statuses(config: Config, *folders: str) -> list[str]:
     """Status of the MLflow run of each folder."""
     client = mlflow.MlflowClient(config.tracking_uri)
-    ids = [next(iter(storage.read_json(f"{folder}/tracking.json")["runs"].values())) for folder in folders]
+    ids = [next(iter(read_json(f"{folder}/tracking.json")["runs"].values())) for folder in folders]
     return [client.get_run(run_id).info.status for run_id in ids]
 
 

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline import storage, train
+from pipeline import train
 from pipeline.data import preparation
 from pipeline.evaluation import scoring
 from pipeline.networks import upscaling
@@ -24,7 +24,7 @@ from pipeline.settings.command_line import parse
 from pipeline.tracking import Best
 from pipeline.training import driver, runs
 from pipeline.training.runs import Trained
-from tests.conftest import ROOT, SMALL, write_photos
+from tests.conftest import ROOT, SMALL, read_json, write_photos
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 Small = Callable[..., list[str]]
@@ -44,7 +44,7 @@ def weights(trained: Trained) -> dict[str, torch.Tensor]:
 
 
 def mlflow_run(config: Config, trained: Trained) -> mlflow.entities.Run:
-    run_id = storage.read_json(f"{trained.folder}/tracking.json")["runs"][""]
+    run_id = read_json(f"{trained.folder}/tracking.json")["runs"][""]
     return mlflow.MlflowClient(config.tracking_uri).get_run(run_id)
 
 
@@ -254,7 +254,7 @@ def test_interrupted_it_is_marked_killed_and_goes_on_with_another_number_of_work
     assert driver.returncode == 130
     assert "interrupted: rerun the same command to resume" in errors
     assert "Traceback" not in errors
-    run_id = storage.read_json(f"{folder}/tracking.json")["runs"][""]
+    run_id = read_json(f"{folder}/tracking.json")["runs"][""]
     assert mlflow.MlflowClient(config.tracking_uri).get_run(run_id).info.status == "KILLED"
     assert not (folder / "result.json").exists()
 
@@ -292,7 +292,7 @@ def test_what_cannot_work_is_one_sentence(small: Small, option: str, message: st
 @pytest.mark.long
 def test_minutes_become_steps_once_and_a_lost_result_is_made_again(small: Small) -> None:
     _, trained = run(small("cluster.workers=1", "train.length=0.2 minutes"))
-    plan = storage.read_json(f"{trained.folder}/plan.json")
+    plan = read_json(f"{trained.folder}/plan.json")
     assert trained.result.steps == plan["steps"] > 5
     for file in ("result.json", "model.safetensors"):
         Path(trained.folder, file).unlink()

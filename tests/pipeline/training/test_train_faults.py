@@ -23,7 +23,7 @@ from pipeline.settings.command_line import parse
 from pipeline.training import driver, runs
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import Worker
-from tests.conftest import ROOT, SMALL, write_photos
+from tests.conftest import ROOT, SMALL, read_json, write_photos
 from tests.recording import hashes
 from tests.services import BUCKET, MLflowServer, S3Server, TwoNodes
 
@@ -236,7 +236,7 @@ def test_with_the_mlflow_server_away_for_a_minute_nothing_is_lost_or_delayed(
             (folder / "samples" / "hurry").touch()
             _, errors = finish(driver)
         assert "does not answer; the run continues without it" in errors
-        run_id = storage.read_json(f"{folder}/tracking.json")["runs"][""]
+        run_id = read_json(f"{folder}/tracking.json")["runs"][""]
         client = mlflow.MlflowClient(server.url)
         assert client.get_run(run_id).info.status == "FINISHED"
         history = client.get_metric_history(run_id, "train/objective")
