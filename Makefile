@@ -69,9 +69,9 @@ clean: ## remove the environment and caches; outputs stay
 	touch $@
 
 .venv/.test: .venv/.pip pyproject.toml
-	$(PIP) -e '.[local]' --group test
+	$(PIP) -e '.[local,onnx,serve]' --group test
 	touch $@ .venv/.run
 
 .venv/.lint: .venv/.pip pyproject.toml
-	$(PIP) -e '.[local]' --group lint
+	$(PIP) -e '.[local,onnx,serve]' --group lint
 	touch $@ .venv/.run .venv/.test

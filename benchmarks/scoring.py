@@ -1,6 +1,7 @@
 """Compare the time of SSIM on one 2K image with that of scikit-image, whose function always uses one thread.
 
-A whole score (PSNR on Y, SSIM on Y, PSNR in RGB) is timed beside it.
+A whole score (PSNR on Y, SSIM on Y, PSNR in RGB) is timed beside it. On a smaller image, the time of ST-LPIPS for
+one more version of an image is compared with that of enlarging it with the bundled network in fp32, on one thread.
 
     python -m benchmarks.scoring [--rounds N]
 """
@@ -12,10 +13,16 @@ import torch
 from skimage.metrics import structural_similarity
 
 from benchmarks.measuring import Result, medians, parser_of, print_results, print_times, time_in_turns
+from pipeline.networks import bundled, features
+from pipeline.networks.sources import find_model
+from pipeline.networks.upscalers import load_upscaler
 from sr_model.metrics import luma, score, ssim
+from sr_model.pixels import to_input
 
 HEIGHT, WIDTH = 1356, 2040
 """Size of most images of DIV2K."""
+SIDE = 512
+"""Side of the image for ST-LPIPS."""
 
 
 def main() -> None:
@@ -55,6 +62,7 @@ def main() -> None:
     times = time_in_turns(actions, arguments.rounds)
     print_times(times, each="image")
     seconds = medians(times)
+    perceptual = _time_st_lpips(images[0][:, :SIDE, :SIDE], images[1][:, :SIDE, :SIDE], arguments.rounds)
     ratios = {n: seconds["scikit-image's SSIM"] / seconds[f"SSIM, {n} thread{'s' if n > 1 else ''}"] for n in (1, 2)}
     print_results(
         [
@@ -67,7 +75,34 @@ def main() -> None:
             )
             for n, ratio in ratios.items()
         ]
+        + [
+            Result(
+                "st_lpips",
+                round(perceptual, 2),
+                f"time of ST-LPIPS for a version of a {SIDE}x{SIDE} image / of enlarging it with the full-size network",
+                1.2,
+                "lower",
+            )
+        ]
     )
+
+
+def _time_st_lpips(sr: torch.Tensor, hr: torch.Tensor, rounds: int) -> float:
+    """Return the time of ST-LPIPS for one more version of an image, in units of that of enlarging the image."""
+    torch.set_num_threads(1)
+    metric = features.load_st_lpips(torch.device("cpu"))
+    network = load_upscaler(find_model(bundled.DEFAULT), device="cpu", precision="fp32")
+    lr = hr[:, ::4, ::4].contiguous()
+    one, two, truth = to_input(sr), torch.cat([to_input(sr)] * 2), to_input(hr)
+    actions = {
+        "ST-LPIPS, 1 version": lambda: metric(one, truth),
+        "ST-LPIPS, 2 versions": lambda: metric(two, truth),
+        "the network": lambda: network.enlarge(lr),
+    }
+    times = time_in_turns(actions, rounds)
+    print_times(times, each="image")
+    seconds = medians(times)
+    return (seconds["ST-LPIPS, 2 versions"] - seconds["ST-LPIPS, 1 version"]) / seconds["the network"]
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ _DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # it would show the server's password
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_UV_AUTO_DETECT": "false",  # a model needs no uv.lock of the folder in which the command runs
 }
 for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)

@@ -12,9 +12,11 @@ COMMANDS = {
     "run": "run the whole workflow: preprocess, train, evaluate and report",
     "preprocess": "make a patch set from images",
     "train": "train a network on a patch set",
-    "evaluate": "score a finished training",
+    "evaluate": "score models, or a finished training",
     "tune": "train and compare a grid",
     "upscale": "upscale an image",
+    "export": "export a model to another format",
+    "serve": "serve a model over HTTP, with a page",
     "patchset": "show or verify a patch set",
     "publish": "show recorded trainings as a results page or in MLflow",
 }

@@ -1,32 +1,118 @@
-"""Score the training that the configuration describes, beside bicubic interpolation and the untrained network.
+"""Score models, or the training that the configuration describes, with PSNR, SSIM and perceptual distances.
 
-`python -m pipeline.evaluate --config FILE` scores it on held-out images and benchmark sets.
+`python -m pipeline.evaluate --model MODEL … --sets NAME=FOLDER …` scores any models on benchmark sets.
+`python -m pipeline.evaluate --config FILE` scores the configured training on held-out images and benchmark sets.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Sequence
 
 from pipeline import storage, terminal
+from pipeline.networks import sources
 from pipeline.settings import Config, UserError
-from pipeline.settings.command_line import command, parse
+from pipeline.settings.command_line import Parser, command, parse_with, split_settings
+from pipeline.settings.evaluation import split_name
+from pipeline.settings.fields import absolute_path
+from pipeline.settings.places import names_tracking, sets_folder
 from pipeline.settings.prerequisites import check_prerequisites
+
+_OPTIONS = {
+    "--model": (
+        "[NAME=]MODEL ...",
+        "score these models instead of the configured training: a bundled model, a .safetensors or .onnx file, the "
+        "folder of a training or workflow, models:/NAME@ALIAS or runs:/ID of MLflow, bicubic, or a folder of images "
+        "that another tool has enlarged",
+    ),
+    "--sets": (
+        "NAME[=PLACE] ...",
+        "score on these sets instead of those of evaluate.benchmarks; published sets that are not at hand are skipped",
+    ),
+    "--sets-dir": ("FOLDER", "folder of sets, in which names without a place are looked up (default: $SR_SETS)"),
+    "--out": ("FOLDER", "folder for the scores and comparisons of models (default: evaluations/ in the home)"),
+    "--csv": ("FILE", "also write the table of models as CSV to this file"),
+}
+_FLAGS = {
+    "--self-ensemble": "enlarge every image in eight orientations with each model, and score the mean",
+    "--mlflow": "log the scores of models to MLflow; this is the default if a tracking server is configured",
+}
 
 
 @command
 def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.evaluate`."""
-    config = parse(argv, "evaluate", "Score the finished training that the configuration describes.")
-    check_prerequisites(config, trains=True, scores=True)
+    own, rest = _read_options(argv)
+    purpose = "Score models, or the finished training that the configuration describes."
+    config, flags = parse_with(_FLAGS, rest, "evaluate", purpose, described=_OPTIONS)
+    if not own.model and (given := [f"--{key}" for key in ("out", "csv") if getattr(own, key)] + sorted(flags)):
+        raise UserError(f"{given[0]} concerns models, expected --model, too")
+    config = _with_sets(config, own)
+    check_prerequisites(config, trains=not own.model, scores=True)
+    if own.model:
+        _score_models(config, own, flags)
+    else:
+        _score_training(config)
+
+
+def _read_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Separate the options of this command that have values from settings and flags."""
+    parser = Parser("evaluate", add_help=False)
+    for option, (value, _) in _OPTIONS.items():
+        if value.endswith("..."):
+            parser.add_argument(option, nargs="+", action="extend")
+        else:
+            parser.add_argument(option)
+    own, rest = parser.parse_known_args(argv)
+    for key in ("model", "sets"):  # a bare setting, such as cluster.gpu=false, may follow them
+        values, settings = split_settings(getattr(own, key) or [])
+        setattr(own, key, values)
+        rest += settings
+    own.out, own.csv = (place and absolute_path(place) for place in (own.out, own.csv))
+    return own, rest
+
+
+def _with_sets(config: Config, own: argparse.Namespace) -> Config:
+    """Return the configuration with the sets that the options name, and say which of them are skipped."""
+    folder = sets_folder(own.sets_dir)
+    if not own.sets and not (own.model or own.sets_dir):
+        return config
+    from pipeline.evaluation import sets  # after the options are read, because imports take time
+
+    places, skipped = sets.find_sets(own.sets, config.evaluate.benchmarks, folder)
+    for sentence in skipped:
+        print(sentence, flush=True)
+    if not places:
+        raise UserError("none of the named sets is at hand: expected --sets NAME=FOLDER for at least one of them")
+    evaluate = config.evaluate.model_copy(update={"benchmarks": places})
+    return config.model_copy(update={"evaluate": evaluate})
+
+
+def _score_models(config: Config, own: argparse.Namespace, flags: set[str]) -> None:
+    for _, model in map(split_name, own.model):
+        if not storage.is_url(model) and not model.startswith(("models:", "runs:")) and not os.path.lexists(model):
+            sources.find_model(model)  # before imports that take seconds
+    with terminal.stage("", "PyTorch and Ray are loading"):
+        from pipeline.reporting import scoreboard  # after the checks, because imports take seconds
+
+    ensemble, track = "--self-ensemble" in flags, "--mlflow" in flags or names_tracking(config)
+    board = scoreboard.score_models(config, own.model, ensemble, own.out, own.csv, track)
+    print("\n".join(["", board.table, "", *board.scores.problems, "written:", *board.files]))
+    if board.scores.problems:
+        raise SystemExit(1)
+
+
+def _score_training(config: Config) -> None:
     if not _may_be_finished(config):
         raise UserError(
             f"{config.outputs}/trainings has no finished training {config.training_label}, which the configuration "
-            "describes: run pipeline.train with the same settings first"
+            "describes: run pipeline.train with the same settings first, or name models with --model"
         )
     with storage.hold(config.outputs, "python -m pipeline.evaluate"):
         with terminal.stage("", "PyTorch and Ray are loading"):
             from pipeline.data import benchmark_sets, preparation  # after the checks, because imports take seconds
-            from pipeline.evaluation import scores, tables
+            from pipeline.evaluation import tables, trained_network
             from pipeline.training import runs
 
         for name, source in config.evaluate.benchmarks.items():
@@ -40,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
             )
         patch_set, _ = preparation.carry_out(planned)
         folder = f"{config.outputs}/workflows/{trained.name}"
-        scored = scores.evaluate(config, patch_set, trained.weights, folder)
+        scored = trained_network.evaluate(config, patch_set, trained.weights, folder)
         print(f"{tables.scores_table(scored)}\n\nscores: {folder}/scores.json")
 
 

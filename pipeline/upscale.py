@@ -1,57 +1,76 @@
-"""Upscale an image with a trained network: `python -m pipeline.upscale photo.jpg out.png`."""
+"""Upscale images with a trained network: `python -m pipeline.upscale photo.jpg out.png`."""
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
-from pathlib import Path
+import tempfile
+from collections.abc import Callable, Sequence
 
-from pipeline import storage
-from pipeline.networks import bundled
-from pipeline.settings import UserError
+from pipeline.data.listing import count
+from pipeline.networks import sources
+from pipeline.networks.bundled import DEFAULT
+from pipeline.settings import Config, UserError, resolve
 from pipeline.settings.command_line import Parser, command
-from pipeline.upscaling import targets
+from pipeline.upscaling import batch
+from pipeline.upscaling.formats import FORMATS, check_format
+from pipeline.upscaling.options import Enlargement, Model
+from pipeline.upscaling.plan import Naming, make_plan
+
+_BICUBIC_SCALE = 4
 
 
 @command
 def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.upscale`."""
-    parser = Parser("upscale", "Upscale an image. Grey and transparency are kept; colours are converted to sRGB.")
-    parser.add_argument("image", type=Path, help="the image: PNG, JPEG, WebP, TIFF or BMP")
-    formats = ", ".join(targets.TRANSPARENT + targets.OPAQUE)
-    parser.add_argument("out", type=Path, help=f"the file to write; its name ends in {formats}")
-    parser.add_argument(
-        "--model",
-        default=bundled.DEFAULT,
-        help=f"a bundled model ({', '.join(bundled.names())}) or a .safetensors file (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max-megapixels",
-        type=_positive,
-        default=400.0,
-        help="refuse to write a larger image (default: %(default)g)",
-    )
-    parser.add_argument(
-        "--device", choices=["cpu", "cuda"], help="the device to compute on (default: cuda if there is a GPU, else cpu)"
-    )
-    options = parser.parse_args(argv)
-    if not options.image.is_file():
-        reason = "it is not a file" if options.image.exists() else "No such file or directory"
-        raise UserError(f"cannot read {options.image}: {reason}; expected an image: PNG, JPEG, WebP, TIFF or BMP")
-    targets.check_target(options.image, options.out)
-    model = options.model if options.model.endswith(".safetensors") else bundled.weights(options.model)
-    if not storage.is_url(model) and not Path(model).exists():
-        raise UserError(f"cannot read the weights {model}: there is no such file; expected a .safetensors file")
-
-    from pipeline.upscaling import files  # after the checks, because imports take seconds
-
-    net = files.load(model, options.device)
-    width, height = files.upscale_file(net, options.image, options.out, options.max_megapixels)
-    print(f"{options.out}: {width}x{height}")
+    options = _parser().parse_args(argv)
+    if options.out is None and len(options.paths) < 2:
+        raise UserError("the output is missing, expected IN... OUT, or IN... -o OUT")
+    out = options.out or options.paths.pop()
+    with tempfile.TemporaryDirectory(prefix="sr-upscale-") as scratch:
+        cache = resolve(Config()).cache or scratch
+        plan = make_plan(options.paths, out, Naming(options.suffix, options.format), cache, scratch)
+        if options.quality and not any(FORMATS[job.suffix].lossy for job in plan.jobs):
+            lossy = ", ".join(suffix for suffix, form in FORMATS.items() if form.lossy)
+            raise UserError(f"--quality changes nothing for {plan.jobs[0].suffix}, expected files ending in {lossy}")
+        whole = options.outscale and options.outscale.is_integer()  # bicubic interpolation has any scale
+        scale = max(int(options.outscale), 2) if whole else _BICUBIC_SCALE
+        model = Model(sources.find_model(options.model), scale, options.device, options.precision, options.tile)
+        how = Enlargement(options.outscale, options.quality, options.keep_profile, options.max_megapixels)
+        for line in plan.summaries:
+            print(line, flush=True)
+        done = batch.upscale_all(plan, model, how)
+    if len(plan.jobs) > 1:
+        skipped = f", {done.skipped} done earlier" if done.skipped else ""
+        failed = f", {done.failed} failed" if done.failed else ""
+        print(f"{plan.folder}: {count(done.written, 'image')} upscaled{skipped}{failed}")
+    if done.failed:
+        raise SystemExit(1)
 
 
-def _positive(text: str) -> float:
+def _parser() -> Parser:
+    parser = Parser("upscale", "Upscale images. Grey, 16 bits, transparency and metadata are kept.")
+    add = parser.add_argument
+    inputs = "images, folders, patterns or archives, at paths or URLs; the last one is OUT unless -o names it"
+    add("paths", nargs="+", metavar="IN", help=inputs)
+    add("-o", "--out", metavar="OUT", help=f"a file that ends in {', '.join(FORMATS)}; or a folder or s3:// prefix")
+    add("--model", default=DEFAULT, help=f"{sources.EXPECTED} (default: %(default)s)")
+    add("--outscale", type=_number, metavar="FACTOR", help="resize the result to this factor (default: the model's)")
+    add("--suffix", type=_suffix, default="", help="text to add to the names of files in a folder, such as _x4")
+    add("--format", type=_ending, metavar="ENDING", help="ending of files in a folder (default: that of each image)")
+    add("--quality", type=_integer(1, 100), metavar="1-100", help="of JPEG (default: 95), WebP (lossless), AVIF (90)")
+    add("--keep-profile", action="store_true", help="keep colours and ICC profile instead of converting to sRGB")
+    limit = "refuse to write a larger image (default: %(default)g)"
+    add("--max-megapixels", type=_number, default=400.0, metavar="N", help=limit)
+    add("--device", choices=["cpu", "cuda"], help="where to compute (default: cuda if there is a GPU, else cpu)")
+    precision = "number format of the computation (default: the fastest that changes no 8-bit image visibly)"
+    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help=precision)
+    tile = "side of a tile in pixels of the input, or auto to choose it from the memory (default: auto)"
+    add("--tile", type=_tile, metavar="N", help=tile)
+    return parser
+
+
+def _number(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -59,6 +78,33 @@ def _positive(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
+
+
+def _integer(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def _tile(text: str) -> int | None:
+    return None if text == "auto" else _integer(16, 8192)(text)
+
+
+def _suffix(text: str) -> str:
+    if "/" in text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} has a slash, expected a part of a file's name")
+    return text
+
+
+def _ending(text: str) -> str:
+    ending = f".{text.lower().lstrip('.')}"
+    if ending not in FORMATS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no format, expected {', '.join(FORMATS)}")
+    check_format(ending)
+    return ending
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 Form = Literal["matlab", "legacy"]
@@ -62,6 +61,8 @@ def blur(hr: Tensor, sigma: float) -> Tensor:
     Borders are mirrored as in `downscale`, and values are rounded once at the end. Beside the result, memory holds a
     few hundred rows.
     """
+    from scipy.ndimage import gaussian_filter  # here, because it takes half a second that upscaling does without
+
     image = hr.permute(1, 2, 0).numpy()
     blurred = np.empty_like(image, order="C")
     radius = int(4 * sigma + 0.5)

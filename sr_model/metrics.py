@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sr_model.degrade import downscale
+
 # Y of ITU-R BT.601 for R, G, B in 0..255, as in MATLAB's rgb2ycbcr: 16 + (65.481 R + 128.553 G + 24.966 B) / 255
 _LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)
 _PEAK = 255.0
@@ -116,11 +118,38 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return _decibels((a - b).square().mean().item())
 
 
+def ssim_rgb(sr: Tensor, hr: Tensor, border: int) -> float:
+    """Mean over the channels of the SSIM of each channel.
+
+    Args:
+        sr: the image to score, (C, H, W) uint8.
+        hr: the ground truth, of the same shape and on the same device.
+        border: pixels ignored at each side, after which 11 pixels remain along both axes.
+    """
+    inside = (slice(border, -border or None), slice(border, -border or None))
+    values = [ssim(a[inside], b[inside]) for a, b in zip(sr, hr, strict=True)]
+    return sum(values) / len(values)
+
+
+def consistency(sr: Tensor, lr: Tensor) -> float:
+    """LR-PSNR: PSNR over all channels in dB, at most 100, of an enlarged image that is reduced again against its input.
+
+    The image is reduced with MATLAB's bicubic and rounded to 8 bits, and no border is left out (Lugmayr et al. 2020,
+    SRFlow, arXiv:2006.14200, section 5.1).
+
+    Args:
+        sr: the enlarged image, (C, s*H, s*W) uint8 with an integer s.
+        lr: the image that was enlarged, (C, H, W) uint8 on the same device.
+    """
+    reduced = downscale(sr.cpu(), sr.shape[-1] // lr.shape[-1])
+    return psnr(reduced.double(), lr.cpu().double())
+
+
 def ssim(a: Tensor, b: Tensor) -> float:
-    """Mean SSIM of two (H, W) float64 images with values in 0..255, at least 11 pixels along each axis."""
+    """Mean SSIM of two (H, W) images with values in 0..255, at least 11 pixels along each axis."""
     rows, columns = (list(_blocks(size, a.device)) for size in a.shape)
     blocks = [(part, other) for part, _ in rows for other, _ in columns]
-    total = sum(_similarities(a[block], b[block]).sum() for block in blocks)
+    total = sum(_similarities(a[block].double(), b[block].double()).sum() for block in blocks)
     return float(total) / ((a.shape[0] - SMALLEST + 1) * (a.shape[1] - SMALLEST + 1))
 
 

@@ -8,9 +8,18 @@ from contextlib import suppress
 
 import psutil
 
-from infra.local import MLflowServer, S3Server, Services
+from infra.local import MLflowServer, S3Server, Services, free_port
 
-__all__ = ["BUCKET", "AutoscalingCluster", "GrowingCluster", "MLflowServer", "S3Server", "Services", "TwoNodes"]
+__all__ = [
+    "BUCKET",
+    "AutoscalingCluster",
+    "GrowingCluster",
+    "MLflowServer",
+    "S3Server",
+    "Services",
+    "TwoNodes",
+    "free_port",
+]
 
 BUCKET = "sr-test"
 

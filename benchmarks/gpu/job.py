@@ -11,10 +11,11 @@ from benchmarks.gpu.results import Recorder
 from benchmarks.measuring import random_batch
 from benchmarks.train_step import SRResNetAsDrawn
 from pipeline.data.reader import Batch
+from pipeline.networks.devices import has_bf16
 from pipeline.settings import Config
 from pipeline.settings.command_line import parse
 from pipeline.training.learner import Learner
-from pipeline.training.precision import Precision, has_bf16
+from pipeline.training.precision import Precision
 from pipeline.training.ranks import Ranks
 
 

@@ -19,6 +19,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any, TypeVar
 
 from pipeline import storage
+from pipeline.data.images import EXTENSIONS
 from pipeline.data.listing import LeftOut, LeftOutKind, Listing, SourceImage, describe, reason_to_leave_out
 from pipeline.data.locations import Location, TarLocation, ZipLocation
 from pipeline.data.rejection import RejectedImageError, RejectionKind
@@ -73,10 +74,14 @@ def is_archive(source: str) -> bool:
     return path.lower().endswith(_ZIP + _TAR)
 
 
-def list_archive(source: str) -> Listing:
+def list_archive(source: str, extensions: tuple[str, ...] = EXTENSIONS) -> Listing:
     """List the images in a zip or tar archive at a local path or fsspec URL.
 
     A link to a member counts as that member. A member that cannot be used is left out.
+
+    Args:
+        source: the archive.
+        extensions: lower-case endings of the members that are taken for images.
 
     Raises:
         UserError: if the archive does not exist or cannot be read.
@@ -93,7 +98,7 @@ def list_archive(source: str) -> Listing:
         raise UserError(
             f"source {printable(source)} cannot be read: {one_line(error)}, expected a whole {kind} archive"
         ) from None
-    return _sort_members(source, members)
+    return _sort_members(source, members, extensions)
 
 
 def read_member(location: ZipLocation | TarLocation) -> bytes:
@@ -244,7 +249,7 @@ def _link_target(name: str, target: str) -> str:
     return posixpath.join(posixpath.dirname(name), target)
 
 
-def _sort_members(source: str, members: Sequence[_Member]) -> Listing:
+def _sort_members(source: str, members: Sequence[_Member], extensions: tuple[str, ...]) -> Listing:
     """Divide an archive's members into images and what is left out."""
     by_path = {_path(member.name): member for member in members}
     has_links = any(member.target is not None for member in members)
@@ -253,7 +258,7 @@ def _sort_members(source: str, members: Sequence[_Member]) -> Listing:
     left_out: dict[LeftOut, None] = {}
     for member in members:
         name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
-        reason = reason_to_leave_out(name)
+        reason = reason_to_leave_out(name, extensions)
         found = _follow(member, by_path)
         if reason is None and by_path[_path(member.name)] is not member:
             reason = LeftOut(name, LeftOutKind.UNUSABLE, "is followed by a member of the same name")

@@ -37,6 +37,19 @@ _SETS = frozenset(
 )  # fmt: skip
 """Names of published benchmark sets, in lower case."""
 
+_ALIASES = {"b100": "bsd100", "bsds100": "bsd100", "div2k100": "div2k"}
+
+
+def plain_set_name(name: str) -> str:
+    """Return a set's name in lower case without signs, one name for each published set: "BSDS100" becomes "bsd100"."""
+    plain = re.sub("[^a-z0-9]", "", name.lower())
+    return _ALIASES.get(plain, plain)
+
+
+def is_published(name: str) -> bool:
+    """Tell whether a name is that of a published benchmark set."""
+    return plain_set_name(name) in {plain_set_name(known) for known in _SETS}
+
 
 @dataclass(frozen=True)
 class BenchmarkImage:
@@ -226,7 +239,7 @@ def _check_one_set(where: str, truths: Sequence[_File]) -> None:
         while all(folders) and len({folder[0] for folder in folders}) == 1:  # a folder around all images
             folders = {folder[1:] for folder in folders}
         sets = {folder[0] if folder else "" for folder in folders}
-        several = len(sets) > 1 and any(re.sub("[^a-z0-9]", "", name.lower()) in _SETS for name in sets)
+        several = len(sets) > 1 and any(is_published(name) for name in sets)
     if several:
         names = ", ".join(printable(name) or "the folder itself" for name in sorted(sets)[:_NAMED])
         raise UserError(f"{where} holds several sets ({names}), expected one of them")

@@ -1,4 +1,4 @@
-"""Decode image files to 8-bit arrays, or reject them with a reason.
+"""Decode image files, or reject them with a reason.
 
 Formats are read in `formats`. docs/guides/data.md lists the memory that each of them takes and the limits of decoding.
 """
@@ -8,25 +8,31 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from PIL import UnidentifiedImageError
 
-from pipeline.data.formats import bmp, directory, jpeg, png, tiff, webp
+from pipeline.data.formats import bmp, directory, jpeg, other, png, tiff, webp
 from pipeline.data.formats.colour import to_srgb
-from pipeline.data.formats.raster import Alpha, ImageFile, Raster, damaged, on_white, oriented
+from pipeline.data.formats.raster import ImageFile, Raster, damaged, eight_bits, on_white, oriented
 from pipeline.data.rejection import RejectedImageError, RejectionKind
 from pipeline.storage import one_line
-from sr_model.pixels import Pixels
+
+if TYPE_CHECKING:
+    from sr_model.pixels import Pixels  # which imports torch
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-"""Lower-case endings of the files that are taken for images."""
+"""Lower-case endings of the files that are taken for images of a dataset."""
+MORE_EXTENSIONS = (*EXTENSIONS, ".gif", ".avif")
+"""Lower-case endings of the files that `read_image` decodes."""
 
 _PEAK_BYTES = 24
 """Bytes a pixel that decoding an image of up to 4 samples takes at most."""
 
-_READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], ImageFile]], ...] = (
+_Readers = tuple[tuple[Callable[[bytes], bool], Callable[[bytes], ImageFile]], ...]
+_READERS: _Readers = (
     (lambda content: content.startswith(png.SIGNATURE), png.open_png),
     (lambda content: content.startswith(jpeg.SIGNATURE), jpeg.open_jpeg),
     (webp.is_webp, webp.open_webp),
@@ -34,6 +40,7 @@ _READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], ImageFile]], ..
     (lambda content: content.startswith(bmp.SIGNATURE), bmp.open_bmp),
 )
 """Tests of a file's first bytes, with the functions that read its header. No format runs programs, as EPS would."""
+_MORE_READERS: _Readers = (*_READERS, (other.is_other, other.open_other))
 
 
 def decode(content: bytes, max_pixels: int, as_stored: bool = False) -> Pixels:
@@ -56,29 +63,33 @@ def decode(content: bytes, max_pixels: int, as_stored: bool = False) -> Pixels:
         RejectedImageError: if the file is no image, is damaged, is not supported or exceeds a limit. Its kind is
             UNREADABLE if there is not enough memory, which may be otherwise at a later try.
     """
-    with _reasons():
-        raster = _read(content, max_pixels)
-        pixels = to_srgb(raster.samples, None if as_stored else raster.profile)
+    with reasons():
+        raster = _read(_open(content, _READERS), max_pixels)
+        depth = raster.samples.dtype.itemsize * 8
+        stored = raster.samples if raster.samples.shape[2] == 1 else eight_bits(raster.samples, depth)
+        pixels = to_srgb(stored, None if as_stored else raster.profile)
         if raster.alpha is not None:
-            pixels = on_white(pixels, raster.alpha)
+            pixels = on_white(pixels, eight_bits(raster.alpha, depth))
         if pixels.shape[2] == 1 and not as_stored:
             pixels = np.repeat(pixels, 3, axis=2)
-        return _contiguous(pixels)
+        return np.ascontiguousarray(pixels)
 
 
-def decode_channels(content: bytes, max_pixels: int) -> tuple[Pixels, Alpha | None]:
-    """Decode an image file as `decode` does, but keep grey images grey and return transparency separately.
+def read_image(content: bytes, max_pixels: int) -> Raster:
+    """Decode an image file with all bits of its samples, as it is stored, but upright. GIF and AVIF are read, too.
+
+    Args:
+        content: the file's bytes.
+        max_pixels: larger images are rejected before they are decompressed.
 
     Returns:
-        (H, W, 3) uint8 or, for a grey image, (H, W, 1) uint8; and the opacity, or None if the file has none.
+        The image, whose orientation has been applied and is 1. Its arrays may be views.
 
     Raises:
         RejectedImageError: as `decode`.
     """
-    with _reasons():
-        raster = _read(content, max_pixels)
-        pixels = _contiguous(to_srgb(raster.samples, raster.profile))
-        return pixels, None if raster.alpha is None else _contiguous(raster.alpha)
+    with reasons():
+        return _read(_open(content, _MORE_READERS), max_pixels)
 
 
 def read_size(content: bytes) -> tuple[int, int]:
@@ -87,13 +98,12 @@ def read_size(content: bytes) -> tuple[int, int]:
     Raises:
         RejectedImageError: if the file is no image, or its header is damaged, not supported or exceeds a limit.
     """
-    with _reasons():
-        file = _open(content)
+    with reasons():
+        file = _open(content, _READERS)
         return file.width, file.height
 
 
-def _read(content: bytes, max_pixels: int) -> Raster:
-    file = _open(content)
+def _read(file: ImageFile, max_pixels: int) -> Raster:
     if file.width * file.height > max_pixels:
         detail = f"{file.width}x{file.height} is more than {max_pixels} pixels"
         raise RejectedImageError(RejectionKind.TOO_LARGE, detail)
@@ -106,19 +116,19 @@ def _read(content: bytes, max_pixels: int) -> Raster:
         np.empty(_PEAK_BYTES * file.width * file.height, np.uint8)
         raise
     alpha = None if raster.alpha is None else oriented(raster.alpha, raster.orientation)
-    return Raster(oriented(raster.samples, raster.orientation), alpha, raster.profile)
+    return replace(raster, samples=oriented(raster.samples, raster.orientation), alpha=alpha, orientation=1)
 
 
-def _open(content: bytes) -> ImageFile:
-    for recognises, open_file in _READERS:
+def _open(content: bytes, readers: _Readers) -> ImageFile:
+    for recognises, open_file in readers:
         if recognises(content):
             return open_file(content)
-    known = "PNG, JPEG, WebP, TIFF, BMP"
+    known = "PNG, JPEG, WebP, TIFF, BMP" + (", GIF, AVIF" if readers is _MORE_READERS else "")
     raise RejectedImageError(RejectionKind.NO_IMAGE, f"is no image of a known format ({known})")
 
 
 @contextmanager
-def _reasons() -> Iterator[None]:
+def reasons() -> Iterator[None]:
     """Turn every exception of a decoder into a rejection with a reason."""
     try:
         with warnings.catch_warnings():
@@ -133,7 +143,3 @@ def _reasons() -> Iterator[None]:
         raise damaged("its header is damaged") from None
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions on damaged files
         raise damaged(one_line(error) or type(error).__name__) from None
-
-
-def _contiguous(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    return np.ascontiguousarray(pixels)

@@ -115,11 +115,15 @@ def _describe_kind(kind: LeftOutKind, entries: list[LeftOut]) -> str:
     return f"{len(entries)} {one if len(entries) == 1 else several} ({', '.join(parts)})"
 
 
-def list_files(source: str) -> Listing:
+def list_files(source: str, extensions: tuple[str, ...] = EXTENSIONS) -> Listing:
     """List the images of a folder (recursively), a glob pattern, or a single file, at a local path or fsspec URL.
 
     A source is a pattern only if no file or folder has this name. A link to a file counts as the file, and a link to a
     folder is not followed.
+
+    Args:
+        source: what to list.
+        extensions: lower-case endings of the files that are taken for images.
 
     Raises:
         UserError: if the source does not exist or cannot be listed.
@@ -127,7 +131,7 @@ def list_files(source: str) -> Listing:
     location = absolute_path(source)
     try:
         fs, path = storage.locate(location)
-        return storage.with_retries(location, lambda: _list(fs, path, source))
+        return storage.with_retries(location, lambda: _list(fs, path, source, extensions))
     except FileNotFoundError:
         raise UserError(
             f"source {printable(source)} does not exist, expected a folder, archive, file or glob pattern"
@@ -136,7 +140,7 @@ def list_files(source: str) -> Listing:
         raise UserError(f"source {printable(source)} cannot be listed: {one_line(error)}") from None
 
 
-def _list(fs: fsspec.AbstractFileSystem, path: str, source: str) -> Listing:
+def _list(fs: fsspec.AbstractFileSystem, path: str, source: str, extensions: tuple[str, ...]) -> Listing:
     local = storage.is_local(fs)
     root, pattern = _split_pattern(path, fs.exists)
     named_from = path if pattern is None else path.rpartition("/")[0]
@@ -145,7 +149,7 @@ def _list(fs: fsspec.AbstractFileSystem, path: str, source: str) -> Listing:
     images = []
 
     def add(found: str, info: dict[str, Any]) -> None:
-        reason = reason_to_leave_out(found)
+        reason = reason_to_leave_out(found, extensions)
         if reason:
             left_out[reason] = None
             return
@@ -158,14 +162,14 @@ def _list(fs: fsspec.AbstractFileSystem, path: str, source: str) -> Listing:
         info = fs.info(root)
         if info["type"] == "file":
             name = root.rpartition("/")[2]
-            if not name.lower().endswith(EXTENSIONS):
+            if not name.lower().endswith(extensions):
                 return Listing(source, [], [LeftOut(name, LeftOutKind.OTHER_TYPE)])
             location = FileLocation(root if local else fs.unstrip_protocol(root))
             return Listing(source, [describe(name, location, info)], [])
         if info["type"] != "directory":
             raise ValueError("it is neither a file nor a folder")
     depth = None if pattern is None or "**" in pattern.split("/") else pattern.count("/") + 1
-    for found in _walk_local(root, depth) if local else _walk_remote(fs, root, depth):
+    for found in _walk_local(root, depth, extensions) if local else _walk_remote(fs, root, depth):
         name = found.name if isinstance(found, LeftOut) else found[0]
         if matches and not matches(name):
             continue
@@ -189,12 +193,15 @@ def _split_pattern(path: str, exists: Callable[[str], bool]) -> tuple[str, str |
     return path, None
 
 
-def _walk_local(root: str, depth: int | None) -> Iterator[tuple[str, dict[str, Any]] | LeftOut]:
+def _walk_local(
+    root: str, depth: int | None, extensions: tuple[str, ...]
+) -> Iterator[tuple[str, dict[str, Any]] | LeftOut]:
     """Find the files below a local folder.
 
     Args:
         root: absolute path of the folder.
         depth: levels of folders to search; None for all.
+        extensions: endings of images, without which nothing that is no file is worth a reason of its own.
 
     Yields:
         Path below the folder and details of each file, or what is left out because it is no file.
@@ -222,7 +229,7 @@ def _walk_local(root: str, depth: int | None) -> Iterator[tuple[str, dict[str, A
                 elif entry.is_file():
                     details = entry.stat()
                     yield name, {"size": details.st_size, "mtime": details.st_mtime}
-                elif name.lower().endswith(EXTENSIONS):
+                elif name.lower().endswith(extensions):
                     what = "is a link to nothing" if entry.is_symlink() else "is no regular file"
                     yield LeftOut(name, LeftOutKind.UNUSABLE, what)
                 else:
@@ -242,11 +249,12 @@ def _walk_remote(
             yield path.removeprefix(root.rstrip("/")).lstrip("/"), info
 
 
-def reason_to_leave_out(path: str) -> LeftOut | None:
+def reason_to_leave_out(path: str, extensions: tuple[str, ...] = EXTENSIONS) -> LeftOut | None:
     """Return what to leave out because of its name: a file, or the hidden folder that it is in.
 
     Args:
         path: path within the source.
+        extensions: lower-case endings of images.
 
     Returns:
         None for a visible file with an image's extension.
@@ -255,7 +263,7 @@ def reason_to_leave_out(path: str) -> LeftOut | None:
     for number, part in enumerate(parts):
         if _is_system(part):
             return LeftOut("/".join(parts[: number + 1]), LeftOutKind.SYSTEM)
-    return None if path.lower().endswith(EXTENSIONS) else LeftOut(path, LeftOutKind.OTHER_TYPE)
+    return None if path.lower().endswith(extensions) else LeftOut(path, LeftOutKind.OTHER_TYPE)
 
 
 def _is_system(name: str) -> bool:

@@ -63,8 +63,13 @@ def merge(listings: Sequence[Listing]) -> list[SourceImage]:
     return [merged[name] for name in sorted(merged)]
 
 
-def list_source(source: str, cache: str) -> Listing:
+def list_source(source: str, cache: str, extensions: tuple[str, ...] = EXTENSIONS) -> Listing:
     """List one source; it may hold no image.
+
+    Args:
+        source: as for `list_images`.
+        cache: as for `list_images`.
+        extensions: lower-case endings of the files that are taken for images.
 
     Raises:
         UserError: if the source does not exist or cannot be listed.
@@ -74,10 +79,10 @@ def list_source(source: str, cache: str) -> Listing:
         return datasets.list_named(source, cache)
     if archives.is_archive(source):
         if re.match("https?://", source):
-            return archives.list_archive(download.fetch(source, cache))
+            return archives.list_archive(download.fetch(source, cache), extensions)
         if not _is_folder(source):
-            return archives.list_archive(source)
-    return list_files(source)
+            return archives.list_archive(source, extensions)
+    return list_files(source, extensions)
 
 
 def _is_folder(source: str) -> bool:

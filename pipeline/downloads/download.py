@@ -7,15 +7,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-import requests
 import tenacity
-import urllib3
 from filelock import FileLock
 
 from pipeline import terminal
 from pipeline.storage import documents, files, fingerprint, is_url, private_folder, redact
+
+if TYPE_CHECKING:
+    import requests
 
 _ATTEMPTS = 6
 """Number of attempts in a row without new bytes after which a download fails."""
@@ -163,6 +165,8 @@ def _receive(url: str, part: Path) -> bool:
         DownloadError: if the server does not have the file.
         OSError: if the bytes cannot be stored.
     """
+    import requests  # here, because most commands download nothing
+
     size_before = have = part.stat().st_size if part.exists() else 0
     version = documents.read_expendable(f"{part}.json", _PartialFile) or _PartialFile()
     if have and not version.etag:  # nothing ensures that the rest would belong to the same version
@@ -201,6 +205,8 @@ def _receive(url: str, part: Path) -> bool:
 
 def _store(response: requests.Response, part: Path, have: int, size_before: int) -> bool:
     """Write the body of a response to `part` from byte `have` on; returns and raises as `_receive` does."""
+    import urllib3  # here, as requests
+
     length, content_range = response.headers.get("Content-Length"), response.headers.get("Content-Range", "")
     total = int(length) if length is not None else None
     if response.status_code == 206:

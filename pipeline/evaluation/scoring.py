@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -13,10 +15,11 @@ from pipeline.data.images import decode
 from pipeline.data.locations import Location
 from pipeline.data.patchset import HeldOutImage
 from pipeline.data.rejection import RejectedImageError, RejectionKind
+from pipeline.evaluation.scores import Metrics
 from pipeline.networks import features
 from pipeline.networks.devices import tf32
 from sr_model.degrade import downscale, upscale_bicubic
-from sr_model.metrics import SMALLEST, Score, score
+from sr_model.metrics import SMALLEST, Score, consistency, score, ssim_rgb
 from sr_model.pixels import Pixels, to_input, to_pixels, to_tensor
 
 
@@ -62,6 +65,43 @@ def score_image(sr: Pixels, hr: Pixels, scale: int) -> Score:
 
 
 @tf32(False)
+def measure(
+    enlarged: Mapping[str, Tensor], lr: Tensor, hr: Tensor, squeezenet: str = "", st_lpips: bool = True
+) -> dict[str, Metrics]:
+    """Measure several enlarged versions of an image with all metrics.
+
+    Args:
+        enlarged: the versions by name, (C, H, W) uint8.
+        lr: the image that was enlarged, (C, H/s, W/s) uint8; PSNR and SSIM leave out a border of s pixels.
+        hr: the ground truth, with the shape of the versions. All images are on one device.
+        squeezenet: URL of the weights, from `features.prepare_distance`; "" to leave out this distance.
+        st_lpips: false to leave out ST-LPIPS.
+
+    Returns:
+        Metrics by the name of the version, in the order of `METRICS`.
+    """
+    scale, measured = hr.shape[-1] // lr.shape[-1], {}
+    perceptual = _st_lpips(enlarged, hr) if st_lpips else {}
+    for name, sr in enlarged.items():
+        metrics: Metrics = {**asdict(score(sr, hr, border=scale)), "ssim_rgb": ssim_rgb(sr, hr, border=scale)}
+        if st_lpips:
+            metrics["st_lpips"] = perceptual[name]
+        if squeezenet:
+            metrics["distance"] = feature_distance(squeezenet, sr, hr)
+        measured[name] = {**metrics, "lr_psnr": consistency(sr, lr)}
+    return measured
+
+
+def _st_lpips(enlarged: Mapping[str, Tensor], hr: Tensor) -> dict[str, float]:
+    """Return ST-LPIPS of each version in fp32, computed on their device."""
+    if not enlarged:
+        return {}
+    inputs = torch.cat([to_input(sr) for sr in enlarged.values()])
+    distances = features.load_st_lpips(hr.device)(inputs, to_input(hr)).tolist()
+    return dict(zip(enlarged, distances, strict=True))
+
+
+@tf32(False)
 def feature_distance(squeezenet: str, sr: Tensor, hr: Tensor) -> float:
     """Return the SqueezeNet feature distance of two images in fp32, computed on their device.
 
@@ -73,7 +113,7 @@ def feature_distance(squeezenet: str, sr: Tensor, hr: Tensor) -> float:
     return float(features.load_distance(squeezenet, hr.device)(to_input(sr), to_input(hr)))
 
 
-def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+def mean_scores(scores: Sequence[Metrics]) -> Metrics:
     """Return the mean of each metric, summed in the given order in float64; empty for no scores."""
     return {key: float(np.mean([s[key] for s in scores], dtype=np.float64)) for key in (scores[0] if scores else {})}
 

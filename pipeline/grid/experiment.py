@@ -18,7 +18,7 @@ import torch
 from pipeline import cluster, storage, terminal, tracking
 from pipeline.data import benchmark_sets, patchset, preparation
 from pipeline.data.patchset import PatchSet
-from pipeline.evaluation import scores, tables
+from pipeline.evaluation import tables, trained_network
 from pipeline.grid.cells import (
     Cell,
     Outcome,
@@ -339,7 +339,7 @@ def _score(cell: Cell, outcome: Outcome, folder: str, records_folder: str | None
             outcome.fail("it ended without a result")
         return comparison.Row(cell.label, outcome.state, cell.config, outcome.reason)
     own = f"{folder}/cells/{storage.plain_name(cell.label)}"
-    measured = scores.evaluate(cell.config, cell.patch_set, weights, own, METHODS, f"evaluate {cell.label}")
+    measured = trained_network.evaluate(cell.config, cell.patch_set, weights, own, METHODS, f"evaluate {cell.label}")
     if trained:
         outcome.state = State.FINISHED
         save_record(cell, records_folder, measured)

@@ -101,6 +101,8 @@ def _label(key: str, value: Any) -> str:
     """Label a value, such as "nobn", "mse+tv" or "lr=0.001"."""
     if key == "model.batch_norm":
         return "bn" if value else "nobn"
+    if key == "model.name":
+        return str(value)
     if isinstance(value, dict):
         return "+".join(value)
     name = key.rpartition(".")[2]

@@ -54,3 +54,13 @@ def tf32(enabled: bool) -> Iterator[None]:
 def _set_tf32(cudnn: bool, cublas: str) -> None:
     torch.backends.cudnn.allow_tf32 = cudnn
     torch.set_float32_matmul_precision(cublas)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Tell whether the hardware of a device computes in bf16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if not hasattr(torch.cpu, "get_capabilities"):  # before PyTorch 2.11
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

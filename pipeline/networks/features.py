@@ -6,6 +6,7 @@ import hashlib
 import io
 import zipfile
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from pipeline.storage import fingerprint, one_line
 from sr_model import squeezenet
 from sr_model.pretrained import Pretrained
 from sr_model.squeezenet import SqueezeNetDistance
+from sr_model.stlpips import STLPIPS
 from sr_model.terms import TERMS, Term
 
 PUBLISHED = {
@@ -26,6 +28,8 @@ PUBLISHED = {
     "squeezenet1_1": ("https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth", "b8a52dc0"),
 }
 """torchvision's files, and the first digits of their SHA-256, which are part of the file names."""
+
+_ST_LPIPS = Path(__file__).resolve().parent / "metrics" / "st-lpips" / "model.safetensors"
 
 
 def prepare_terms(config: Config) -> Config:
@@ -96,6 +100,12 @@ def distance_identity(config: Config) -> str:
 def load_distance(url: str, device: torch.device) -> SqueezeNetDistance:
     """Load the SqueezeNet distance from what `prepare_distance` returned to a device."""
     return SqueezeNetDistance(_load_cached("evaluate.squeezenet", url)).to(device)
+
+
+@lru_cache(maxsize=1)
+def load_st_lpips(device: torch.device) -> STLPIPS:
+    """Load ST-LPIPS, whose weights come with the package, to a device."""
+    return STLPIPS(parse_weights(_ST_LPIPS.read_bytes())).to(device)
 
 
 def _store(config: Config, needed: Pretrained) -> str:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from pipeline import storage
 from pipeline.networks import bundled
-from pipeline.settings import UserError
+from pipeline.settings import Config, Tracking, UserError, resolve
 
 BICUBIC = "bicubic"
 """Name of MATLAB's bicubic interpolation, which needs no weights."""
 
-EXPECTED = "a bundled model, a .safetensors file, the folder of a training or of a workflow, or `bicubic`"
+EXPECTED = (
+    "a bundled model, a .safetensors or .onnx file, the folder of a training or of a workflow, models:/NAME@ALIAS or "
+    "runs:/ID of MLflow, or `bicubic`"
+)
 """What may stand for a model, for messages."""
 
 
@@ -22,6 +25,11 @@ class ModelKind(Enum):
 
     BICUBIC = "bicubic"
     SAFETENSORS = "safetensors"
+    ONNX = "onnx"
+
+
+_KINDS = {".safetensors": ModelKind.SAFETENSORS, ".onnx": ModelKind.ONNX}
+"""Kinds of files with weights, by the ends of their names."""
 
 
 @dataclass(frozen=True)
@@ -35,28 +43,43 @@ class ModelSource:
     """Path or URL of the file with the weights; "" for bicubic interpolation."""
 
 
-def find_model(text: str) -> ModelSource:
+def find_model(text: str, tracking_uri: str | None = None) -> ModelSource:
     """Find the model that a text names.
 
     Args:
-        text: the name of a bundled model, the path or URL of a .safetensors file, the path or URL of a folder that
-            holds model.safetensors (such as a training's), the folder of a workflow, or "bicubic".
+        text: the name of a bundled model, the path or URL of a .safetensors or .onnx file, the path or URL of a folder
+            that holds model.safetensors (such as a training's, or one for the Hugging Face Hub), the folder of a
+            workflow, a model of MLflow (models:/NAME/VERSION, models:/NAME@ALIAS, runs:/ID or runs:/ID/PATH), or
+            "bicubic".
+        tracking_uri: URI of MLflow's server or database; by default $MLFLOW_TRACKING_URI or mlflow.db in the home.
 
     Raises:
         UserError: if there is no such model.
     """
     if text == BICUBIC:
         return ModelSource(text, ModelKind.BICUBIC, "")
-    if text.endswith(".safetensors"):
-        if not storage.is_url(text) and not Path(text).is_file():
-            raise UserError(f"cannot read the weights {text}: there is no such file; expected a .safetensors file")
-        return ModelSource(text, ModelKind.SAFETENSORS, text)
+    if text.startswith(("models:/", "runs:/")):
+        return ModelSource(text, ModelKind.SAFETENSORS, _fetch_from_mlflow(text, tracking_uri))
+    for ending, kind in _KINDS.items():
+        if text.endswith(ending):
+            if not storage.is_url(text) and not Path(text).is_file():
+                raise UserError(
+                    f"cannot read the weights {text}: there is no such file; expected an existing {ending} file"
+                )
+            return ModelSource(text, kind, text)
     if text in bundled.names():
         return ModelSource(text, ModelKind.SAFETENSORS, bundled.weights(text))
     if storage.is_url(text) or Path(text).is_dir():
         return ModelSource(text, ModelKind.SAFETENSORS, _weights_below(text.rstrip("/")))
     known = ", ".join(bundled.names())
     raise UserError(f"there is no model {text}: expected {EXPECTED}; the bundled models are {known}")
+
+
+def _fetch_from_mlflow(text: str, tracking_uri: str | None) -> str:
+    """Return the place of a model's weights in the cache, to which they are copied when they are first used."""
+    from pipeline import tracking  # here, because other models need neither requests nor MLflow
+
+    return tracking.fetch_weights(resolve(Config(tracking=Tracking(uri=tracking_uri))), text)
 
 
 def _weights_below(folder: str) -> str:

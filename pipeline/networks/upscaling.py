@@ -1,13 +1,11 @@
-"""Upscale 8-bit images with a network, in tiles."""
+"""Upscale 8-bit images with a network as it is, in tiles."""
 
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 
 from torch import Tensor
 
-from pipeline import terminal
 from pipeline.networks.devices import tf32
 from sr_model.networks.super_resolver import SuperResolver
 from sr_model.pixels import Pixels, to_eight_bit, to_input, to_pixels, to_tensor
@@ -29,33 +27,32 @@ def tile_within(net: SuperResolver, memory_mb: float | None) -> int:
     return max(min(side, TILE), _SMALLEST_TILE)
 
 
-def upscale_image(net: SuperResolver, lr: Pixels, tile: int = TILE, progress: bool = False) -> Pixels:
+def upscale_image(net: SuperResolver, lr: Pixels, tile: int = TILE) -> Pixels:
     """Upscale an image on the network's device, as `upscale` does, with arrays in the memory of the CPU.
 
     Args:
         net: network in eval mode, on any device.
         lr: (h, w, C) uint8, RGB or grey.
         tile: LR pixels, side of a tile.
-        progress: whether to show how many tiles are done, if there are several.
 
     Returns:
         (s*h, s*w, C) uint8 with the channels of `lr`.
     """
-    return to_pixels(upscale(net, to_tensor(lr), tile, progress))
+    return to_pixels(upscale(net, to_tensor(lr), tile))
 
 
 @tf32(False)
-def upscale(net: SuperResolver, lr: Tensor, tile: int = TILE, progress: bool = False) -> Tensor:
+def upscale(net: SuperResolver, lr: Tensor, tile: int = TILE) -> Tensor:
     """Upscale an 8-bit image in tiles, in fp32.
 
-    The network's device needs memory for one tile, and the device of `lr` holds the result.
+    Validation and evaluation use it with networks in training. `upscalers.NetworkUpscaler` is faster. The network's
+    device needs memory for one tile, and the device of `lr` holds the result.
 
     Args:
         net: network in eval mode, on any device.
         lr: (3, h, w) uint8 RGB; or (1, h, w) uint8 grey, which enters as three equal channels and is averaged back. It
             may be on another device than the network.
         tile: LR pixels, side of a tile.
-        progress: whether to show how many tiles are done, if there are several.
 
     Returns:
         (C, s*h, s*w) uint8 with the channels of `lr` and on its device; in memory, the channels of a pixel are
@@ -68,13 +65,7 @@ def upscale(net: SuperResolver, lr: Tensor, tile: int = TILE, progress: bool = F
         return to_input(lr[:, rows, columns].to(device))
 
     out = lr.new_empty(height * net.scale, width * net.scale, channels).permute(2, 0, 1)
-    count = -(-height // tile) * -(-width // tile)
-    parts = tiles(net, height, width, read, tile)
-    shown = terminal.stage("upscale", total=count, unit="tiles") if progress and count > 1 else nullcontext()
-    with shown as stage:
-        for done, (top, left, sr) in enumerate(parts, start=1):
-            part = to_eight_bit(sr[0].mean(dim=0, keepdim=True) if channels == 1 else sr[0])
-            out[:, top : top + part.shape[1], left : left + part.shape[2]] = part
-            if stage:
-                stage.update(done)
+    for top, left, sr in tiles(net, height, width, read, tile):
+        part = to_eight_bit(sr[0].mean(dim=0, keepdim=True) if channels == 1 else sr[0])
+        out[:, top : top + part.shape[1], left : left + part.shape[2]] = part
     return out

@@ -94,12 +94,13 @@ def to_safetensors(net: nn.Module, scale: int | None = None) -> bytes:
     return serialise(contiguous(net), scale)
 
 
-def serialise(weights: Mapping[str, Tensor], scale: int | None = None) -> bytes:
+def serialise(weights: Mapping[str, Tensor], scale: int | None = None, about: Mapping[str, str] | None = None) -> bytes:
     """Serialise tensors as a .safetensors file. The same arguments give the same bytes, because names hash them.
 
     Args:
         weights: contiguous tensors on the CPU.
         scale: the network's scale, which makes the file stand alone.
+        about: further metadata of a file with a scale.
     """
     content: bytes = safetensors.torch.save(dict(weights))
     if scale is None:
@@ -107,7 +108,8 @@ def serialise(weights: Mapping[str, Tensor], scale: int | None = None) -> bytes:
     # safetensors writes metadata in a random order, so it is added here. The header is JSON behind its length, which
     # is a multiple of 8 (https://github.com/huggingface/safetensors#format).
     (length,) = struct.unpack_from("<Q", content)
-    header = {"__metadata__": {"format": "pt", "scale": str(scale)}, **json.loads(content[8 : 8 + length])}
+    metadata = {"format": "pt", "scale": str(scale), **(about or {})}
+    header = {"__metadata__": metadata, **json.loads(content[8 : 8 + length])}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + content[8 + length :]

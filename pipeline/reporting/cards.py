@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import storage
+from pipeline.evaluation.tables import common_metrics, format_value
 from pipeline.networks import bundled
 from pipeline.reporting import pages, records
 from pipeline.reporting.records import TrainingRecord
 from pipeline.settings import Config, architecture
 from sr_model.terms import TERMS
+
+_COLUMNS = ("psnr_y", "ssim_y", "psnr_rgb", "distance")
+"""Metrics that every card has columns for. Records of earlier versions have no other metrics."""
 
 
 def write_card(folder: str, record: TrainingRecord) -> None:
@@ -70,6 +74,8 @@ def model_card(record: TrainingRecord, initial: TrainingRecord | None, model: st
         title=architecture(config.model).title,
         network=describe_network(config),
         objective=describe_objective(config),
+        further={key: label for key, label in common_metrics([record.scores]).items() if key not in _COLUMNS},
+        formatted=format_value,
     )
 
 

@@ -22,6 +22,9 @@ from pipeline.tracking import JournalRecord, TrackedRun, Tracker
 
 BICUBIC = METHODS["bicubic"]
 
+_PERCEPTUAL = {"distance": "SqueezeNet feature distance", "st_lpips": "ST-LPIPS"}
+"""Perceptual distances with their names in sentences."""
+
 
 @dataclass(frozen=True)
 class Published:
@@ -167,7 +170,8 @@ def write(
     for row in scored:
         run = tracker.find_run(row.folder, parent.id)
         if run:
-            run.log_metrics(row.flat_scores | row.effort)
+            run.log_scores(row.flat_scores)
+            run.log_metrics(row.effort)
 
 
 def score_table(rows: Sequence[Row]) -> list[list[str]]:
@@ -213,12 +217,19 @@ def cell_table(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def best(rows: Sequence[Row]) -> str:
-    """Return a sentence that names the best cells on the held-out images, by PSNR and by feature distance."""
-    titles = {"psnr_y": "highest PSNR", "distance": "lowest SqueezeNet feature distance"}
+    """Return a sentence that names the best cells on the held-out images, by PSNR and by a perceptual distance."""
+    perceptual = perceptual_metric(rows)
+    titles = {"psnr_y": "highest PSNR", perceptual: f"lowest {_PERCEPTUAL[perceptual]}"}
     cells = {metric: best_row(rows, metric) for metric in titles}
     named = [f"{titles[metric]}: {row.label}" for metric, row in cells.items() if row]
     which = " of the finished cells" if any(row.stopped for row in rows) else ""
     return f"On held-out images{which}, {'; '.join(named)}." if named else "No cell was scored on held-out images."
+
+
+def perceptual_metric(rows: Sequence[Row]) -> str:
+    """Return the metric that decides which cell looks best: the SqueezeNet distance if there is one, else ST-LPIPS."""
+    means = [row.sets[HELD_OUT].mean["trained"] for row in rows if HELD_OUT in row.sets]
+    return "distance" if any("distance" in mean for mean in means) else "st_lpips"
 
 
 def best_row(rows: Sequence[Row], metric: str) -> Row | None:
@@ -226,7 +237,7 @@ def best_row(rows: Sequence[Row], metric: str) -> Row | None:
 
     Args:
         rows: the cells.
-        metric: "psnr_y" (higher is better) or "distance" (lower is better).
+        metric: "psnr_y" (higher is better), "distance" or "st_lpips" (lower is better).
     """
     scored = {row.label: row for row in rows if HELD_OUT in row.sets and not row.stopped}
     means = {label: row.sets[HELD_OUT].mean["trained"] for label, row in scored.items()}

@@ -1,4 +1,4 @@
-"""Tell MLflow about the best cells of a grid: scores on the grid's run, and versions of a registered model."""
+"""Tell MLflow about the best networks: their scores, and versions of a registered model."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ from collections.abc import Sequence
 
 from pipeline import storage, tracking
 from pipeline.evaluation.scores import HELD_OUT, PROTOCOL_VERSION, SetScores
-from pipeline.reporting.comparison import Row, best_row
+from pipeline.reporting.comparison import Row, best_row, perceptual_metric
 from pipeline.settings import Config
 from pipeline.tracking import ModelVersion, TrackedRun, Tracker
 
 
 def send_best(config: Config, rows: Sequence[Row], parent: TrackedRun, tracker: Tracker) -> None:
     """Log the scores of the cell with the highest PSNR to the grid's run, and register the best cells.
-
-    The cell with the highest PSNR on the held-out images gets the alias `best-psnr`, and the cell with the lowest
-    perceptual distance `best-perceptual`, if they are better than the versions that have them.
-    `tracking.register_models` turns the registration off.
 
     Args:
         config: settings of the grid.
@@ -28,22 +24,56 @@ def send_best(config: Config, rows: Sequence[Row], parent: TrackedRun, tracker: 
     if leading:
         parent.log_metrics(leading.flat_scores)
         parent.set_tags({"best_cell": leading.label})
-    if not config.tracking.register_models:
-        return
-    for alias, metric in (("best-psnr", "psnr_y"), ("best-perceptual", "distance")):
+    register_best(config, rows, f"of the grid {config.name}", parent, tracker)
+
+
+def register_best(config: Config, rows: Sequence[Row], origin: str, parent: TrackedRun, tracker: Tracker) -> bool:
+    """Register the best trainings as versions of a model, and give them its aliases.
+
+    The training with the highest PSNR on the held-out images gets the alias `best-psnr`, and the one with the lowest
+    perceptual distance `best-perceptual`, if they are better than the versions that have them. The distance is that of
+    SqueezeNet where it is configured, else ST-LPIPS.
+    `tracking.register_models` turns the registration off.
+
+    Args:
+        config: settings of the workflow or grid.
+        rows: its trainings.
+        origin: says in the description where they come from, such as "of the grid demo".
+        parent: MLflow run of the workflow or grid.
+        tracker: gives access to the runs of the trainings.
+
+    Returns:
+        True if MLflow received all of it, or nothing is registered.
+    """
+    if not config.registered_model:
+        return True
+    complete = True
+    for alias, metric in (("best-psnr", "psnr_y"), ("best-perceptual", perceptual_metric(rows))):
         row = best_row(rows, metric)
         run = tracker.find_run(row.folder, parent.id) if row else None
-        if row and run:
-            version = ModelVersion(
-                model=f"{row.config.model.name}-x{row.config.scale}",
-                run=run,
-                path="model",
-                description=f"{row.label} of the grid {config.name}, chosen on held-out images; safetensors",
-                scale=row.config.scale,
-                held_out=identify_images(row.sets[HELD_OUT]),
-                scores=row.flat_scores,
+        if row and run and (model := row.config.registered_model):
+            complete &= _log_model(row, run) and tracking.register_version(
+                tracker,
+                ModelVersion(
+                    model=model,
+                    run=run,
+                    description=f"{row.label} {origin}, scored on held-out images",
+                    scale=row.config.scale,
+                    held_out=identify_images(row.sets[HELD_OUT]),
+                    scores=row.flat_scores,
+                ),
+                alias,
+                f"{HELD_OUT}/{metric}",
+                metric == "psnr_y",
             )
-            tracking.register_version(tracker, version, alias, f"{HELD_OUT}/{metric}", metric == "psnr_y")
+    return complete
+
+
+def _log_model(row: Row, run: TrackedRun) -> bool:
+    """Log the model of a training that an earlier release of this pipeline tracked without one."""
+    weights = storage.read(f"{row.folder}/model.safetensors")
+    name = row.folder.rpartition("/")[2]
+    return weights is not None and run.log_model(tracking.describe_model(row.config, name, weights, row.flat_scores))
 
 
 def identify_images(scores: SetScores) -> str:

@@ -61,6 +61,7 @@ def parse_with(
     module: str,
     purpose: str,
     fetch: Callable[[Config, str], str] | None = None,
+    described: Mapping[str, tuple[str, str]] | None = None,
 ) -> tuple[Config, set[str]]:
     """Read `--config FILE` and options with dotted keys, such as `--train.lr 2e-4` or `train.lr=2e-4`.
 
@@ -70,7 +71,8 @@ def parse_with(
         module: name of the command's module in `pipeline`.
         purpose: a sentence for --help that says what the command does.
         fetch: returns the YAML settings of an MLflow run, given the settings of the command line and the run's id. If
-            it is given, the command accepts `--from-run RUN_ID`.
+            it is given, the command accepts `--from-run RUN_ID` and `--register NAME`.
+        described: word for the value and help text of further options, which the command has read from `argv` itself.
 
     Returns:
         The configuration, resolved (`pipeline.settings.resolve`), and the flags that were given.
@@ -83,9 +85,11 @@ def parse_with(
     own = {"--config": ("FILE", "YAML file of settings, such as configs/demo.yaml")}
     if fetch:
         own["--from-run"] = ("RUN_ID", "reproduce a run: use its settings, stored in MLflow")
+        own["--register"] = ("NAME", "make the best network a version of the registered model NAME in MLflow")
     own |= {flag: ("", effect) for flag, effect in flags.items()}
     if asked := _asked_for_help(argv):
-        print(settings_help(parser.prog, module, purpose, own, everything=asked == "all"))
+        listed = {**own, **(described or {})}
+        print(settings_help(parser.prog, module, purpose, listed, everything=asked == "all"))
         raise SystemExit(0)
     for option, (value, _) in own.items():
         parser.add_argument(option, action="store" if value else "store_true", dest=option)
@@ -96,11 +100,11 @@ def parse_with(
     if unknown:
         raise UserError(_refuse_argument(unknown, module))
     given = vars(known)
-    file, run = given.pop("--config"), given.pop("--from-run", None)
+    file, run, model = given.pop("--config"), given.pop("--from-run", None), given.pop("--register", None)
     if file and run:
         raise UserError(f"--config {file} and --from-run {run} are both given, expected one of them")
     given_flags = {flag for flag in flags if given.pop(flag)}
-    options = _read_options(source, given)
+    options = _read_options(source, given | ({"tracking.register_as": model} if model is not None else {}))
     origin = f"run {run}" if run else file
     try:
         text = fetch(resolve(Config(**options)), run) if run and fetch else _read_file(file) if file else "{}"
@@ -108,6 +112,12 @@ def parse_with(
     except ValidationError as error:
         raise UserError(explain(error, origin)) from None
     return resolve(config), given_flags
+
+
+def split_settings(values: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate the values of an option from the settings of the form KEY=VALUE that follow them."""
+    settings = [value for value in values if value.partition("=")[0] in known_settings() and "=" in value]
+    return [value for value in values if value not in settings], settings
 
 
 def command(main: Callable[[Sequence[str]], None]) -> Callable[[], None]:
@@ -266,5 +276,6 @@ def _refuse_argument(unknown: Sequence[str], module: str) -> str:
     if first in ("help", "all"):
         return f"cannot read {first!r}, expected --help or --help-all"
     if _exists(first):
-        return f"cannot read {first!r} by itself, expected --source {shlex.quote(first)}"
+        option = "--model" if module == "evaluate" else "--source"
+        return f"cannot read {first!r} by itself, expected {option} {shlex.quote(first)}"
     return f"cannot read {first!r}, expected --KEY VALUE or KEY=VALUE"

@@ -24,7 +24,20 @@ class Tracking(BaseModel):
     experiment: str = Field("super-resolution", min_length=1)
     """Name of the MLflow experiment that collects the runs."""
     register_models: bool = True
-    """Register the best cells of a grid as versions of a model. Turn it off for tries with small networks."""
+    """Register the network of a workflow, or the best cells of a grid, as versions of a model. Turn it off for tries
+    with small networks."""
+    register_as: str | None = Field(None, examples=["srresnet-x4"])
+    """Name of the registered model, such as "srresnet-x4"; a name also turns `register_models` on. By default the name
+    of the network and the scale."""
+    system_metrics: bool = True
+    """Measure processor, memory, disk, network and GPUs of the driver's machine every ten seconds of a training."""
+
+    @field_validator("register_as")
+    @classmethod
+    def _name_of_a_model(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[^/:@%.\"'\x00-\x1f]{1,250}", value):
+            raise ValueError("a name without / : @ % . and quotes, such as srresnet-x4")
+        return value
 
 
 def sqlite_uri(file: str) -> str:

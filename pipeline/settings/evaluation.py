@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from pydantic import BaseModel, Field, field_validator
 
 from pipeline.settings.fields import STRICT, absolute_path, absolute_source
+
+
+def is_set_name(text: str) -> bool:
+    """Tell whether a text can name a set of images, which becomes a part of file names and of MLflow's metrics."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]*", text)) and text != "held-out"
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """Split NAME=MODEL into a name and a model; the name is "" if there is none, or if a file has the whole name."""
+    name, equals, rest = text.partition("=")
+    named = bool(equals and rest) and is_set_name(name) and not os.path.lexists(text)
+    return (name, rest) if named else ("", text)
 
 
 class Evaluate(BaseModel):
@@ -23,6 +36,9 @@ class Evaluate(BaseModel):
     """Weights of SqueezeNet 1.1, to measure a perceptual distance with features that no training uses: the path or URL
     of a .safetensors or .pth file with torchvision's parameter names, or "torchvision" to download the published file
     (5 MB). By default this distance is not measured."""
+    st_lpips: bool = True
+    """Measure ST-LPIPS, a perceptual distance that was fitted to human judgements; its weights come with the package.
+    For each enlarged image, a CPU needs about as long as for enlarging it with the full-size network."""
     while_training: bool = False
     """Also score the benchmark sets at each validation. These scores are only displayed; they never select a model."""
 
@@ -30,7 +46,7 @@ class Evaluate(BaseModel):
     @classmethod
     def _absolute_folders(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]*", name) or name == "held-out":
+            if not is_set_name(name):
                 raise ValueError(
                     f"another name than {name!r}: letters, digits, spaces, dots and dashes, and not held-out"
                 )

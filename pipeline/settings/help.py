@@ -26,7 +26,7 @@ _CONCERNED: dict[str, tuple[str, ...]] = {
     "run": (*_TRAINING, "tracking"),
     "train": (*_TRAINING, "tracking"),
     "tune": (*_TRAINING, "tracking", "tune"),
-    "evaluate": _TRAINING,
+    "evaluate": (*_TRAINING, "tracking"),
     "preprocess": (*_PATCH_SET, "cluster.address", "cluster.object_store_mb"),
 }
 """Settings, or sections of them, that concern each command."""

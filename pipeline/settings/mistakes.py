@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pipeline.settings.fields import section_models
 from pipeline.settings.forms import describe, is_container, types_below
 from pipeline.settings.hints import ADVICE_BY_WORD, SETTINGS_BY_WORD, plain_word
-from pipeline.settings.network import known_networks, without_network_name
+from pipeline.settings.network import known_networks, networks_with, without_network_name
 from pipeline.settings.schema import Config
 from pipeline.storage import one_line
 
@@ -67,11 +67,16 @@ def shown(value: Any) -> str:
 
 
 def suggest(key: str) -> str:
-    """Return ", did you mean KEY?" with the known key that an unknown one probably stands for, or "" if none does."""
+    """Return ", did you mean KEY?" with the known key that an unknown one probably stands for, or "" if none does.
+
+    A setting of another network than the configured one is unknown too, and the text names that network.
+    """
     word = plain_word(key)
     if word in ADVICE_BY_WORD:
         return f": {ADVICE_BY_WORD[word]}"
     known = known_keys()
+    if key in known:
+        return f", which is a setting of {' and '.join(networks_with(key.rpartition('.')[2]))}, see model.name"
     by_word = {plain_word(name): name for name in known}
     same_end = [name for name in known if word == plain_word(name.rpartition(".")[2])]
     last = plain_word(key.rpartition(".")[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Discriminator, Tag
@@ -32,6 +33,25 @@ def known_settings(name: str) -> dict[str, Any]:
     """Default settings of a network as a mapping; only the name if there is no such network."""
     entry = ARCHITECTURES.get(name)
     return {"name": name} if entry is None else entry.settings().model_dump()  # type: ignore[call-arg]
+
+
+def settings_for(name: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that stay if a section of the model gets another network: those that both networks have.
+
+    Args:
+        name: the other network.
+        values: settings of the section, whose network is the default if they do not name one.
+    """
+    before, after = ARCHITECTURES.get(values.get("name", DEFAULT)), ARCHITECTURES.get(name)
+    if before is None or after is None or before is after:
+        return dict(values)
+    lost = before.settings.model_fields.keys() - after.settings.model_fields.keys()
+    return {key: value for key, value in values.items() if key not in lost}
+
+
+def networks_with(key: str) -> list[str]:
+    """Return the networks that have a setting, such as "batch_norm"."""
+    return [name for name, entry in ARCHITECTURES.items() if key in entry.settings.model_fields]
 
 
 def known_networks() -> list[str]:

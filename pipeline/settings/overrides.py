@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.settings.errors import UserError
 from pipeline.settings.fields import section_models
 from pipeline.settings.mistakes import explain, suggest
-from pipeline.settings.network import known_settings
+from pipeline.settings.network import known_settings, settings_for
 from pipeline.settings.schema import Config
 
 
@@ -26,7 +26,8 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
     """
     changed = config.model_dump()
     if "model.name" in values and values["model.name"] != config.model.name:
-        changed["model"] = known_settings(values["model.name"])  # another network has other settings
+        kept = settings_for(values["model.name"], changed["model"])
+        changed["model"] = known_settings(values["model.name"]) | kept
     for key, value in values.items():
         *sections, name = key.split(".")
         section: Any = changed
@@ -60,7 +61,8 @@ def merge(values: dict[str, Any], overrides: dict[str, Any], model: type[BaseMod
         if models and key in merged:
             if not isinstance(merged[key], dict):
                 raise UserError(f"{key} is {merged[key]!r} in the configuration, expected a mapping of settings")
-            merged[key] = merge(merged[key], value, models[0])
+            below = settings_for(value.get("name"), merged[key]) if key == "model" else merged[key]
+            merged[key] = merge(below, value, models[0])
         else:
             merged[key] = value
     return merged

@@ -16,9 +16,9 @@ from pipeline.settings.schema import Config
 def resolve(config: Config) -> Config:
     """Fill in `home`, `cache`, `tracking.uri` and `tune.new_records`, and make them absolute.
 
-    This module alone reads the environment variables SR_HOME, SR_CACHE, MLFLOW_TRACKING_URI and RAY_ADDRESS, and the
-    current folder. The result means the same in every process and on every node, so call this before Ray starts:
-    Ray changes the current folder of the processes it starts. A resolved configuration is returned as it is.
+    This module alone reads the environment variables SR_HOME, SR_CACHE, SR_SETS, MLFLOW_TRACKING_URI and RAY_ADDRESS,
+    and the current folder. The result means the same in every process and on every node, so call this before Ray
+    starts: Ray changes the current folder of the processes it starts. A resolved configuration is returned as it is.
 
     Args:
         config: settings as the user gave them.
@@ -41,6 +41,17 @@ def resolve(config: Config) -> Config:
             "tune": config.tune.model_copy(update={"new_records": new_records or records}),
         }
     )
+
+
+def sets_folder(given: str | None) -> str | None:
+    """Return the folder of benchmark sets: the given one, else $SR_SETS, else None."""
+    folder = given or os.environ.get("SR_SETS")
+    return absolute_path(folder) if folder else None
+
+
+def names_tracking(config: Config) -> bool:
+    """Tell whether a resolved configuration names an MLflow server or database, rather than that of the home."""
+    return config.tracking.uri != _absolute_uri(None, config.outputs)
 
 
 def ray_address(config: Config) -> str | None:

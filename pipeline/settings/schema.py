@@ -19,7 +19,7 @@ from pipeline.settings.errors import UserError
 from pipeline.settings.evaluation import Evaluate
 from pipeline.settings.fields import absolute_path, absolute_source
 from pipeline.settings.grid import Tune
-from pipeline.settings.network import Model, default_model
+from pipeline.settings.network import Model, default_model, known_networks
 from pipeline.settings.training import Train
 from pipeline.storage import redact
 
@@ -39,7 +39,7 @@ class Config(BaseSettings):
     )
 
     name: str = "srresnet"
-    """Name of the workflow. Names of its folders start with it."""
+    """Name of the workflow, by default the name of its network. Names of its folders start with it."""
     home: str | None = None
     """Folder or URL of all outputs. By default $SR_HOME or, if that is not set, runs/ in the current folder, and
     ~/sr-runs in a submitted job."""
@@ -67,6 +67,14 @@ class Config(BaseSettings):
     """Settings of MLflow."""
     cluster: Cluster = Cluster()
     """Settings of the Ray cluster and of its training workers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_its_network(cls, values: Any) -> Any:
+        """Name the workflow of another network than the default one after it."""
+        model = values.get("model") if isinstance(values, dict) and "name" not in values else None
+        network = model.get("name") if isinstance(model, dict) else getattr(model, "name", None)
+        return {**values, "name": network} if network in known_networks() else values
 
     @field_validator("name")
     @classmethod
@@ -161,6 +169,12 @@ class Config(BaseSettings):
     def training_label(self) -> str:
         """Beginning of the name of the training that this configuration describes, such as "srresnet-x4-bn-mse"."""
         return f"{self.name}-x{self.scale}-{self.model.label}-{'+'.join(self.train.loss)}"
+
+    @property
+    def registered_model(self) -> str | None:
+        """Name of the registered model that gets a version of the network, or None if nothing is registered."""
+        default = f"{self.model.name}-x{self.scale}" if self.tracking.register_models else None
+        return self.tracking.register_as or default
 
     @property
     def new_records(self) -> str | None:

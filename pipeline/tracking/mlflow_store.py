@@ -1,4 +1,4 @@
-"""Runs in MLflow. This is the only module that imports MLflow.
+"""Runs in MLflow. Only this module and those for models and artifacts import MLflow.
 
 Workers write journals to the storage of the outputs. One process on the driver's node forwards them to MLflow, and what
 MLflow cannot take stays in the journal. So training never waits for the server and never fails with it, and rerunning
@@ -26,7 +26,8 @@ from PIL import Image
 from pipeline import terminal
 from pipeline.settings import Config, UserError
 from pipeline.storage import one_line, redact
-from pipeline.tracking.contact import RefusedError, contact, deleted_error, find_experiments, sqlite_file
+from pipeline.tracking.contact import RefusedError, contact, deleted_error, sqlite_file
+from pipeline.tracking.logged_models import TrainedModel, find_model_id, send_model
 from pipeline.tracking.notes import read_run_note, write_run_note
 from pipeline.tracking.provenance import code_hash, commit, has_ended, user_name
 
@@ -59,7 +60,7 @@ class Tracker:
             contact(config)
         except RefusedError as error:  # MLflow itself may know a user from a file or a plug-in
             refused = error
-        with terminal.stage("", "opening MLflow"), _without_info_logs():
+        with terminal.stage("", "opening MLflow"), without_info_logs():
             import mlflow  # imported here because it takes seconds, and a command that reuses everything needs none
             from mlflow.exceptions import MlflowException
 
@@ -298,6 +299,26 @@ class TrackedRun:
         content = json.dumps({"columns": list(rows), "data": [list(row) for row in zip(*rows.values(), strict=True)]})
         return self.log_file(content.encode(), path)
 
+    def log_model(self, model: TrainedModel) -> bool:
+        """Make the run's trained network a model that MLflow can load and serve, unless the run has one.
+
+        Returns:
+            False if MLflow did not receive it.
+        """
+        with without_info_logs():
+            return self._tracker.call(lambda client: send_model(client, self.id, model))
+
+    def log_scores(self, scores: dict[str, float]) -> bool:
+        """Log scores of the trained network, as metrics of the run and of its model; return False if they were lost."""
+        from mlflow.entities import Metric
+
+        def send(client: Any) -> None:
+            model_id, now = find_model_id(client, self.id), time.time_ns() // 1_000_000
+            metrics = [Metric(key, value, now, 0, model_id=model_id, run_id=self.id) for key, value in scores.items()]
+            client.log_batch(self.id, metrics=metrics)
+
+        return self._tracker.call(send)
+
     def end(self, status: str) -> None:
         """Set the final status: FINISHED, FAILED or KILLED."""
         self.ended = self._tracker.call(lambda client: client.set_terminated(self.id, status))
@@ -312,7 +333,7 @@ def find_problem(config: Config) -> UserError | None:
     try:
         contact(config)
     except RefusedError as refused:  # MLflow itself may know a user from a file or a plug-in
-        with _without_info_logs():
+        with without_info_logs():
             import mlflow
 
             try:
@@ -324,42 +345,11 @@ def find_problem(config: Config) -> UserError | None:
     return None
 
 
-def fetch_config(config: Config, run_id: str) -> str:
-    """Return the configuration of a run as YAML. Nothing is created.
-
-    Args:
-        config: names the tracking server or database.
-        run_id: id of the run in MLflow.
-
-    Raises:
-        UserError: if MLflow has no such run, or the run has no configuration.
-    """
-    place, file = f"MLflow at {redact(config.tracking_uri)}", sqlite_file(config.tracking_uri)
-    if file and not file.exists():
-        raise UserError(
-            f"run {run_id} cannot be used, because there is no database {file}: name that of the run with "
-            "--tracking.uri, or with the --home of its outputs"
-        )
-    with contextlib.suppress(RefusedError):
-        find_experiments(config)
-    with _without_info_logs(), tempfile.TemporaryDirectory(prefix="sr-") as folder:
-        import mlflow
-
-        try:
-            path: str = mlflow.MlflowClient(config.tracking_uri).download_artifacts(run_id, "config.yaml", folder)
-            return Path(path).read_text("utf-8")
-        except Exception as error:  # from SQLAlchemy, requests or MLflow, depending on the store
-            raise UserError(
-                f"run {run_id} of {place} cannot be used: {one_line(error, 200)}; expected the id of a run of this "
-                "pipeline; --tracking.uri names another server"
-            ) from None
-
-
 def system_metrics() -> Callable[[], dict[str, float]]:
     """Return a function that measures processor, memory, disk, network and GPUs of this machine, by MLflow's names."""
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-    with _without_info_logs():
+    with without_info_logs():
         monitor = SystemMetricsMonitor(run_id="")
 
     def measure() -> dict[str, float]:
@@ -373,7 +363,7 @@ def system_metrics() -> Callable[[], dict[str, float]]:
 
 
 @contextlib.contextmanager
-def _without_info_logs() -> Iterator[None]:
+def without_info_logs() -> Iterator[None]:
     """Suppress the many INFO messages with which MLflow and alembic report a new database."""
     previous = logging.root.manager.disable
     logging.disable(logging.INFO)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.tracking.logged_models import find_model_id
 from pipeline.tracking.mlflow_store import TrackedRun, Tracker
 
 _HELD_OUT, _SCALE = "held_out_images", "scale"
@@ -20,10 +21,9 @@ class ModelVersion:
     model: str
     """Name of the registered model, which is created if it does not exist."""
     run: TrackedRun
-    """The run that has the weights as an artifact; each run has one version."""
-    path: str
-    """The artifact's path in the run."""
+    """The run of the training, which has logged its model; each run has one version."""
     description: str
+    """A sentence about the training; the version's description adds its scores and a link to the run."""
     scale: int
     held_out: str
     """Identifies the held-out images and how they are scored. Scores are compared only where it is equal."""
@@ -63,23 +63,40 @@ def register_version(
             if stays:
                 print(f"the alias {alias} of the model {version.model} stays at version {holder}: {stays}", flush=True)
                 return
-        client.set_registered_model_alias(version.model, alias, own)
+        if str(holder) != own:
+            client.set_registered_model_alias(version.model, alias, own)
+            print(f"models:/{version.model}@{alias} is now version {own}", flush=True)
 
     return tracker.call(register)
 
 
 def _find_or_create(tracker: Tracker, client: Any, version: ModelVersion) -> str:
-    """Return the number of the run's version."""
+    """Return the number of the run's version, with an up-to-date description."""
+    model_id = find_model_id(client, version.run.id)
+    if model_id is None:
+        raise OSError(f"MLflow has no model of the run {version.run.id} yet")
     with contextlib.suppress(*tracker.failures):  # the model exists already
         client.create_registered_model(version.model)
-    found = client.search_model_versions(f"name = '{version.model}' and run_id = '{version.run.id}'")
-    if found:
-        return str(found[0].version)
-    source = f"runs:/{version.run.id}/{version.path}"
+    # MLflow would look for a source models:/ID at its global URI, which the pipeline leaves alone.
+    text, source = _describe(client, version), client.get_logged_model(model_id).artifact_location
+    versions = client.search_model_versions(f"name = '{version.model}' and run_id = '{version.run.id}'")
+    for known in versions:  # those of earlier releases of this pipeline have another source, which MLflow cannot load
+        if known.source == source:
+            if known.description != text:
+                client.update_model_version(version.model, known.version, description=text)
+            return str(known.version)
     created = client.create_model_version(
-        version.model, source, version.run.id, description=version.description, await_creation_for=0
+        version.model, source, version.run.id, description=text, await_creation_for=0, model_id=model_id
     )
     return str(created.version)
+
+
+def _describe(client: Any, version: ModelVersion) -> str:
+    """Return the description of a version as Markdown: the training, its scores, and a link to its run."""
+    experiment = client.get_run(version.run.id).info.experiment_id
+    lines = [f"{version.description} ([run](#/experiments/{experiment}/runs/{version.run.id}))", ""]
+    lines += [f"- {name}: {score:.6g}" for name, score in version.scores.items()]
+    return "\n".join(lines)
 
 
 def _why_not_better(tags: Mapping[str, str], known: Mapping[str, str], metric: str, higher_is_better: bool) -> str:
@@ -92,4 +109,4 @@ def _why_not_better(tags: Mapping[str, str], known: Mapping[str, str], metric: s
         return f"the {metric} of one of the two versions is not known"
     if own > other if higher_is_better else own < other:
         return ""
-    return f"its {metric} is {other:g}, that of the best new cell {own:g}"
+    return f"its {metric} is {other:g}, that of the new version {own:g}"

@@ -82,12 +82,19 @@ def train(
                 prepared = features.prepare_terms(config)
                 trainer = make_trainer(prepared, patch_set, folder, stop_at, per_gpu, checked=bool(cell))
                 with show_progress(folder) if watch is None else nullcontext(watch) as told:
-                    _fit(trainer, folder, forwarder, told, should_stop or (lambda: False))
+                    _fit(
+                        trainer,
+                        folder,
+                        forwarder,
+                        told,
+                        should_stop or (lambda: False),
+                        config.tracking.system_metrics,
+                    )
             trained = find_training(config, patch_set)
             if trained is None:
                 raise UserError(f"training {folder} ended without a result, expected result.json: rerun the command")
             with terminal.stage("", "sending the rest of the training to MLflow"):
-                complete = _send_rest(trained, run, forwarder)
+                complete = _send_rest(trained, config, run, forwarder)
     if complete and run.ended:
         tracking.mark_as_tracked(trained.folder, parent)
     return replace(trained, found=finished is not None)
@@ -108,12 +115,12 @@ def track_finished(
     """
     with tracker.run(trained.folder, cell, tags, parent) as run:
         run.describe(run_parameters(config, cell), config)
-        complete = _send_rest(trained, run, Forwarder(f"{trained.folder}/journal", run))
+        complete = _send_rest(trained, config, run, Forwarder(f"{trained.folder}/journal", run))
     if complete and run.ended:
         tracking.mark_as_tracked(trained.folder, parent)
 
 
-def _send_rest(trained: Trained, run: TrackedRun, forwarder: Forwarder) -> bool:
+def _send_rest(trained: Trained, config: Config, run: TrackedRun, forwarder: Forwarder) -> bool:
     """Send what MLflow does not have yet of a finished training, and tell whether all of it arrived."""
     result = trained.result
     final: dict[str, float] = {
@@ -131,7 +138,7 @@ def _send_rest(trained: Trained, run: TrackedRun, forwarder: Forwarder) -> bool:
     return (
         forwarder.forward_rest()
         and run.log_metrics({f"final/{key}": value for key, value in final.items()})
-        and run.log_file(weights, "model/model.safetensors")
+        and run.log_model(tracking.describe_model(config, trained.name, weights, result.metrics))
     )
 
 
@@ -154,14 +161,20 @@ def _say_when_stopped(config: Config, shown: bool) -> Iterator[None]:
 
 
 def _fit(
-    trainer: StoppableTrainer, folder: str, forwarder: Forwarder, watch: Watch, should_stop: Callable[[], bool]
+    trainer: StoppableTrainer,
+    folder: str,
+    forwarder: Forwarder,
+    watch: Watch,
+    should_stop: Callable[[], bool],
+    measured: bool,
 ) -> None:
-    """Run Ray Train, and meanwhile forward the journal."""
+    """Run Ray Train, and meanwhile forward the journal and, if `measured`, how busy this machine is."""
     watch(forwarder.read_new(), True)
 
     def forward() -> None:
         watch(forwarder.forward_new(), False)
-        forwarder.forward_system_metrics()
+        if measured:
+            forwarder.forward_system_metrics()
         if should_stop() and open_training(folder) is None:
             trainer.stop()
             raise StopTraining(f"training {folder} was stopped")

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from pipeline.training.precision import has_bf16
+from pipeline.networks.devices import has_bf16
 
 
 def describe(device: torch.device) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pipeline.networks.devices import has_bf16
 from pipeline.training.checkpoints import LossScale
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -45,16 +46,6 @@ def choose_precision(wanted: str, device: torch.device) -> Precision:
 def common_precision(chosen: Sequence[Precision]) -> Precision:
     """Return the precision for ranks on different devices: the one that all of them compute fast or have to use."""
     return min(chosen, key=("fp32", "tf32", "fp16", "bf16").index)
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Tell whether the hardware of a device computes in bf16."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    if not hasattr(torch.cpu, "get_capabilities"):  # before PyTorch 2.11
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:

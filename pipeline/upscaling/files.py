@@ -1,93 +1,102 @@
-"""Upscale image files, and keep what the new file can hold: grey, transparency and orientation."""
+"""Enlarge an image file into another file, with everything that both formats hold."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from PIL import Image
+from pipeline import storage, terminal
+from pipeline.data import sources
+from pipeline.data.locations import Location
+from pipeline.data.rejection import RejectedImageError, RejectionKind
+from pipeline.upscaling.animations import Animation, Frame, open_animation, write_animation
+from pipeline.upscaling.encoding import losses, write_image
+from pipeline.upscaling.formats import FORMATS
+from pipeline.upscaling.images import decode_image, enlarge_image
+from pipeline.upscaling.options import Enlargement
 
-from pipeline import storage
-from pipeline.data.images import decode_channels
-from pipeline.data.rejection import RejectedImageError
-from pipeline.networks import bundled
-from pipeline.networks.devices import best_device, cuda_fault
-from pipeline.networks.upscaling import upscale_image
-from pipeline.networks.weights import load_network
-from pipeline.settings import UserError
-from pipeline.upscaling.targets import OPAQUE, TRANSPARENT, check_target
-from pipeline.upscaling.transparency import cover_hidden_colours
-from sr_model.networks.super_resolver import SuperResolver
-
-_LONGEST = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
-"""Longest side in pixels that a format allows."""
-_OPTIONS: dict[str, dict[str, Any]] = {".jpg": {"quality": 95}, ".jpeg": {"quality": 95}, ".webp": {"lossless": True}}
+if TYPE_CHECKING:
+    from pipeline.networks.upscalers import Upscaler
 
 
-def load(model: str, device: str | None = None) -> SuperResolver:
-    """Load a network in eval mode.
+@dataclass(frozen=True)
+class Written:
+    """A file that was written."""
 
-    Args:
-        model: name of a bundled model, or path or URL of a .safetensors file.
-        device: "cpu" or "cuda"; by default the GPU if there is one.
+    width: int
+    height: int
+    frames: int
+    bytes: int
+    notes: tuple[str, ...]
+    """What the file does not hold of the image; each text completes a sentence that begins with the image's name."""
 
-    Raises:
-        UserError: if there is no such model or device, or no network has the weights of the file.
-    """
-    if device == "cuda" and (fault := cuda_fault()):
-        raise UserError(f"the device cuda cannot be used ({fault}): expected --device cpu, or no --device")
-    net = load_network(model if model.endswith(".safetensors") else bundled.weights(model))
-    device = device or best_device().type
-    return net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    @property
+    def megapixels(self) -> float:
+        """Pixels of all frames."""
+        return self.width * self.height * self.frames / 1e6
 
 
-def upscale_file(net: SuperResolver, source: Path, target: Path, max_megapixels: float) -> tuple[int, int]:
-    """Upscale an image file into another file; grey and transparency are kept, colours become sRGB.
+def upscale_file(
+    upscaler: Upscaler, source: Location, target: str, suffix: str, how: Enlargement, progress: bool = False
+) -> Written:
+    """Enlarge an image file.
 
     Args:
-        net: the network, in eval mode.
-        source: a PNG, JPEG, WebP, TIFF or BMP file.
-        target: the file to write; its extension chooses the format.
-        max_megapixels: largest output in megapixels; a larger one is refused before the image is decoded.
-
-    Returns:
-        Width and height of the upscaled image in pixels.
+        upscaler: the model.
+        source: the image.
+        target: path or URL of the file to write.
+        suffix: its lower-case ending, which chooses the format.
+        how: how the image is enlarged.
+        progress: whether to show how much of a large image, or how many frames, are done.
 
     Raises:
-        UserError: if the image cannot be read, or the target cannot be written or cannot hold it.
+        RejectedImageError: if the image cannot be read or is too large. Its text completes a sentence that begins with
+            the image's name.
+        UserError: if files of this format cannot be so large.
+        OSError: if the storage fails.
     """
-    content = _read(source)
-    check_target(source, target)
+    limit = how.max_pixels(upscaler.scale)
+    content = sources.read_bytes(source, sources.byte_limit(limit))
     try:
-        image, alpha = decode_channels(content, int(max_megapixels * 1e6) // net.scale**2)
+        with open_animation(content, limit, how.keep_profile) as animation:
+            if animation and FORMATS[suffix].animated:
+                return _write_frames(upscaler, animation, target, suffix, how, progress)
+            count = animation.count if animation else 1
+        image = decode_image(content, limit, how.keep_profile)
     except RejectedImageError as error:
-        limit = f"{max_megapixels:g} megapixels after upscaling x{net.scale} (--max-megapixels)"
-        raise UserError(f"{source} {error}, expected an image of at most {limit}") from None
-    suffix = target.suffix.lower()
-    if alpha is not None and suffix in OPAQUE:
-        if alpha.min() < 255:
-            raise UserError(
-                f"{source} is transparent, which {suffix} cannot hold: expected an output that ends in "
-                f"{', '.join(TRANSPARENT)}"
-            )
-        alpha = None
-    side = max(image.shape[:2]) * net.scale
-    if side > _LONGEST.get(suffix, side):
-        raise UserError(f"{target} would have a side of {side} pixels, more than {suffix} can hold: expected .png")
-    if alpha is not None:
-        image = cover_hidden_colours(image, alpha)
-    sr = upscale_image(net, image, progress=True)
-    upscaled = Image.fromarray(sr[:, :, 0] if sr.shape[2] == 1 else sr)
-    if alpha is not None:
-        upscaled.putalpha(Image.fromarray(alpha).resize(upscaled.size, Image.Resampling.BICUBIC))
-    with storage.create(str(target.absolute())) as part:
-        upscaled.save(part, Image.registered_extensions()[suffix], **_OPTIONS.get(suffix, {}))
-    return upscaled.size
+        raise _with_limit(error, upscaler.scale, how) from None
+    del content
+    notes = losses(image, suffix)
+    if count > 1:
+        notes.append(f"is an animation of {count} frames, of which {suffix} holds the first")
+    enlarged = enlarge_image(upscaler, image, how.outscale, progress)
+    with storage.create(target) as part:
+        with part.open("w+b") as file:
+            write_image(enlarged, file, suffix, how.quality)
+        return Written(*enlarged.size, 1, part.stat().st_size, tuple(notes))
 
 
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from None
+def _write_frames(
+    upscaler: Upscaler, animation: Animation, target: str, suffix: str, how: Enlargement, progress: bool
+) -> Written:
+    frames: list[Frame] = []
+    shown = terminal.stage("upscale", total=animation.count, unit="frames") if progress else nullcontext()
+    with shown as stage:
+        for frame in animation.frames:
+            frames.append(Frame(enlarge_image(upscaler, frame.image, how.outscale), frame.duration))
+            if stage:
+                stage.update(len(frames))
+    with storage.create(target) as part:
+        with part.open("w+b") as file:
+            write_animation(frames, animation.plays, file, suffix, how.quality)
+        return Written(*frames[0].image.size, len(frames), part.stat().st_size, ())
+
+
+def _with_limit(error: RejectedImageError, scale: int, how: Enlargement) -> RejectedImageError:
+    """Add the limit of the command to a rejection because of the size."""
+    rejection = error.rejection
+    if rejection.kind is not RejectionKind.TOO_LARGE:
+        return error
+    most = f"{how.max_megapixels:g} megapixels after upscaling x{max(scale, how.outscale or 0):g} (--max-megapixels)"
+    return RejectedImageError(rejection.kind, f"{rejection.detail}, expected an image of at most {most}")

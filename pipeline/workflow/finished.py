@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline import storage
-from pipeline.settings import Config
+from pipeline.settings import Config, Tracking
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,22 @@ class Finished:
     scores: str
     """Identity of the scores in the report."""
     settings: str = ""
-    """Fingerprint of all settings; "" if an earlier version wrote the file."""
+    """Fingerprint of all settings but those of MLflow; "" if an earlier version wrote the file."""
+    registered: list[str] = field(default_factory=list)
+    """Names of the registered models that have a version of the training."""
+
+    def is_registered(self, config: Config) -> bool:
+        """Tell whether the training is registered as a configuration wants it."""
+        return config.registered_model is None or config.registered_model in self.registered
 
 
 def mark_finished(folder: str, config: Config, scores: str) -> None:
-    """Mark the workflow in a folder as finished; `scores` is the identity of its scores."""
-    storage.write_document(_url(folder), Finished(scores, _fingerprint(config)))
+    """Mark the workflow in a folder as finished and registered; `scores` is the identity of its scores."""
+    before = read_mark(folder)
+    registered = before.registered if before and before.scores == scores else []
+    if config.registered_model and config.registered_model not in registered:
+        registered = [*registered, config.registered_model]
+    storage.write_document(_url(folder), Finished(scores, _fingerprint(config), registered))
 
 
 def read_mark(folder: str) -> Finished | None:
@@ -32,7 +42,7 @@ def may_be_finished(config: Config) -> bool:
     """Tell whether a workflow with these settings was finished; if its images are unchanged, it needs no MLflow."""
     home = f"{config.outputs}/workflows"
     marks = [read_mark(f"{home}/{name}") for name in storage.names(home) if name.startswith(config.training_label)]
-    return any(mark and mark.settings in ("", _fingerprint(config)) for mark in marks)
+    return any(mark and mark.settings in ("", _fingerprint(config)) and mark.is_registered(config) for mark in marks)
 
 
 def _url(folder: str) -> str:
@@ -40,4 +50,4 @@ def _url(folder: str) -> str:
 
 
 def _fingerprint(config: Config) -> str:
-    return storage.fingerprint(config.to_yaml())
+    return storage.fingerprint(config.model_copy(update={"tracking": Tracking()}).to_yaml())

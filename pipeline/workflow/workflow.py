@@ -10,8 +10,7 @@ import statistics
 from pipeline import cluster, terminal, tracking
 from pipeline.data import benchmark_sets, patchset, preparation
 from pipeline.data.patchset import PatchSet
-from pipeline.evaluation import scores as scores_module
-from pipeline.evaluation import tables
+from pipeline.evaluation import tables, trained_network
 from pipeline.evaluation.scores import Scores
 from pipeline.reporting import registration, report
 from pipeline.reporting.comparison import Row
@@ -61,7 +60,7 @@ def _train_and_report(config: Config, patch_set: PatchSet, folder: str, stop_at:
         description.log_patch_set(parent, config, patch_set)
         trained = driver.train(config, patch_set, parent.id, stop_at=stop_at)
         print(f"training {'reused' if trained.found else 'finished'}: {trained.folder}", flush=True)
-        scores = scores_module.evaluate(config, patch_set, trained.weights, folder)
+        scores = trained_network.evaluate(config, patch_set, trained.weights, folder)
         with terminal.stage("", "writing the report and sending it to MLflow"):
             facts = _facts(config, patch_set, trained)
             comparison, page = report.write_report(folder, config, scores, trained.history(), facts)
@@ -76,7 +75,7 @@ def _train_and_report(config: Config, patch_set: PatchSet, folder: str, stop_at:
             sent &= parent.log_file(comparison, "comparison.png") and parent.log_file(page, "report.html")
             sent &= _register(config, trained, scores, parent, tracker)
     if sent and parent.ended:
-        mark_finished(folder, config, scores.identity, _registered_name(config))
+        mark_finished(folder, config, scores.identity)
     return scores
 
 
@@ -90,21 +89,13 @@ def _register(
     return sent and run is not None and run.log_scores(row.flat_scores)
 
 
-def _registered_name(config: Config) -> str:
-    """Return the name of the registered model of this workflow; "" if it is not registered."""
-    return registration.model_name(config) if config.tracking.registers else ""
-
-
 def _read_finished(config: Config, patch_set: PatchSet, folder: str) -> Scores | None:
     """Return the scores if training, evaluation and report are finished and MLflow has them."""
     trained = runs.find_training(config, patch_set)
     mark = read_mark(folder)
-    if trained is None or not trained.tracked or mark is None:
+    if trained is None or not trained.tracked or mark is None or not mark.is_registered(config):
         return None
-    wanted = _registered_name(config)
-    if wanted and mark.registered != wanted:
-        return None
-    scores = scores_module.read(config, patch_set, trained.weights, folder)
+    scores = trained_network.read(config, patch_set, trained.weights, folder)
     return scores if scores and scores.identity == mark.scores else None
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sr_model.deferred import deferred
 from sr_model.networks.architecture import Architecture, NetworkSettings
-from sr_model.networks.settings import SRResNetSettings
+from sr_model.networks.settings import EDSRSettings, SRResNetSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,14 @@ _ALL = (
         build=deferred("sr_model.networks.srresnet:build"),
         infer=deferred("sr_model.networks.srresnet:infer"),
     ),
+    Architecture(
+        name="edsr",
+        title="EDSR",
+        settings=EDSRSettings,
+        scales=(2, 3, 4, 8),
+        build=deferred("sr_model.networks.edsr:build"),
+        infer=deferred("sr_model.networks.edsr:infer"),
+    ),
 )
 
 ARCHITECTURES: dict[str, Architecture] = {entry.name: entry for entry in _ALL}
@@ -35,7 +43,7 @@ DEFAULT = next(iter(ARCHITECTURES))
 """Name of the network that a configuration without `model.name` describes."""
 
 
-def from_weights(weights: Mapping[str, Tensor]) -> SuperResolver:
+def recognise(weights: Mapping[str, Tensor]) -> tuple[Architecture, SuperResolver]:
     """Recognise a network by its state dict and load it, in eval mode, float32.
 
     Raises:
@@ -44,10 +52,15 @@ def from_weights(weights: Mapping[str, Tensor]) -> SuperResolver:
     reasons = []
     for architecture in ARCHITECTURES.values():
         try:
-            return architecture.load(weights)
+            return architecture, architecture.load(weights)
         except ValueError as error:
             reasons.append(str(error))
     raise ValueError("; ".join(reasons))
 
 
-__all__ = ["ARCHITECTURES", "DEFAULT", "Architecture", "NetworkSettings", "from_weights"]
+def from_weights(weights: Mapping[str, Tensor]) -> SuperResolver:
+    """Return the network of a state dict; see `recognise`."""
+    return recognise(weights)[1]
+
+
+__all__ = ["ARCHITECTURES", "DEFAULT", "Architecture", "NetworkSettings", "from_weights", "recognise"]

@@ -30,3 +30,18 @@ class SRResNetSettings(NetworkSettings):
     def label(self) -> str:
         """Either "bn" or "nobn"."""
         return "bn" if self.batch_norm else "nobn"
+
+
+class EDSRSettings(NetworkSettings):
+    """EDSR."""
+
+    name: Literal["edsr"] = "edsr"
+    """Kind of network."""
+    channels: int = Field(64, ge=4)
+    """Feature channels."""
+    blocks: int = Field(16, ge=1)
+    """Residual blocks."""
+    residual_scale: float = Field(1.0, gt=0)
+    """Factor of the residual branches. The paper has 0.1 for its large network, of 256 channels and 32 blocks."""
+    init: Init = "upsampler"
+    """Initial weights: "upsampler" interpolates from the first step on; "paper" is PyTorch's default."""

@@ -5,6 +5,7 @@ Shape legend: B images, C feature channels, (h, w) LR pixels, s scale, r factor 
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,13 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sr_model.networks.inference import Residual, convolution, fold_norm
 from sr_model.networks.settings import Init, SRResNetSettings
 from sr_model.networks.super_resolver import SuperResolver
+from sr_model.networks.upsampling import STAGES, carry_colours, fuse_conv_after_shuffle, scale_of
 
-_STAGES = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
-"""Factor of each PixelShuffle stage, by scale."""
-
-SCALES = tuple(_STAGES)
+SCALES = tuple(STAGES)
 
 
 class SRResNet(SuperResolver):
@@ -50,7 +50,7 @@ class SRResNet(SuperResolver):
         init: Init = "upsampler",
     ) -> None:
         super().__init__()
-        if scale not in _STAGES:
+        if scale not in STAGES:
             raise ValueError(f"scale is {scale}, expected one of {SCALES}")
         self.scale = scale
         self.conv_first = nn.Conv2d(3, channels, 9, padding=4)
@@ -58,7 +58,7 @@ class SRResNet(SuperResolver):
         self.body = nn.Sequential(*(ResidualBlock(channels, batch_norm) for _ in range(blocks)))
         self.conv_body = nn.Conv2d(channels, channels, 3, padding=1)
         self.bn_body = nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
-        self.upsample = nn.ModuleList(UpsampleStage(channels, r) for r in _STAGES[scale])
+        self.upsample = nn.ModuleList(UpsampleStage(channels, r) for r in STAGES[scale])
         self.conv_last = nn.Conv2d(channels, 3, 9, padding=4)
         if init == "upsampler":
             init_as_upsampler(self)
@@ -83,6 +83,23 @@ class SRResNet(SuperResolver):
         # The 9x9 head sees 4; each block has two 3x3 convolutions; one more 3x3 comes before the long skip. The stages
         # and the 9x9 tail work on smaller pixels: less than 1 + 1 for the stages and 2 for the tail.
         return 4 + 2 * len(self.body) + 1 + 2 + 2
+
+    @torch.no_grad()
+    def for_inference(self) -> nn.Sequential:
+        """Return plain layers: BatchNorm is folded into convolutions, and the last shuffle comes last."""
+        blocks = cast("list[ResidualBlock]", list(self.body))
+        branches = [
+            Residual(fold_norm(block.conv1, block.bn1), copy.deepcopy(block.act), fold_norm(block.conv2, block.bn2))
+            for block in blocks
+        ]
+        layers = [copy.deepcopy(self.conv_first), copy.deepcopy(self.act_first)]
+        layers.append(Residual(*branches, fold_norm(self.conv_body, self.bn_body)))
+        *first, last = cast("list[UpsampleStage]", list(self.upsample))
+        for stage in first:
+            layers += [copy.deepcopy(stage.conv), copy.deepcopy(stage.act), nn.PixelShuffle(stage.factor)]
+        tail = convolution(*fuse_conv_after_shuffle(self.conv_last, last.factor))
+        layers += [copy.deepcopy(last.conv), copy.deepcopy(last.act), tail, nn.PixelShuffle(last.factor)]
+        return nn.Sequential(*layers).eval().requires_grad_(False)
 
     def _upscale(self, x: Tensor) -> Tensor:
         *first, last = cast("list[UpsampleStage]", list(self.upsample))
@@ -163,30 +180,6 @@ def _frozen_statistics(part: object) -> Iterator[None]:
                 norm.num_batches_tracked -= 1
 
 
-def fuse_conv_after_shuffle(conv: nn.Conv2d, factor: int) -> tuple[Tensor, Tensor]:
-    """Rewrite "pixel shuffle by r, then a 9x9 convolution" as a 5x5 convolution that is followed by the shuffle.
-
-    The result is equal up to rounding, and faster: three output channels leave matrix units idle, 3*r*r channels less
-    so. For each offset (a, b), output pixel (r*y + a, r*x + b) of the 9x9 convolution uses the same kernel, shifted by
-    (a, b). On the unshuffled grid, that is `pixel_unshuffle` of the shifted kernel.
-
-    Returns:
-        Weight (3*r*r, C*r*r, 5, 5) and bias (3*r*r,), differentiable with respect to the parameters of `conv`.
-    """
-    assert conv.kernel_size == (9, 9)
-    assert conv.bias is not None
-    out_channels = conv.out_channels
-    canvas, margin = 5 * factor, 2 * factor - 4
-    shifted = []
-    for a in range(factor):
-        for b in range(factor):
-            top, left = a + margin, b + margin
-            shifted.append(F.pad(conv.weight, (left, canvas - 9 - left, top, canvas - 9 - top)))
-    kernels = F.pixel_unshuffle(torch.stack(shifted, dim=1).flatten(0, 1), factor)
-    assert kernels.shape[0] == out_channels * factor**2
-    return kernels, conv.bias.repeat_interleave(factor**2)
-
-
 @torch.no_grad()
 def init_as_upsampler(net: SRResNet) -> None:
     """Initialise the network as an interpolating upsampler.
@@ -217,17 +210,7 @@ def init_as_upsampler(net: SRResNet) -> None:
     net.conv_first.weight[rgb, rgb, 4, 4] = 1
     for stage in net.upsample:
         assert isinstance(stage, UpsampleStage)
-        r = stage.factor
-        weight = stage.conv.weight
-        weight.copy_(weight[:: r * r].repeat_interleave(r * r, dim=0))
-        # Offsets of the r sub-pixels from the centre of the LR pixel, in LR pixels
-        t = (torch.arange(r) + 0.5) / r - 0.5
-        taps = torch.stack([t * (t - 1) / 2, 1 - t * t, t * (t + 1) / 2], dim=1)  # (r, 3)
-        kernels = torch.einsum("iy,jx->ijyx", taps, taps).reshape(r * r, 3, 3)
-        for c in range(3):
-            carried = slice(c * r * r, (c + 1) * r * r)
-            weight[carried] = 0
-            weight[carried, c] = kernels
+        carry_colours(stage.conv, stage.factor)
     net.conv_last.weight.mul_(0.01)
     net.conv_last.weight[:, rgb] = 0
     net.conv_last.weight[rgb, rgb, 4, 4] = 1
@@ -254,9 +237,7 @@ def infer(weights: Mapping[str, Tensor]) -> tuple[int, SRResNetSettings]:
         for name in sorted(weights)
         if re.fullmatch(r"upsample\.\d+\.conv\.weight", name)
     )
-    scales = [scale for scale, stages in _STAGES.items() if stages == factors]
-    if not scales:
-        raise ValueError(f"the upsampling stages have the factors {factors}, expected one of {list(_STAGES.values())}")
+    scale = scale_of(factors)
     channels = weights["conv_first.weight"].shape[0]
     # Only a block with weights counts, so that a small file cannot describe a network that takes long to build.
     blocks = sum(
@@ -271,4 +252,4 @@ def infer(weights: Mapping[str, Tensor]) -> tuple[int, SRResNetSettings]:
         batch_norm="bn_body.weight" in weights,
         init="paper",  # the weights do not tell, and replace it anyway
     )
-    return scales[0], settings
+    return scale, settings

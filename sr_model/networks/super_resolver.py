@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
@@ -28,3 +29,15 @@ class SuperResolver(nn.Module, ABC):
     @abstractmethod
     def muon_weights(self) -> list[nn.Parameter]:
         """Weights of hidden convolutions, which the Muon optimizer updates; Adam updates all others."""
+
+    def for_inference(self) -> nn.Module:
+        """Return a network of its own that computes the same as this one in eval mode, up to rounding, and faster.
+
+        A subclass returns plain layers (`sr_model.networks.inference`) if it can. They are exported as they are, and
+        enlarge images in strips of rows. By default this is a copy, which enlarges images in tiles.
+
+        Returns:
+            A module in eval mode with the input and output of `forward`, on the same device and of the same dtype. It
+            shares no tensor with this network, and its parameters need no gradients.
+        """
+        return copy.deepcopy(self).eval().requires_grad_(False)

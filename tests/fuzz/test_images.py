@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.images import decode, decode_channels, read_size
+from pipeline.data.images import decode, read_size
 from pipeline.data.rejection import RejectedImageError
 from tests.conftest import random_image
 from tests.fuzz.campaign import Campaign, whole_campaign
 from tests.fuzz.mutations import mutate_bytes
-from tests.pipeline.data.formats.encoders import bmp, bmp_rows, chunk, png, saved, tiff
+from tests.pipeline.data.formats.encoders import bmp, bmp_rows, chunk, decode_channels, png, saved, tiff
 from tests.pipeline.data.formats.test_colour import LINEAR, LINEAR_GREY
 
 LIMIT = 200_000

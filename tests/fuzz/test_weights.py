@@ -11,6 +11,7 @@ import torch
 
 from pipeline.networks.weights import load_network, to_safetensors
 from pipeline.settings import UserError
+from sr_model.networks.edsr import EDSR
 from sr_model.networks.srresnet import SRResNet
 from tests.fuzz.campaign import Campaign, whole_campaign
 from tests.fuzz.mutations import mutate_bytes, mutate_value
@@ -20,7 +21,13 @@ def seeds() -> list[bytes]:
     torch.manual_seed(0)
     small = to_safetensors(SRResNet(4, channels=4, blocks=2, batch_norm=True), 4)
     other = to_safetensors(SRResNet(2, channels=4, blocks=1), 2)
-    return [small, other, safetensors.torch.save({"x": torch.zeros(3), "y": torch.zeros(2, 2, dtype=torch.float16)})]
+    third = to_safetensors(EDSR(3, channels=4, blocks=1, residual_scale=0.5), 3)
+    return [
+        small,
+        other,
+        third,
+        safetensors.torch.save({"x": torch.zeros(3), "y": torch.zeros(2, 2, dtype=torch.float16)}),
+    ]
 
 
 def split(content: bytes) -> tuple[bytes, bytes]:

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pipeline.settings import Config, UserError, resolve
 from pipeline.settings.places import ray_address
@@ -35,14 +37,16 @@ for module, argv in commands:
 """
 
 
-def start(*commands: tuple[str, list[str]], **environment: str) -> list[tuple[int, str, list[str]]]:
+def start(
+    *commands: tuple[str, list[str]], watched: Sequence[str] = HEAVY, **environment: str
+) -> list[tuple[int, str, list[str]]]:
     """Start commands one after the other in one new process.
 
     Returns:
-        For each of them: its exit code, what it printed, and the heavy packages that were imported so far.
+        For each of them: its exit code, what it printed, and the watched packages that were imported so far.
     """
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, json.dumps(commands), json.dumps(HEAVY)],
+        [sys.executable, "-c", PROBE, json.dumps(commands), json.dumps(watched)],
         capture_output=True, text=True, cwd=ROOT, check=True, env={**os.environ, **environment},
     )  # fmt: skip
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
@@ -66,12 +70,16 @@ def test_a_mistake_is_reported_before_heavy_imports(tmp_path: Path) -> None:
         ("pipeline.evaluate", [home], "no finished training srresnet-x4-bn-mse, which the configuration describes"),
         ("pipeline.tune", [home, '--tune.grid={"train.lrr": [1]}'], "unknown key train.lrr, did you mean train.lr?"),
         ("pipeline.tune", [home, '--tune.grid={"train.lr": [-1]}'], "train.lr is -1, expected a number above 0"),
-        ("pipeline.upscale", [], "the following arguments are required: image, out"),
-        ("pipeline.upscale", [nothing, "out.png"], f"cannot read {nothing}: No such file or directory"),
+        ("pipeline.upscale", [], "the following arguments are required: IN"),
+        ("pipeline.upscale", [str(image)], "the output is missing, expected IN... OUT, or IN... -o OUT"),
+        ("pipeline.upscale", [nothing, "out.png"], f"{nothing} does not exist, expected a folder, archive, file or"),
         ("pipeline.upscale", [str(image), "out.txt"], "out.txt is not the name of an image"),
-        ("pipeline.upscale", [str(image), "out.png", "--model", "x"], "there is no bundled model x"),
+        ("pipeline.upscale", [str(image), "out.png", "--model", "x"], "there is no model x: expected"),
         ("pipeline.upscale", [str(image), "out.png", "--model", "x.safetensors"], "cannot read the weights x"),
         ("pipeline.upscale", [str(image), "out.png", "--max-megapixels", "many"], "'many' is not a number above 0"),
+        ("pipeline.export", ["srresnet-x4", "out.onnx"], "the following arguments are required: --format"),
+        ("pipeline.export", ["srresnet-x4", "out.pth", "--format=rcan"], "out.pth does not end in .safetensors"),
+        ("pipeline.export", ["x.onnx", "out.onnx", "--format=onnx"], "cannot read the weights x.onnx"),
         ("pipeline.patchset", ["show", nothing], f"{nothing} is no folder, expected the patch set"),
         ("pipeline.patchset", ["shew", nothing], "invalid choice: 'shew'"),
         ("pipeline.patchset", ["show", nothing, "--pairs", "0"], "'0' is not a number from 1 to 1000"),
@@ -88,7 +96,7 @@ def test_a_mistake_is_reported_before_heavy_imports(tmp_path: Path) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    names = ["run", "preprocess", "train", "evaluate", "tune", "upscale", "patchset", "publish"]
+    names = ["run", "preprocess", "train", "evaluate", "tune", "upscale", "export", "patchset", "publish"]
     for name, (code, said, heavy) in zip(
         names, start(*((f"pipeline.{name}", ["--help"]) for name in names)), strict=True
     ):
@@ -96,10 +104,19 @@ def test_help_imports_nothing_heavy() -> None:
         assert said.startswith(f"usage: python -m pipeline.{name}")
 
 
+def test_upscaling_an_image_imports_only_what_it_needs(tmp_path: Path) -> None:
+    image = tmp_path / "photo.png"
+    Image.new("RGB", (8, 6), "teal").save(image)
+    unneeded = ("ray", "mlflow", "scipy", "skimage", "sklearn", "pyarrow", "pandas", "matplotlib", "requests", "onnx")
+    ((code, said, heavy),) = start(("pipeline.upscale", [str(image), str(tmp_path / "out.png")]), watched=unneeded)
+    assert (code, heavy) == (0, []), said
+    assert said == f"{tmp_path / 'out.png'}: 32x24\n"
+
+
 def test_the_package_lists_its_commands() -> None:
     ((code, said, heavy),) = start(("pipeline.__main__", []))
     assert (code, heavy) == (0, [])
-    modules = {file.stem for file in (ROOT / "pipeline").glob("*.py")} - {"__init__", "__main__"}
+    modules = {file.stem for file in (ROOT / "pipeline").glob("*.py")} - {"__init__", "__main__", "api"}
     assert {line.split()[2] for line in said.splitlines() if line.startswith("  python -m")} == {
         f"pipeline.{module}" for module in modules
     }

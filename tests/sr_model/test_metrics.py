@@ -11,8 +11,8 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from sr_model.degrade import upscale_bicubic
-from sr_model.metrics import luma, psnr, score, ssim
+from sr_model.degrade import downscale, upscale_bicubic
+from sr_model.metrics import consistency, luma, psnr, score, ssim, ssim_rgb
 
 
 @pytest.mark.parametrize(
@@ -132,6 +132,24 @@ def test_natural_images_of_any_number_of_blocks_have_the_scores_of_scikit_image(
     assert found.psnr_y == psnr(y, y_true)  # equal bits, because errors are sums of integers
     assert found.psnr_y == pytest.approx(peak_signal_noise_ratio(y_true.numpy(), y.numpy(), data_range=255), abs=1e-9)
     assert found.psnr_rgb == psnr(sr.double(), hr.double())
+
+
+def test_ssim_of_colours_is_the_mean_of_the_channels_of_scikit_image() -> None:
+    photo = data.coffee()[:60, :71]
+    noisy = (photo + np.random.default_rng(0).normal(0, 9, photo.shape)).clip(0, 255).astype(np.uint8)
+    sr, hr = (torch.from_numpy(image).permute(2, 0, 1) for image in (noisy, photo))
+    expected = [reference_ssim(a[4:-4, 4:-4].double(), b[4:-4, 4:-4].double()) for a, b in zip(sr, hr, strict=True)]
+    assert ssim_rgb(sr, hr, 4) == pytest.approx(np.mean(expected), abs=1e-9)
+    assert ssim_rgb(sr[:1], hr[:1], 4) == pytest.approx(score(sr[:1], hr[:1], 4).ssim_y, abs=1e-12)
+
+
+def test_an_image_is_consistent_with_the_lr_image_that_was_made_of_it() -> None:
+    hr = torch.from_numpy(data.coffee()[:64, :80].copy()).permute(2, 0, 1)
+    lr = downscale(hr, 4)
+    assert consistency(hr, lr) == 100
+    enlarged = upscale_bicubic(lr, 4)
+    assert consistency(enlarged, lr) == psnr(downscale(enlarged, 4).double(), lr.double()) < 60
+    assert consistency((enlarged.int() + 8).clamp(0, 255).byte(), lr) < consistency(enlarged, lr)
 
 
 def test_refuses_unequal_images() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.data.formats.metadata import density
 from pipeline.data.formats.raster import Alpha, Raster, Samples, blocks, damaged, excessive, unpack_bits, unsupported
 
 SIGNATURE = b"BM"
@@ -25,6 +26,7 @@ _DEFAULT_MASKS = {
 }
 _BYTE_MASKS = (0xFF, 0xFF00, 0xFF0000, 0xFF000000)
 _PROFILE_EMBEDDED = b"DEBM"
+_METRES_PER_INCH = 0.0254
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class BmpFile:
     masks: tuple[int, int, int, int]
     """Bits of red, green, blue and opacity in a pixel."""
     profile: bytes | None
+    density: tuple[float, float] | None
+    """Pixels per inch."""
 
     def read(self) -> Raster:
         """Decode the image; an opacity that is 0 everywhere counts as absent, as in Windows and Photoshop."""
@@ -60,7 +64,8 @@ class BmpFile:
             samples, alpha = self._direct()
         if not self.top_down:
             samples, alpha = samples[::-1], None if alpha is None else alpha[::-1]
-        return Raster(samples, alpha if alpha is not None and alpha.any() else None, self.profile)
+        shown = alpha if alpha is not None and alpha.any() else None
+        return Raster(samples, shown, self.profile, density=self.density)
 
     def _rows(self) -> npt.NDArray[np.uint8]:
         """Return the bytes of the rows in the order of the file; rows begin at multiples of 4 bytes."""
@@ -144,11 +149,11 @@ def open_bmp(content: bytes) -> BmpFile:
         raise unsupported(f"is a BMP file with a header of {size} bytes, expected one of {_HEADERS}")
     if len(header) < size:
         raise damaged("its header is cut off")
-    compression, colours = _RAW, 0
+    compression, colours, across, down = _RAW, 0, 0, 0
     if size == 12:
         width, height, _, bits = struct.unpack_from("<HHHH", header, 4)
     else:
-        width, height, _, bits, compression, _, _, _, colours = struct.unpack_from("<iiHHIIiiI", header, 4)
+        width, height, _, bits, compression, _, across, down, colours = struct.unpack_from("<iiHHIIiiI", header, 4)
     if width <= 0 or height == 0:
         raise damaged(f"its header states a size of {width}x{height}")
     _check_pixels(bits, compression, os2=size == 64)
@@ -174,6 +179,7 @@ def open_bmp(content: bytes) -> BmpFile:
         palette,
         masks,
         _profile(content, header),
+        density(across, down, _METRES_PER_INCH),
     )
 
 

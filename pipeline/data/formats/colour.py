@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import io
+import struct
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms
 
 from pipeline.data.formats.raster import Samples, blocks, eight_bits
-from sr_model.pixels import Pixels
+
+if TYPE_CHECKING:
+    from sr_model.pixels import Pixels  # which imports torch
 
 MAX_PROFILE_BYTES = 2**24
 """A larger profile is ignored. The largest printer profiles have about 4 MB."""
 
 _SPACES = {"L": "GRAY", "I;16": "GRAY", "RGB": "RGB ", "CMYK": "CMYK"}
 """The colour space that a profile must have, by Pillow's name of the kind of image."""
+_NO_OPTIMIZATION = int(ImageCms.Flags.NOOPTIMIZE)
+"""Keeps LittleCMS from approximating curves by a few points."""
 _TOLERANCE = 2
 """A profile that changes no probed colour by more levels is sRGB. Those of HP, Nikon and Canon change colours by 1 at
 most; one with sRGB's primaries and a gamma of 2.2 changes dark greys by 9."""
@@ -49,6 +55,71 @@ def to_srgb(samples: Samples, profile: bytes | None) -> Pixels:
         image = _image(samples[rows], mode)
         converted[rows] = np.asarray(transform.apply(image) if transform else image.convert("RGB"))
     return converted
+
+
+def to_srgb_deep(samples: Samples, profile: bytes | None) -> Samples:
+    """Convert colours to sRGB as `to_srgb` does, but keep 16 bits of grey and RGB.
+
+    Args:
+        samples: (H, W, C) uint8 or uint16 grey, RGB or CMYK.
+        profile: as for `to_srgb`.
+
+    Returns:
+        (H, W, C) of the same type for grey and RGB; (H, W, 3) uint8 for CMYK.
+    """
+    channels = samples.shape[2]
+    if samples.dtype == np.uint8 or channels == 4:
+        return to_srgb(eight_bits(samples, samples.dtype.itemsize * 8), profile)
+    usable = profile if profile and len(profile) <= MAX_PROFILE_BYTES else None
+    if usable is None or (_grey_table(usable, 16) if channels == 1 else _transform(usable, "RGB")) is None:
+        return samples
+    if channels == 1:
+        greys = np.arange(2**16, dtype=np.uint16).reshape(1, -1)
+        deep: Samples = _transform_deep(greys, usable, "gray")[0, :, 1][samples]
+        return deep
+    converted = np.empty_like(samples)
+    for rows in blocks(*samples.shape[:2]):
+        converted[rows] = _transform_deep(np.ascontiguousarray(samples[rows]), usable, "rgb")
+    return converted
+
+
+def _transform_deep(samples: Samples, profile: bytes, space: str) -> Samples:
+    """Convert uint16 grey (H, W) or RGB (H, W, 3) to sRGB, (H, W, 3) uint16."""
+    import imagecodecs  # because Pillow passes 8 bits of colours to LittleCMS
+
+    converted: Samples = imagecodecs.cms_transform(
+        samples, profile, SRGB, colorspace=space, outcolorspace="rgb", outdtype="uint16", flags=_NO_OPTIMIZATION
+    )
+    return converted
+
+
+def fits(profile: bytes | None, channels: int) -> bool:
+    """Tell whether a profile can be read and is one of grey (1 channel) or RGB (3 channels)."""
+    if not profile or len(profile) > MAX_PROFILE_BYTES:
+        return False
+    try:
+        parsed = ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile
+    except Exception:  # LittleCMS raises many kinds of exceptions on damaged profiles
+        return False
+    return bool(parsed.xcolor_space == ("GRAY" if channels == 1 else "RGB "))
+
+
+def grey_profile() -> bytes:
+    """Return the ICC profile of grey with the curve of sRGB."""
+    import imagecodecs
+
+    level = np.linspace(0, 1, 1024)
+    curve = np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4)
+    return _dated(imagecodecs.cms_profile("gray", transferfunction=curve.astype(np.float32)))
+
+
+def _dated(profile: bytes) -> bytes:
+    """Return a profile with a fixed date of creation, so that equal images become equal files."""
+    return profile[:24] + struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + profile[36:]
+
+
+SRGB = _dated(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+"""ICC profile of sRGB (IEC 61966-2-1)."""
 
 
 def _image(samples: Samples, mode: str) -> Image.Image:

@@ -15,21 +15,23 @@ SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of a value, by the type of a tag."""
+_SHORT, _LONG, _RATIONAL = 3, 4, 5
 _UNSIGNED = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 _BYTES = (1, 2, 6, 7)
 
 
 class Directory:
-    """The first directory of a file.
+    """A directory of a file.
 
     Args:
         content: the file's bytes.
+        start: position of the directory; by default, that of the first one.
 
     Raises:
         RejectedImageError: if the directory is damaged.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, start: int | None = None) -> None:
         if content[:4] not in SIGNATURES:
             raise damaged("it does not begin like a TIFF file")
         self.order = "<" if content[:1] == b"I" else ">"
@@ -38,7 +40,8 @@ class Directory:
         self._content = content
         number, entry = ("Q", "HHQ8s") if big else ("H", "HHI4s")
         try:
-            (start,) = struct.unpack_from(self.order + ("Q" if big else "I"), content, 8 if big else 4)
+            if start is None:
+                (start,) = struct.unpack_from(self.order + ("Q" if big else "I"), content, 8 if big else 4)
             (count,) = struct.unpack_from(self.order + number, content, start)
             first = start + struct.calcsize("=" + number)
             size = struct.calcsize("=" + entry)
@@ -50,6 +53,8 @@ class Directory:
                 self._entries.setdefault(tag, (kind, length, value, position + size - len(value)))
         except (struct.error, OverflowError):
             raise damaged("its directory of tags is cut off") from None
+        self.end = first + count * size
+        """Position behind the entries, where a pointer to the next directory follows."""
         self._offset = self.order + ("Q" if big else "I")
 
     def __contains__(self, tag: int) -> bool:
@@ -79,9 +84,42 @@ class Directory:
         except RejectedImageError:
             return None
 
+    def ratio(self, tag: int) -> float | None:
+        """Return the only, or first, value of a tag with unsigned fractions; None if there is no usable one."""
+        if tag not in self._entries or self._entries[tag][0] != _RATIONAL:
+            return None
+        numerator, denominator = struct.unpack_from(f"{self.order}II", self._bytes(tag).ljust(8, b"\0"))
+        return numerator / denominator if denominator else None
+
+    def directory(self, tag: int) -> Directory | None:
+        """Return the directory that a tag points to; None if there is no such tag."""
+        start = self.number(tag, None)
+        return None if start is None else Directory(self._content, start)
+
+    def tags(self) -> list[int]:
+        """Return the numbers of all tags, in the order of the file."""
+        return list(self._entries)
+
+    def size(self, tag: int) -> int:
+        """Return the bytes that the values of a tag take."""
+        kind, count = self._entries[tag][:2]
+        return _SIZES.get(kind, 0) * count
+
+    def stored(self, tag: int) -> tuple[int, int, bytes]:
+        """Return the type of a tag, the number of its values, and their bytes."""
+        kind, count = self._entries[tag][:2]
+        return kind, count, self._bytes(tag)
+
+    def overwrite(self, tag: int, value: int, content: bytearray) -> None:
+        """Replace the values of a tag by a number in a copy of a file that is no BigTIFF; no tag is added."""
+        if tag in self._entries:
+            position = self._entries[tag][3]
+            kind, form = (_SHORT, "HIHxx") if value < 2**16 else (_LONG, "HII")
+            struct.pack_into(self.order + form, content, position - 6, kind, 1, value)
+
     def _bytes(self, tag: int) -> bytes:
-        kind, count, value, position = self._entries[tag]
-        size = _SIZES.get(kind, 0) * count
+        _, _, value, position = self._entries[tag]
+        size = self.size(tag)
         start = position if size <= len(value) else struct.unpack(self._offset, value)[0]
         if start + size > len(self._content):
             raise damaged(f"the values of its tag {tag} are cut off")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from pipeline.data.formats.metadata import orientation
+from pipeline.data.formats.metadata import EXIF_PREFIX, density, orientation
 from pipeline.data.formats.raster import Raster, Samples, as_array, damaged, excessive, unsupported
 
 SIGNATURE = b"\xff\xd8\xff"
@@ -25,9 +25,11 @@ _MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
 _FRAMES = {code for code in range(0xC0, 0xD0) if code not in (0xC4, 0xC8, 0xCC)}
 _SOI, _EOI, _SOS, _TEM, _COM = 0xD8, 0xD9, 0xDA, 0x01, 0xFE
 _APP = range(0xE0, 0xF0)
-_EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
+_XMP, _ICC = b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 _KEPT = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
 """Application segments that state the colour space, by marker."""
+_PER_INCH = {1: 1.0, 2: 2.54}
+"""Units of length per inch, by the number of the unit in a JFIF segment; 0 states no unit."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,13 @@ class JpegFile:
     height: int
     profile: bytes | None
     orientation: int
+    exif: bytes | None
+    density: tuple[float, float] | None
+    """Pixels per inch."""
 
     def read(self) -> Raster:
         """Decode the image."""
-        return Raster(_decode(self.stripped), None, self.profile, self.orientation)
+        return Raster(_decode(self.stripped), None, self.profile, self.orientation, self.exif, self.density)
 
 
 def open_jpeg(content: bytes) -> JpegFile:
@@ -66,6 +71,8 @@ def open_jpeg(content: bytes) -> JpegFile:
         height,
         segments.profile(),
         orientation(segments.exif, segments.xmp),
+        segments.exif and segments.exif.removeprefix(EXIF_PREFIX),
+        segments.density(),
     )
 
 
@@ -158,13 +165,21 @@ class _Segments:
             return
         if code not in _APP or (code in _KEPT and body.startswith(_KEPT[code])):
             self.kept.append(segment)
-        elif code == 0xE1 and body.startswith(_EXIF):
+        elif code == 0xE1 and body.startswith(EXIF_PREFIX):
             self.exif = self.exif or body
         elif code == 0xE1 and body.startswith(_XMP):
             self.xmp = self.xmp or body[len(_XMP) :]
         elif code == 0xE2 and body.startswith(_ICC) and len(body) > len(_ICC) + 2:
             number, self._profile_parts = body[len(_ICC)], body[len(_ICC) + 1]
             self._profile.setdefault(number, body[len(_ICC) + 2 :])
+
+    def density(self) -> tuple[float, float] | None:
+        """Return pixels per inch across and down as the JFIF segment states them."""
+        for segment in self.kept:
+            if segment[1] == 0xE0 and len(segment) >= 16:
+                unit, across, down = struct.unpack_from(">BHH", segment, 11)
+                return density(across, down, _PER_INCH[unit]) if unit in _PER_INCH else None
+        return None
 
     def profile(self) -> bytes | None:
         """Return the colour profile, which may be in several parts; None if there is none or a part is missing."""

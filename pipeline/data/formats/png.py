@@ -12,8 +12,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.data.formats.colour import MAX_PROFILE_BYTES
-from pipeline.data.formats.metadata import orientation
-from pipeline.data.formats.raster import Alpha, Raster, Samples, as_array, damaged, eight_bits, excessive, unsupported
+from pipeline.data.formats.metadata import density, orientation
+from pipeline.data.formats.raster import (
+    Raster,
+    Samples,
+    add_to,
+    as_array,
+    damaged,
+    excessive,
+    unsupported,
+    whole_range,
+)
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -28,6 +37,8 @@ _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6
 _KEY_SIZE = {_GREY: 2, _RGB: 6}
 """Bytes of a tRNS chunk that names one transparent colour."""
+_PER_METRE = 1
+"""Number of the metre as the unit of a pHYs chunk; 0 states no unit."""
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 """Transfer characteristics of ITU-T H.273 whose values are not those of a standard display."""
 _EXIF_TEXT = b"Raw profile type exif"
@@ -59,9 +70,10 @@ class PngFile:
             samples, alpha = self._palette(chunks)
         else:
             samples, alpha = self._direct(chunks)
-        return Raster(samples, alpha, chunks.profile(), orientation(chunks.exif(), chunks.xmp()))
+        exif = chunks.exif()
+        return Raster(samples, alpha, chunks.profile(), orientation(exif, chunks.xmp()), exif, chunks.density())
 
-    def _palette(self, chunks: _Chunks) -> tuple[Samples, Alpha | None]:
+    def _palette(self, chunks: _Chunks) -> tuple[Samples, Samples | None]:
         palette = np.zeros((256, 3), np.uint8)
         stored = np.frombuffer(chunks.found.get(b"PLTE", b""), np.uint8)
         if len(stored) % 3 or not 3 <= len(stored) <= 768:
@@ -73,37 +85,41 @@ class PngFile:
             return palette[indices], None
         return palette[indices], np.pad(opacity, (0, 256 - len(opacity)), constant_values=255)[indices]
 
-    def _direct(self, chunks: _Chunks) -> tuple[Samples, Alpha | None]:
-        stored = as_array(self._decode(chunks))
+    def _direct(self, chunks: _Chunks) -> tuple[Samples, Samples | None]:
+        stored = self._sixteen_bits(chunks) if self.bits == 16 else as_array(self._decode(chunks))
         if self.bits == 1:
             stored = np.where(stored, np.uint8(255), np.uint8(0))
         if stored.ndim == 2:
             stored = stored[:, :, None]
-        if self.colour in (_GREY_ALPHA, _RGBA):  # Pillow repeats the grey of 16 bits
+        if self.colour in (_GREY_ALPHA, _RGBA):
             return stored[:, :, : 1 if self.colour == _GREY_ALPHA else 3], stored[:, :, -1]
         key = chunks.found.get(b"tRNS", b"")
         if len(key) != _KEY_SIZE[self.colour]:
             return stored, None
-        colour = np.frombuffer(key, ">u2") & (2**self.bits - 1)
-        matches: npt.NDArray[np.bool_] = (stored == self._stored(colour)).all(axis=2)
-        if self.colour == _RGB and self.bits == 16:  # Pillow gives the high bytes
-            matches &= (as_array(self._decode(chunks, "RGB;16L")) == colour & 255).all(axis=2)
-        return stored, np.where(matches, np.uint8(0), np.uint8(255))
+        colour = whole_range(np.frombuffer(key, ">u2") & np.uint16(2**self.bits - 1), self.bits)
+        matches: npt.NDArray[np.bool_] = (stored == colour).all(axis=2)
+        return stored, np.where(matches, stored.dtype.type(0), np.iinfo(stored.dtype).max)
 
-    def _stored(self, colour: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16] | npt.NDArray[np.uint8]:
-        """Return a transparent colour as Pillow stores it: grey of 16 bits keeps them, all else has 8."""
-        return colour if self.colour == _GREY and self.bits == 16 else eight_bits(colour, self.bits)
+    def _sixteen_bits(self, chunks: _Chunks) -> Samples:
+        """Decode samples of 16 bits as (H, W) grey or (H, W, C).
 
-    def _decode(self, chunks: _Chunks, low_bytes: str | None = None) -> Image.Image:
-        """Decode the pixels.
-
-        Args:
-            chunks: the file's chunks.
-            low_bytes: name of Pillow's unpacker for the opposite byte order, which takes the low byte of 16 bits.
+        Pillow has no such colours, but its unpackers for the two byte orders take the high or the low bytes.
         """
+        if self.colour == _GREY:
+            return as_array(self._decode(chunks))
+        if self.colour == _GREY_ALPHA:  # of which a pixel has as many bytes as one of RGBA
+            return as_array(self._decode(chunks, "RGBA")).view(">u2").astype(np.uint16)
+        name = "RGB" if self.colour == _RGB else "RGBA"
+        samples = as_array(self._decode(chunks, f"{name};16B"), np.uint16)
+        samples <<= 8
+        add_to(samples, self._decode(chunks, f"{name};16L"))
+        return samples
+
+    def _decode(self, chunks: _Chunks, unpacker: str | None = None) -> Image.Image:
+        """Decode the pixels, with one of Pillow's unpackers instead of the usual one."""
         with Image.open(io.BytesIO(chunks.pixels()), formats=("PNG",)) as file:
-            if low_bytes:
-                file.tile = [file.tile[0]._replace(args=low_bytes)]
+            if unpacker:
+                file.tile = [file.tile[0]._replace(args=unpacker)]
             file.load()
             return file
 
@@ -185,7 +201,7 @@ class _Chunks:
             keyword = bytes(body[:80]).split(b"\0", 1)[0]
             if keyword in (_EXIF_TEXT, _XMP_TEXT) and len(body) <= MAX_METADATA_BYTES and len(self._texts) < 4:
                 self._texts.append(kind + bytes(body))
-        elif kind == b"eXIf" or (before_pixels and kind in (b"tRNS", b"iCCP", b"cICP")):
+        elif kind == b"eXIf" or (before_pixels and kind in (b"tRNS", b"iCCP", b"cICP", b"pHYs")):
             self.found.setdefault(kind, bytes(body))
 
     def pixels(self) -> bytes:
@@ -198,6 +214,14 @@ class _Chunks:
         """Return the embedded colour profile; None if there is none that can be decompressed."""
         _, _, packed = self.found.get(b"iCCP", b"").partition(b"\0")
         return _inflate(packed[1:], MAX_PROFILE_BYTES) if packed else None
+
+    def density(self) -> tuple[float, float] | None:
+        """Return pixels per inch across and down."""
+        stated = self.found.get(b"pHYs", b"")
+        if len(stated) != 9 or stated[8] != _PER_METRE:
+            return None
+        across, down = struct.unpack_from(">II", stated)
+        return density(across, down, 0.0254)
 
     def exif(self) -> bytes | None:
         """Return EXIF metadata, from their own chunk or from ImageMagick's text."""

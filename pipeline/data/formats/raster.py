@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from pipeline.data.rejection import RejectedImageError, RejectionKind
-from sr_model.pixels import Pixels
+
+if TYPE_CHECKING:
+    from sr_model.pixels import Pixels  # which imports torch
 
 Alpha = npt.NDArray[np.uint8]
 """Opacity, (H, W), from 0 (transparent) to 255 (opaque)."""
@@ -30,14 +32,19 @@ class Raster:
     """An image as its file stores it, before orientation and colour profile are applied."""
 
     samples: Samples
-    """(H, W, C): 1 channel is grey, 3 are RGB, 4 are CMYK, in which the largest value is full ink. uint8; grey may also
-    be uint16."""
-    alpha: Alpha | None = None
-    """Opacity; None if the file has none."""
+    """(H, W, C): 1 channel is grey, 3 are RGB, 4 are CMYK, in which the largest value is full ink. uint8, or uint16 if
+    the file has more than 8 bits a sample; values use the whole range of their type."""
+    alpha: Samples | None = None
+    """Opacity, (H, W), of the samples' type, from 0 (transparent) to its largest value (opaque); None if the file has
+    none."""
     profile: bytes | None = None
     """Embedded ICC profile."""
     orientation: int = 1
     """EXIF orientation, 1 to 8; other values mean 1."""
+    exif: bytes | None = None
+    """Block of EXIF metadata as it is stored, perhaps damaged, without the prefix that JPEG files have."""
+    density: tuple[float, float] | None = None
+    """Pixels per inch across and down; None if the file does not state them."""
 
 
 class ImageFile(Protocol):
@@ -95,6 +102,19 @@ def eight_bits(values: Samples, bits: int) -> npt.NDArray[np.uint8]:
     return reduced
 
 
+def whole_range(values: Samples, bits: int) -> Samples:
+    """Scale samples of `bits` bits to the range of their type: to 8 bits as `eight_bits` does, above that to 16.
+
+    The 8 high bits of a sample stay the same.
+    """
+    if bits <= 8:
+        return eight_bits(values, bits)
+    if bits < 16:
+        for rows in blocks(len(values), values[:1].size):
+            values[rows] = values[rows] << (16 - bits) | values[rows] >> (2 * bits - 16)
+    return values
+
+
 def unpack_bits(rows: npt.NDArray[np.uint8], bits: int, count: int) -> Samples:
     """Unpack samples of 1 to 15 bits, most significant bit first, each row beginning at a byte.
 
@@ -139,14 +159,29 @@ def on_white(pixels: Pixels, alpha: Alpha) -> Pixels:
     return flat
 
 
-def as_array(image: Image.Image) -> npt.NDArray[Any]:
-    """Copy the pixels out of Pillow as (H, W) or (H, W, C); a whole copy at once would take three times the memory."""
-    height, width = image.height, image.width
+def as_array(image: Image.Image, kind: type[np.integer[Any]] | None = None) -> npt.NDArray[Any]:
+    """Copy the pixels out of Pillow as (H, W) or (H, W, C); a whole copy at once would take three times the memory.
+
+    Args:
+        image: the image.
+        kind: type of the result; by default that of the image.
+    """
     pixels: npt.NDArray[Any] | None = None
-    for rows in blocks(height, width):
-        part = np.asarray(image.crop((0, rows.start, width, min(rows.stop, height))))
+    for rows, part in _parts(image):
         if pixels is None:
-            pixels = np.empty((height, *part.shape[1:]), part.dtype)
+            pixels = np.empty((image.height, *part.shape[1:]), kind or part.dtype)
         pixels[rows] = part
     assert pixels is not None
     return pixels
+
+
+def add_to(pixels: npt.NDArray[Any], image: Image.Image) -> None:
+    """Add the values of Pillow's pixels to an array of the same shape."""
+    for rows, part in _parts(image):
+        pixels[rows] += part
+
+
+def _parts(image: Image.Image) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+    """Yield blocks of rows and their pixels."""
+    for rows in blocks(image.height, image.width):
+        yield rows, np.asarray(image.crop((0, rows.start, image.width, min(rows.stop, image.height))))

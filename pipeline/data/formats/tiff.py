@@ -12,8 +12,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.data.formats import jpeg
-from pipeline.data.formats.metadata import orientation
-from pipeline.data.formats.raster import Raster, Samples, as_array, blocks, damaged, eight_bits, unpack_bits
+from pipeline.data.formats.metadata import density_in, exif_of_tiff, orientation
+from pipeline.data.formats.raster import (
+    Raster,
+    Samples,
+    as_array,
+    blocks,
+    damaged,
+    eight_bits,
+    unpack_bits,
+    whole_range,
+)
 from pipeline.data.formats.tiff_structure import (
     Compression,
     Photometric,
@@ -53,17 +62,25 @@ class TiffFile:
         stored = self._samples(used)
         colours, alpha = stored[:, :, :channels], None
         if layout.opacity:
-            alpha = eight_bits(stored[:, :, channels], layout.bits)
-            if layout.associated:
-                _separate_opacity(colours, stored[:, :, channels])
+            alpha = whole_range(stored[:, :, channels], layout.bits)
         if layout.photometric is Photometric.PALETTE:
             colours = self._palette()[colours[:, :, 0]]
-        elif layout.photometric is Photometric.WHITE_IS_ZERO:
-            colours = (2**layout.bits - 1) - colours
-        if layout.photometric is not Photometric.PALETTE and (layout.bits < 16 or channels > 1):
-            colours = eight_bits(colours, layout.bits)
+        else:
+            inverted = layout.photometric is Photometric.WHITE_IS_ZERO
+            colours = whole_range((2**layout.bits - 1) - colours if inverted else colours, layout.bits)
+        if alpha is not None and layout.photometric is Photometric.PALETTE and layout.bits > 8:
+            alpha = eight_bits(alpha, 16)  # a palette has 8 bits
+        if alpha is not None and layout.associated:
+            _separate_opacity(colours, alpha)
         tags = layout.tags
-        return Raster(colours, alpha, tags.raw(Tag.ICC_PROFILE), orientation(tags, tags.raw(Tag.XMP)))
+        return Raster(
+            colours,
+            alpha,
+            tags.raw(Tag.ICC_PROFILE),
+            orientation(tags, tags.raw(Tag.XMP)),
+            exif_of_tiff(tags),
+            density_in(tags),
+        )
 
     def _samples(self, used: list[int]) -> Samples:
         """Return some samples of each pixel, (H, W, len(used)), with all their bits."""

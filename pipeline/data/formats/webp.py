@@ -32,7 +32,8 @@ class WebpFile:
             file.load()
             profile, stated = file.info.get("icc_profile"), orientation(file.info.get("exif"), file.info.get("xmp"))
             pixels = as_array(file)
-        return Raster(pixels[:, :, :3], pixels[:, :, 3] if pixels.shape[2] == 4 else None, profile, stated)
+            exif = file.info.get("exif")
+        return Raster(pixels[:, :, :3], pixels[:, :, 3] if pixels.shape[2] == 4 else None, profile, stated, exif)
 
 
 def is_webp(content: bytes) -> bool:

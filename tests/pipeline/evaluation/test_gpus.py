@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.data import preparation
-from pipeline.evaluation import scores
+from pipeline.evaluation import trained_network
 from pipeline.networks.weights import build_network, to_safetensors
 from pipeline.settings.command_line import parse
 from tests.conftest import ROOT, SMALL, write_photos
@@ -19,7 +19,7 @@ import json, os, sys
 import ray
 from pipeline import cluster
 from pipeline.data import patchset
-from pipeline.evaluation import scores
+from pipeline.evaluation import trained_network
 from pipeline.settings.command_line import parse
 
 url, weights, folder, options = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]
@@ -33,7 +33,7 @@ def look(number):
 pool = cluster.gpu_pool(config, 4)
 assert cluster.gpu_pool(parse([*options, "cluster.gpu=false"], "evaluate", ""), 4) is None
 seen = list(cluster.map_tasks(look, range(8), pool))
-scored = scores.evaluate(config, patchset.load(url), weights, folder)
+scored = trained_network.evaluate(config, patchset.load(url), weights, folder)
 print(json.dumps([seen, scored.sets["held-out"].mean]))
 """
 
@@ -46,7 +46,7 @@ def test_tasks_share_a_gpu_and_fall_back_to_the_cpu(tmp_path: Path, ray_session:
     patch_set, _ = preparation.prepare(config)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(to_safetensors(build_network(config.scale, config.model, 1)))
-    expected = scores.evaluate(config, patch_set, str(weights), f"{tmp_path}/cpu").sets["held-out"].mean
+    expected = trained_network.evaluate(config, patch_set, str(weights), f"{tmp_path}/cpu").sets["held-out"].mean
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, patch_set.url, str(weights), f"{tmp_path}/gpu", *options],
         capture_output=True,

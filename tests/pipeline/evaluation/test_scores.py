@@ -11,7 +11,7 @@ import pytest
 from pipeline import storage
 from pipeline.data import patchset, preparation
 from pipeline.data.patchset import PatchSet
-from pipeline.evaluation import scores, tables
+from pipeline.evaluation import tables, trained_network
 from pipeline.evaluation.scores import ImageScores, Scores, SetScores
 from pipeline.networks.weights import build_network, to_safetensors
 from pipeline.settings import Config, UserError
@@ -33,7 +33,9 @@ class Case:
 
     def read(self, *options: str, weights: str | None = None, folder: Path | None = None) -> Scores | None:
         config = parse([*_options(self.base), *options], "evaluate", "")
-        return scores.read(config, self.patch_set, weights or self.weights, str(folder or self.base / "scores"))
+        return trained_network.read(
+            config, self.patch_set, weights or self.weights, str(folder or self.base / "scores")
+        )
 
 
 def _options(base: Path) -> list[str]:
@@ -49,7 +51,11 @@ def case(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Case:
     weights = base / "model.safetensors"
     weights.write_bytes(to_safetensors(build_network(config.scale, config.model, 1)))
     return Case(
-        base, config, patch_set, str(weights), scores.evaluate(config, patch_set, str(weights), f"{base}/scores")
+        base,
+        config,
+        patch_set,
+        str(weights),
+        trained_network.evaluate(config, patch_set, str(weights), f"{base}/scores"),
     )
 
 
@@ -66,7 +72,7 @@ def test_each_method_is_scored_on_each_image(case: Case) -> None:
 
 def test_known_scores_are_read_instead_of_measured(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.cluster.map_tasks", None)
-    assert scores.evaluate(case.config, case.patch_set, case.weights, f"{case.base}/scores") == case.scored
+    assert trained_network.evaluate(case.config, case.patch_set, case.weights, f"{case.base}/scores") == case.scored
 
 
 def test_scores_are_found_wherever_weights_and_folder_lie(case: Case, tmp_path: Path) -> None:
@@ -113,7 +119,7 @@ def test_images_are_scored_again_if_the_file_is_damaged(
     (tmp_path / "scores.json").write_text(content)
     assert case.read(folder=tmp_path) is None
     assert f"{tmp_path}/scores.json is damaged" in capsys.readouterr().err
-    again = scores.evaluate(case.config, case.patch_set, case.weights, str(tmp_path))
+    again = trained_network.evaluate(case.config, case.patch_set, case.weights, str(tmp_path))
     assert again.sets["held-out"].mean == case.scored.sets["held-out"].mean
     assert case.read(folder=tmp_path) == again
 
@@ -139,7 +145,7 @@ def test_a_damaged_shard_of_held_out_images_is_one_sentence(
     with pytest.raises(
         UserError, match=rf"^coffee\d.png of the set held-out cannot be scored: the shard {shard} is "
     ) as e:
-        scores.evaluate(case.config, copied, case.weights, str(tmp_path / "scores"))
+        trained_network.evaluate(case.config, copied, case.weights, str(tmp_path / "scores"))
     assert f"python -m pipeline.patchset verify {copied.url}" in str(e.value)
     assert not (tmp_path / "scores/scores.json").exists()
 
@@ -149,7 +155,7 @@ def test_images_that_cannot_be_written_are_one_sentence(case: Case, tmp_path: Pa
     with pytest.raises(
         UserError, match=r"^coffee0.png of the set held-out cannot be scored: .*(Not a dir|File exists)"
     ):
-        scores.evaluate(case.config, case.patch_set, case.weights, str(tmp_path))
+        trained_network.evaluate(case.config, case.patch_set, case.weights, str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no weights"])
@@ -158,7 +164,7 @@ def test_damaged_weights_are_one_sentence(case: Case, tmp_path: Path, content: b
     if content is not None:
         weights.write_bytes(content)
     with pytest.raises(UserError, match=r"weights.*model.safetensors[^\n]*expected a .safetensors file"):
-        scores.evaluate(case.config, case.patch_set, str(weights), str(tmp_path))
+        trained_network.evaluate(case.config, case.patch_set, str(weights), str(tmp_path))
 
 
 def test_tables_fit_80_columns_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

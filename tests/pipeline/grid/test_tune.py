@@ -30,7 +30,9 @@ def test_it_prints_plan_live_table_and_results(finished_grid: Grid) -> None:
     assert re.search(r"grid: broken failed: training diverged: 2 steps in a row", printed)
     assert re.search(r"held-out \(2\) +bicubic +\d\d\.\d\d", printed)
     assert "published" not in printed  # the published network is eight times as wide
-    assert re.search(r"On held-out images, highest PSNR: (mse|perceptual)\.", printed)
+    assert re.search(
+        r"On held-out images, highest PSNR: (mse|perceptual); lowest ST-LPIPS: (mse|perceptual)\.", printed
+    )
     assert re.search(r"cell broken failed: training diverged: 2 steps in a row [^\n]*\n$", errors)
     assert f"report: {folder}/report.html" in printed
 
@@ -80,6 +82,10 @@ def test_mlflow_compares_the_cells_by_name(finished_grid: Grid) -> None:
     best = max(("mse", "perceptual"), key=lambda name: runs[name].data.metrics["held-out/psnr_y"])
     version = client.get_model_version_by_alias("srresnet-x4", "best-psnr")
     assert version.run_id == runs[best].info.run_id
+    models = {model.source_run_id: model for model in client.search_logged_models([experiment.experiment_id])}
+    assert set(models) == {runs[name].info.run_id for name in ("mse", "perceptual")}
+    assert version.source == models[version.run_id].artifact_location
+    assert version.description.startswith(f"{best} of the grid ")
     psnr = runs[best].data.metrics["held-out/psnr_y"]
     assert float(version.tags["held-out/psnr_y"]) == pytest.approx(psnr, rel=1e-5)
     whole = client.get_run(parent)
@@ -251,6 +257,8 @@ def test_with_postgresql_and_s3_and_the_server_away_for_a_while(
     for name in ("mse", "l1"):
         steps = [m.step for m in client.get_metric_history(runs[name].info.run_id, "train/objective")]
         assert sorted(set(steps)) == list(range(2, 1501, 2))
-        assert client.list_artifacts(runs[name].info.run_id, "model")
+        fetching = parse([f"home={tmp_path}", f"cache={tmp_path / 'cache'}"], "tune", "")
+        assert tracking.fetch_weights(fetching, f"runs:/{runs[name].info.run_id}")
+    assert mlflow.pyfunc.load_model("models:/srresnet-x4@best-psnr")
     (grid_folder,) = storage.names(f"{home}/grids")
     assert len(storage.read(f"{home}/grids/{grid_folder}/report.html") or b"") > 10_000

@@ -34,6 +34,16 @@ def test_any_setting_can_be_an_axis_or_be_drawn() -> None:
     assert [cell.label for cell in variants(*argv, "train.seed=1")] != [cell.label for cell in found]
 
 
+def test_networks_can_be_an_axis() -> None:
+    small = ("model.channels=16", "model.batch_norm=false")
+    found = variants(*small, 'tune.grid={"model.name": ["srresnet", "edsr"], "train.seed": [1, 2]}')
+    assert [cell.label for cell in found] == ["srresnet·seed=1", "srresnet·seed=2", "edsr·seed=1", "edsr·seed=2"]
+    assert [cell.config.model.name for cell in found] == ["srresnet", "srresnet", "edsr", "edsr"]
+    assert {cell.config.model.model_dump()["channels"] for cell in found} == {16}
+    with pytest.raises(UserError, match=r"unknown key model.batch_norm, which is a setting of srresnet"):
+        variants("model.name=edsr")
+
+
 def test_further_cells_stand_beside_the_grid() -> None:
     *grid, longer = variants('tune.also={"longer": {"train.length": "9 steps", "model.batch_norm": false}}')
     assert [cell.label for cell in grid] == CELLS

@@ -73,6 +73,26 @@ def test_a_stopped_cell_is_marked_and_is_not_the_best() -> None:
     assert comparison.missing(rows) == ["cell broken failed: no room"]
 
 
+def with_distances(label: str, psnr: float, **distances: float) -> Row:
+    found = row(label, psnr)
+    for mean in found.sets[HELD_OUT].mean.values():
+        mean.update(distances)
+    return found
+
+
+def test_st_lpips_decides_where_the_squeezenet_distance_was_not_measured() -> None:
+    sharp, smooth = with_distances("sharp", 29.0, st_lpips=0.1), with_distances("smooth", 30.0, st_lpips=0.2)
+    assert comparison.best([sharp, smooth]) == "On held-out images, highest PSNR: smooth; lowest ST-LPIPS: sharp."
+    judged = with_distances("sharp", 29.0, st_lpips=0.1, distance=2.0)
+    other = with_distances("smooth", 30.0, st_lpips=0.2, distance=1.0)
+    assert comparison.best([judged, other]).endswith("lowest SqueezeNet feature distance: smooth.")
+
+
+def test_rows_of_an_earlier_version_share_the_metrics_that_all_have() -> None:
+    table = comparison.score_table([row("old", 29.0), with_distances("new", 30.0, st_lpips=0.1, lr_psnr=50.0)])
+    assert table[0] == ["set", "cell", "PSNR (Y), dB", "SSIM (Y)"]
+
+
 def test_a_label_does_not_break_a_table() -> None:
     table = comparison.score_table([row("a|b", 30.0)])
     assert all(line.count("|") == len(table[0]) + 1 for line in comparison.markdown(table).splitlines())

@@ -23,6 +23,19 @@ def test_options_override_the_file_in_both_spellings(tmp_path: Path) -> None:
     assert (config.train.lr, config.train.seed, config.train.global_batch) == (0.2, 3, 32)
 
 
+def test_another_network_than_that_of_the_file_keeps_what_both_have(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("model: {channels: 32, blocks: 8, batch_norm: false}\n")
+    config = read("--config", str(file), "--model.name=edsr", "--model.residual_scale=0.1")
+    expected = {"name": "edsr", "channels": 32, "blocks": 8, "residual_scale": 0.1, "init": "upsampler"}
+    assert config.model.model_dump() == expected
+    assert config.training_label == "edsr-x4-edsr-mse"
+    assert read("--model.name=edsr", "--name=mine").name == "mine"
+    same = read("--config", str(file), "--model.name=srresnet")
+    assert same.model.model_dump()["batch_norm"] is False
+    assert same.name == "srresnet"
+
+
 def test_null_takes_a_setting_of_the_file_away(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("tune: {records: folder}\ncluster: {workers: 3}\n")
@@ -42,6 +55,11 @@ def test_values_with_equal_signs_stay_with_their_option() -> None:
         (["train.lr=-1"], "train.lr is '-1', expected a number above 0"),
         (["train.lr=fast"], "train.lr is 'fast', expected a number above 0"),
         (["scale=5"], "scale is 5, expected 2, 3, 4 or 8"),
+        (["model.name=rcan"], "model.name is 'rcan', expected srresnet or edsr"),
+        (
+            ["model.name=edsr", "model.batch_norm=true"],
+            "unknown key model.batch_norm, which is a setting of srresnet, see model.name",
+        ),
         (["data.crop=98"], "data.crop is 98, expected a multiple of the scale 4"),
         (["data.crop=256"], "data.crop is 256, expected no more than preprocess.tile, 192"),
         (

@@ -22,7 +22,7 @@ def options(text: str) -> list[str]:
 @pytest.mark.parametrize("request_for_all", [["--help-all"], ["--help", "all"], ["-h", "all"]])
 def test_everything_is_listed_on_request(capsys: pytest.CaptureFixture[str], request_for_all: list[str]) -> None:
     text = shown(capsys, "run", *request_for_all)
-    assert set(options(text)) == {*known_keys(), "config", "from-run", "dry-run", "help", "help-all"}
+    assert set(options(text)) == {*known_keys(), "config", "from-run", "register", "dry-run", "help", "help-all"}
     assert "(default: 0.0004)" in text
     assert "(default: None)" not in text
     assert "(default: null)" not in text
@@ -30,7 +30,7 @@ def test_everything_is_listed_on_request(capsys: pytest.CaptureFixture[str], req
 
 def test_help_lists_the_settings_of_the_command_and_common_ones_first(capsys: pytest.CaptureFixture[str]) -> None:
     listed = options(shown(capsys, "run", "--train.lr", "3", "--help"))
-    assert listed[:3] == ["config", "from-run", "dry-run"]
+    assert listed[:4] == ["config", "from-run", "register", "dry-run"]
     assert listed.index("source") < listed.index("train.lr") < listed.index("data.window")
     assert not [key for key in listed if key.startswith("tune.")]
     preprocess = options(shown(capsys, "preprocess", "-h"))

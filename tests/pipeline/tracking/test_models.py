@@ -6,7 +6,7 @@ import mlflow
 import pytest
 
 from pipeline.settings.command_line import parse
-from pipeline.tracking import ModelVersion, Tracker, register_version
+from pipeline.tracking import ModelVersion, Tracker, TrainedModel, register_version
 
 
 @pytest.fixture
@@ -25,9 +25,8 @@ def register(
 ) -> None:
     """Register the run of a folder of this name."""
     with tracker.run(str(folder / name), name, {}) as run:
-        version = ModelVersion(
-            folder.name, run, "model", name, scale, held_out, {"held-out/psnr_y": score, "Set5/x": 1.5}
-        )
+        assert run.log_model(TrainedModel(b"", scale, "SRResNet", name))
+        version = ModelVersion(folder.name, run, name, scale, held_out, {"held-out/psnr_y": score, "Set5/x": 1.5})
         assert register_version(tracker, version, "best", "held-out/psnr_y", higher)
 
 
@@ -46,7 +45,7 @@ def test_the_alias_moves_only_to_something_better(
     for name, score in (("worse", 27.9), ("equal", 28.0)):
         register(tracker, tmp_path, name, score)
         assert holder(tracker, tmp_path) == "first"
-    assert "stays at version 1: its held-out/psnr_y is 28, that of the best new cell 27.9" in capsys.readouterr().out
+    assert "stays at version 1: its held-out/psnr_y is 28, that of the new version 27.9" in capsys.readouterr().out
     register(tracker, tmp_path, "better", 28.1)
     assert holder(tracker, tmp_path) == "better"
 
@@ -83,4 +82,5 @@ def test_versions_carry_their_scores_and_each_run_has_one(tracker: Tracker, tmp_
     assert version.tags == {
         "scale": "4", "held_out_images": "images", "held-out/psnr_y": "28.25", "Set5/x": "1.5"
     }  # fmt: skip
-    assert version.description == "first"
+    assert version.description.startswith("first ([run](#/experiments/1/runs/")
+    assert version.description.endswith("\n\n- held-out/psnr_y: 28.25\n- Set5/x: 1.5")

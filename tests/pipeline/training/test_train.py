@@ -61,7 +61,11 @@ def straight(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tup
     folder = tmp_path_factory.mktemp("straight")
     write_photos(folder / "photos")
     options = [f"--source={folder / 'photos'}", f"--home={folder / 'home'}", *SMALL, *LONGER, "cluster.workers=2"]
-    options += ["evaluate.while_training=true", f'evaluate.benchmarks={{"shown": "{folder / "photos"}"}}']
+    options += [
+        "tracking.system_metrics=false",
+        "evaluate.while_training=true",
+        f'evaluate.benchmarks={{"shown": "{folder / "photos"}"}}',
+    ]
     return options, *run(options)
 
 
@@ -78,13 +82,17 @@ def test_a_training_leaves_weights_journal_and_a_finished_mlflow_run(
     tracked = mlflow_run(config, trained)
     assert tracked.info.status == "FINISHED"
     assert tracked.data.params["train.global_batch"] == "6"
+    assert not [name for name in tracked.data.metrics if name.startswith("system/")]
     assert tracked.data.tags["patch_set"] == tracked.inputs.dataset_inputs[0].dataset.digest
     client = mlflow.MlflowClient(config.tracking_uri)
     for key in ("train/objective", "train/mse", "train/lr", "train/gradient_norm", "train/patches_per_s"):
         assert [m.step for m in client.get_metric_history(tracked.info.run_id, key)] == steps, key
     assert [m.step for m in client.get_metric_history(tracked.info.run_id, "val/psnr_y")] == [0, 120, 240]
-    files = {f.path for folder in ("", "model", "images") for f in client.list_artifacts(tracked.info.run_id, folder)}
-    assert {"config.yaml", "model/model.safetensors"} <= files
+    files = {f.path for folder in ("", "images") for f in client.list_artifacts(tracked.info.run_id, folder)}
+    assert "config.yaml" in files
+    (model,) = client.search_logged_models([tracked.info.experiment_id])
+    assert (model.source_run_id, str(model.status)) == (tracked.info.run_id, "READY")
+    assert (Path(model.artifact_location.removeprefix("file://")) / "MLmodel").exists()
     assert sum(f.startswith("images/bicubic_sr_hr~0_coffee0.png+step+") and f.endswith(".png") for f in files) == 3
 
     _, again = run([*options, "cluster.workers=1", "train.checkpoint_every=3"])

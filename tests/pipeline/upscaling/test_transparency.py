@@ -1,7 +1,5 @@
 """Colours that nobody sees must not reach what is visible."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,10 +9,13 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from pipeline.data.images import decode
-from pipeline.upscaling.files import upscale_file
+from pipeline.networks.upscalers import NetworkUpscaler
+from pipeline.upscaling.encoding import encode_image
+from pipeline.upscaling.images import decode_image, enlarge_image
 from pipeline.upscaling.transparency import cover_hidden_colours
 from sr_model.networks.srresnet import SRResNet
 from sr_model.pixels import Pixels
+from tests.pipeline.data.formats.encoders import saved
 
 SHAPE = (5, 6)
 ALPHA = arrays.arrays(np.uint8, SHAPE, elements=st.sampled_from([0, 0, 1, 128, 255]))
@@ -31,6 +32,12 @@ def test_the_result_does_not_depend_on_hidden_colours(first: Pixels, second: Pix
 
 
 @given(COLOURS, ALPHA)
+def test_sixteen_bits_are_covered_alike(image: Pixels, alpha: Pixels) -> None:
+    deep, deep_alpha = (values.astype(np.uint16) * 257 for values in (image, alpha))
+    assert np.array_equal(cover_hidden_colours(deep, deep_alpha), cover_hidden_colours(image, alpha).astype(int) * 257)
+
+
+@given(COLOURS, ALPHA)
 def test_a_hidden_pixel_has_the_colour_of_a_nearest_visible_one(image: Pixels, alpha: Pixels) -> None:
     covered = cover_hidden_colours(image, alpha)
     visible = np.argwhere(alpha > 0)
@@ -41,10 +48,10 @@ def test_a_hidden_pixel_has_the_colour_of_a_nearest_visible_one(image: Pixels, a
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_an_enlarged_file_shows_no_hidden_colour(tmp_path: Path, mode: str) -> None:
+def test_an_enlarged_file_shows_no_hidden_colour(mode: str) -> None:
     """A bright disc on transparent black, white or noise gives the same enlarged file, without a dark rim."""
     torch.manual_seed(0)
-    net = SRResNet(4, channels=8, blocks=1).eval()
+    upscaler = NetworkUpscaler(SRResNet(4, channels=8, blocks=1).eval())
     y, x = np.mgrid[:40, :40]
     disc = (y - 20) ** 2 + (x - 20) ** 2 < 150
     enlarged = []
@@ -52,9 +59,8 @@ def test_an_enlarged_file_shows_no_hidden_colour(tmp_path: Path, mode: str) -> N
         colours = np.where(disc[:, :, None], [220, 200, 40], hidden).astype(np.uint8)
         image = Image.fromarray(np.dstack([colours, disc * np.uint8(255)])).convert(mode)
         image = Image.merge(mode, [*image.split()[:-1], Image.fromarray(disc * np.uint8(255))])
-        image.save(tmp_path / "in.png")
-        upscale_file(net, tmp_path / "in.png", tmp_path / "out.png", 100)
-        enlarged.append((tmp_path / "out.png").read_bytes())
+        large = enlarge_image(upscaler, decode_image(saved(image), 10**4))
+        enlarged.append(encode_image(large, ".png"))
     assert enlarged[0] == enlarged[1] == enlarged[2]
     darkest = {"RGBA": 40, "LA": 180}[mode]
     assert decode(enlarged[0], 10**6).min() >= darkest - 12

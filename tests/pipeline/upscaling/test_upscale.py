@@ -4,9 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import safetensors.torch
+import tifffile
 import torch
 from PIL import Image
 from skimage import data
@@ -64,13 +66,40 @@ def test_grey_and_transparency_are_kept(tmp_path: Path, model: str, mode: str, s
     assert np.abs(difference[..., 3]).max() <= 1
 
 
-def test_an_image_without_a_transparent_pixel_becomes_jpeg(tmp_path: Path, model: str) -> None:
-    opaque = photo("RGBA")
-    opaque.putalpha(255)
-    opaque.save(tmp_path / "in.png")
-    run(tmp_path / "in.png", tmp_path / "out.jpg", "--model", model)
-    with Image.open(tmp_path / "out.jpg") as upscaled:
-        assert upscaled.size == (240, 176)
+def test_what_a_format_cannot_hold_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    opaque, clear, deep = (str(tmp_path / f"{name}.png") for name in ("opaque", "clear", "deep"))
+    whole = photo("RGBA")
+    whole.putalpha(255)
+    whole.save(opaque)
+    photo("RGBA").save(clear)
+    Path(deep).write_bytes(imagecodecs.png_encode(np.asarray(photo()).astype(np.uint16) * 257))
+    frames = [photo("RGB", (30, 20)).rotate(turn) for turn in (0, 90, 180)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=70, loop=0)
+    for source, message in (
+        (opaque, ""),
+        (clear, f"{clear} is transparent, which .jpg cannot hold: it was put on white\n"),
+        (deep, f"{deep} has 16 bits a sample, of which .jpg holds 8\n"),
+        (str(tmp_path / "a.gif"), f"{tmp_path}/a.gif is an animation of 3 frames, of which .jpg holds the first\n"),
+    ):
+        run(source, "-o", tmp_path / "out.jpg", "--model", "bicubic")
+        size = "120x80" if source.endswith("gif") else "240x176"
+        assert capfd.readouterr().out == f"{message}{tmp_path}/out.jpg: {size}\n"
+    run(tmp_path / "a.gif", tmp_path / "out.webp", "--model", "bicubic")
+    assert "out.webp: 120x80, 3 frames" in capfd.readouterr().out
+    with Image.open(tmp_path / "out.webp") as upscaled:
+        assert upscaled.n_frames == 3  # type: ignore[attr-defined]
+
+
+def test_sixteen_bits_stay_and_the_result_has_another_factor(tmp_path: Path, model: str) -> None:
+    small = np.asarray(photo()).astype(np.uint16) * 257
+    (tmp_path / "in.png").write_bytes(imagecodecs.png_encode(small))
+    run(tmp_path / "in.png", tmp_path / "out.tif", "--model", model, "--outscale", "2.5")
+    large = tifffile.imread(tmp_path / "out.tif")
+    assert large.dtype == np.uint16
+    assert large.shape == (110, 150, 3)
+    assert len(np.unique(large)) > 1000
+    reference = np.asarray(photo().resize((150, 110), Image.Resampling.BICUBIC), float)
+    assert np.abs(large / 257 - reference).mean() < 4
 
 
 def test_orientation_is_applied_and_cmyk_becomes_rgb(tmp_path: Path, model: str) -> None:
@@ -113,18 +142,31 @@ def test_mistakes_are_one_sentence(tmp_path: Path, model: str, capfd: pytest.Cap
     (tmp_path / "broken.png").write_bytes(image.read_bytes()[:200])
     safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     cases = [
-        ((tmp_path / "none.png", tmp_path / "o.png"), "cannot read .*none.png: No such file"),
+        ((tmp_path / "none.png", tmp_path / "o.png"), "none.png does not exist, expected a folder, archive, file or"),
+        ((image,), "the output is missing, expected IN... OUT, or IN... -o OUT"),
         ((tmp_path / "broken.png", tmp_path / "o.png"), "broken.png cannot be decoded"),
-        ((image, tmp_path / "o.gif"), "o.gif is not the name of an image, expected one that ends in .png, .webp"),
+        ((image, tmp_path / "o.txt"), "o.txt is not the name of an image, expected one that ends in .png, .webp"),
+        ((image, clear, tmp_path / "o.png"), "o.png is not a folder, expected one for the enlarged images"),
+        ((image, clear, image), "in.png is not a folder, expected one for the enlarged images"),
+        ((tmp_path, tmp_path), "broken.png is an input image, expected another folder .*, or --suffix TEXT"),
+        ((image, "http://localhost/o.png"), "http://localhost/o.png is an address on the web, expected a file, a fol"),
+        ((image, tmp_path / "o.png", "--quality", "0"), "'0' is not a whole number from 1 to 100"),
+        ((image, tmp_path / "o.png", "--quality", "9"), "--quality changes nothing for .png, expected files ending in"),
+        ((image, tmp_path / "o.png", "--tile", "3"), "'3' is not a whole number from 16 to 8192"),
+        ((image, tmp_path / "o.png", "--suffix", "a/b"), "'a/b' has a slash, expected a part of a file's name"),
+        (
+            (image, tmp_path / "o.png", "--suffix", "_x4"),
+            "o.png is a file, expected a folder, whose files --suffix and",
+        ),
+        ((image, tmp_path / "o", "--format", "txt"), "'txt' is no format, expected .png"),
         ((image, image), "in.png is the input image, expected another name"),
         ((image, tmp_path / "none/o.png"), "o.png cannot be written: .*none is not a folder"),
-        ((clear, tmp_path / "o.jpg"), "clear.png is transparent, which .jpg cannot hold"),
         (
             (image, tmp_path / "o.png", "--max-megapixels", "0.01"),
             "60x44 is more than 625 pixels, expected .* at most 0.01 megapixels after upscaling x4",
         ),
         ((image, tmp_path / "o.png", "--device", "tpu"), "argument --device: invalid choice: .tpu."),
-        ((image, tmp_path / "o.png", "--model", "nobody"), "there is no bundled model nobody, expected srresnet-x4"),
+        ((image, tmp_path / "o.png", "--model", "nobody"), "there is no model nobody: expected a bundled model"),
         (
             (image, tmp_path / "o.png", "--model", tmp_path / "other.safetensors"),
             "the weights are not those of SRResNet",
@@ -145,7 +187,7 @@ def test_a_device_that_is_not_there_is_one_sentence(tmp_path: Path, model: str) 
     run(tmp_path / "in.png", tmp_path / "cpu.png", "--model", model, "--device", "cpu")
     run(tmp_path / "in.png", tmp_path / "default.png", "--model", model)
     assert (tmp_path / "cpu.png").read_bytes() == (tmp_path / "default.png").read_bytes()
-    with pytest.raises(UserError, match=r"^the device cuda cannot be used \(.*\): expected --device cpu"):
+    with pytest.raises(UserError, match=r"^the device cuda cannot be used \(.*\): expected the device cpu"):
         run(tmp_path / "in.png", tmp_path / "cuda.png", "--model", model, "--device", "cuda")
     assert not (tmp_path / "cuda.png").exists()
 

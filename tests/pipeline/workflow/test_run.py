@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import psutil
 import pytest
 import yaml
 from PIL import Image
 
+from pipeline.networks.sources import find_model
 from tests import commands
 from tests.conftest import ROOT, SMALL, write_photos
 
@@ -87,13 +89,20 @@ def test_a_second_run_takes_seconds_and_says_what_it_reused(finished: tuple[list
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
-def test_a_report_that_is_written_once_more_says_the_same(finished: tuple[list[str], Path, str]) -> None:
+def test_a_rerun_registers_the_model_under_another_name_and_writes_the_same_report(
+    finished: tuple[list[str], Path, str],
+) -> None:
     options, folder, _ = finished
     before = {name: (folder / name).read_bytes() for name in ("report.html", "comparison.png", "scores.json")}
-    (folder / "finished.json").unlink()
-    printed, _ = run(*options)
+    printed, _ = run(*options, "--register", "other")
     assert "training reused" in printed
-    assert {name: (folder / name).read_bytes() for name in before} == before
+    assert "models:/other@best-psnr is now version 1" in printed
+    after = {name: (folder / name).read_bytes() for name in before}
+    after["report.html"] = after["report.html"].replace(b"register_as: other", b"register_as: null")
+    assert after == before
+    client = mlflow.MlflowClient(f"sqlite:///{folder.parents[1]}/mlflow.db")
+    first, second = (client.get_model_version_by_alias(name, "best-psnr") for name in ("srresnet-x4", "other"))
+    assert (first.source, first.run_id) == (second.source, second.run_id)
 
 
 def test_the_folder_of_the_training_says_its_settings(finished: tuple[list[str], Path, str]) -> None:
@@ -125,8 +134,33 @@ def test_mlflow_has_a_parent_and_a_child(finished: tuple[list[str], Path, str]) 
         (data,) = tracked.inputs.dataset_inputs
         assert data.dataset.name == "photos"
     assert len(by_stage["train"].data.params) < 12
+    assert by_stage["train"].data.metrics["system/system_memory_usage_megabytes"] > 10
     commit = by_stage["workflow"].data.tags.get("mlflow.source.git.commit")
     assert commit is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)
+
+
+def test_the_network_is_a_registered_model_that_mlflow_can_load(
+    finished: tuple[list[str], Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SR_CACHE", str(tmp_path))
+    _, folder, printed = finished
+    assert "models:/srresnet-x4@best-psnr is now version 1" in printed
+    uri = f"sqlite:///{folder.parents[1]}/mlflow.db"
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs(["1"], "tags.stage = 'train'")
+    version = client.get_model_version_by_alias("srresnet-x4", "best-psnr")
+    psnr = json.loads((folder / "scores.json").read_text())["sets"]["held-out"]["mean"]["trained"]["psnr_y"]
+    assert version.run_id == run.info.run_id
+    assert float(version.tags["held-out/psnr_y"]) == pytest.approx(psnr, rel=1e-5)
+    assert version.description.startswith("training of the workflow small, scored on held-out images ([run](#/exp")
+    mlflow.set_tracking_uri(uri)
+    try:
+        model = mlflow.pyfunc.load_model("models:/srresnet-x4@best-psnr")
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert model.predict(np.zeros((1, 6, 7, 3), np.uint8)).shape == (1, 24, 28, 3)
+    (weights,) = folder.parents[1].glob("trainings/*/model.safetensors")
+    assert Path(find_model(f"runs:/{run.info.run_id}", uri).weights).read_bytes() == weights.read_bytes()
 
 
 def test_finished_work_needs_no_mlflow_and_other_work_does_not_begin_without_it(

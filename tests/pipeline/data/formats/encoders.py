@@ -12,7 +12,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from pipeline.data.images import decode
+from pipeline.data.formats.colour import to_srgb_deep
+from pipeline.data.formats.raster import eight_bits
+from pipeline.data.images import decode, read_image
 from pipeline.data.rejection import RejectedImageError, RejectionKind
 
 Array = npt.NDArray[Any]
@@ -227,3 +229,12 @@ def assert_rejected(content: bytes, kind: str, detail: str) -> None:
         decode(content, 10**6)
     assert detail in str(rejected.value)
     assert rejected.value.rejection.kind is RejectionKind[kind]
+
+
+def decode_channels(content: bytes, max_pixels: int) -> tuple[Array, Array | None]:
+    """Decode an image file to sRGB of 8 bits as (H, W, 1) or (H, W, 3), and to its opacity of 8 bits."""
+    raster = read_image(content, max_pixels)
+    bits = raster.samples.dtype.itemsize * 8
+    pixels = to_srgb_deep(raster.samples, raster.profile)
+    alpha = None if raster.alpha is None else eight_bits(raster.alpha, bits)
+    return eight_bits(pixels, pixels.dtype.itemsize * 8), alpha

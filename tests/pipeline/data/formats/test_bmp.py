@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from pipeline.data.formats import bmp as reader
-from pipeline.data.images import decode, decode_channels, read_size
+from pipeline.data.images import decode, read_size
 from pipeline.data.rejection import RejectedImageError
 from tests.conftest import random_image
-from tests.pipeline.data.formats.encoders import Array, assert_rejected, bmp, bmp_rows, saved
+from tests.pipeline.data.formats.encoders import Array, assert_rejected, bmp, bmp_rows, decode_channels, saved
 from tests.pipeline.data.formats.test_png import white
 
 LIMIT = 10**6

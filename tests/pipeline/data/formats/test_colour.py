@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from pipeline.data.images import decode, decode_channels
+from pipeline.data.images import decode
 from tests.conftest import random_image
-from tests.pipeline.data.formats.encoders import Array, bmp, bmp_rows, chunk, png, saved, tiff
+from tests.pipeline.data.formats.encoders import Array, bmp, bmp_rows, chunk, decode_channels, png, saved, tiff
 
 LIMIT = 10**6
 SRGB = ((0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))

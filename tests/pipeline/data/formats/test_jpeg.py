@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from pipeline.data.formats import jpeg as reader
-from pipeline.data.images import decode, decode_channels, read_size
+from pipeline.data.images import decode, read_size
 from pipeline.data.rejection import RejectedImageError
-from tests.pipeline.data.formats.encoders import assert_rejected, saved
+from tests.pipeline.data.formats.encoders import assert_rejected, decode_channels, saved
 
 LIMIT = 10**6
 SMOOTH = Image.radial_gradient("L").resize((61, 43))

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from pipeline.data.formats import png as reader
-from pipeline.data.images import decode, decode_channels, read_size
+from pipeline.data.images import decode, read_size
 from pipeline.data.rejection import RejectedImageError, RejectionKind
 from tests.conftest import random_image
-from tests.pipeline.data.formats.encoders import Array, chunk, png, saved
+from tests.pipeline.data.formats.encoders import Array, chunk, decode_channels, png, saved
 
 LIMIT = 10**6
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}

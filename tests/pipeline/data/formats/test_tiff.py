@@ -14,10 +14,10 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from pipeline.data.formats import tiff_structure
-from pipeline.data.images import decode, decode_channels, read_size
+from pipeline.data.images import decode, read_size
 from pipeline.data.rejection import RejectedImageError
 from tests.conftest import random_image
-from tests.pipeline.data.formats.encoders import Array, assert_rejected, container, saved, tiff
+from tests.pipeline.data.formats.encoders import Array, assert_rejected, container, decode_channels, saved, tiff
 from tests.pipeline.data.formats.test_png import eight, white
 
 LIMIT = 10**6

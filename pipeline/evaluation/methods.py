@@ -1,0 +1,98 @@
+"""The ways of enlarging images that an evaluation compares: bicubic interpolation and networks."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from pipeline import storage
+from pipeline.networks.sources import BICUBIC, ModelKind, ModelSource
+from pipeline.networks.upscalers import NetworkUpscaler, SelfEnsemble, Upscaler, load_upscaler
+from pipeline.networks.weights import build_network, load_weights
+from pipeline.settings import Config, UserError
+from sr_model.degrade import upscale_bicubic
+from sr_model.networks import NetworkSettings
+
+
+@dataclass(frozen=True)
+class ConfiguredNetwork:
+    """A network that a configuration describes."""
+
+    model: NetworkSettings
+    seed: int
+    weights: str = ""
+    """Path or URL of trained weights; "" for the initial weights, which the seed determines."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of enlarging images. A worker process keeps its network for the next image."""
+
+    name: str
+    """Its name among the scores."""
+    scale: int
+    source: ConfiguredNetwork | ModelSource
+    content: str
+    """Identifies what it computes, wherever its weights lie. So a worker notices other weights at the same place."""
+    self_ensemble: bool = False
+    """True if the image is enlarged in eight orientations, and the mean is taken."""
+
+    def enlarge(self, lr: Tensor) -> Tensor:
+        """Enlarge an image (C, h, w) uint8 on its device, networks in fp32.
+
+        Raises:
+            UserError: if the weights cannot be read or belong to another network.
+        """
+        if isinstance(self.source, ModelSource) and self.source.kind is ModelKind.BICUBIC:
+            return upscale_bicubic(lr, self.scale)  # rounds halves up, as the published scores of bicubic require
+        return _load(self, lr.device).enlarge(lr)
+
+
+def bicubic(scale: int) -> Method:
+    """Return the method of MATLAB's bicubic interpolation."""
+    return Method(BICUBIC, scale, ModelSource(BICUBIC, ModelKind.BICUBIC, ""), BICUBIC)
+
+
+def configured(name: str, config: Config, weights: str = "") -> Method:
+    """Return the method of the network that a configuration describes.
+
+    Args:
+        name: the method's name.
+        config: describes the network.
+        weights: path or URL of trained weights; "" for the initial weights.
+
+    Raises:
+        UserError: if there are no such weights.
+    """
+    network = ConfiguredNetwork(config.model, config.train.seed, weights)
+    content = sha256(weights) if weights else storage.fingerprint([config.model.model_dump(mode="json"), network.seed])
+    return Method(name, config.scale, network, content)
+
+
+def sha256(weights: str) -> str:
+    """Return the checksum of a file of weights.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    content = storage.read(weights)
+    if content is None:
+        raise UserError(f"there are no weights at {weights}, expected a .safetensors file")
+    return hashlib.sha256(content).hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _load(method: Method, device: torch.device) -> Upscaler:
+    source = method.source
+    if isinstance(source, ModelSource):
+        upscaler = load_upscaler(source, method.scale, device.type, precision="fp32")
+    else:
+        net = build_network(method.scale, source.model, source.seed).eval()
+        if source.weights:
+            load_weights(net, source.weights)
+        upscaler = NetworkUpscaler(net.to(device), precision="fp32")
+    return SelfEnsemble(upscaler) if method.self_ensemble else upscaler

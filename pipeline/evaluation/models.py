@@ -1,0 +1,167 @@
+"""Score models that a person names, side by side: networks, bicubic interpolation, and images of other tools."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from pipeline import storage, terminal
+from pipeline.data import benchmark_sets, sources
+from pipeline.data.listing import Listing, count
+from pipeline.evaluation import methods
+from pipeline.evaluation.measuring import Evaluation, list_images, score_images
+from pipeline.evaluation.methods import Method
+from pipeline.evaluation.results import match_results
+from pipeline.evaluation.scores import BICUBIC, Scores, read_scores
+from pipeline.networks.sources import ModelKind, ModelSource, find_model
+from pipeline.networks.upscalers import load_upscaler
+from pipeline.settings import Config, UserError
+from pipeline.settings.evaluation import split_name
+from pipeline.storage import printable
+
+_RESERVED = ("hr", "lr")
+"""Names of the versions of an image that no model may have."""
+
+_NAMED = 5
+"""Names of left-out files that a line lists."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to score, or images that another tool has enlarged."""
+
+    label: str
+    """Its name in tables, unless another candidate has the same."""
+    text: str
+    """The candidate as the person named it."""
+    source: ModelSource | Listing
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """What came of an evaluation of models."""
+
+    folder: str
+    """Path or URL of the folder with scores.json and the shown images."""
+    scores: Scores
+
+
+def evaluate_models(
+    config: Config, texts: Sequence[str], self_ensemble: bool = False, folder: str | None = None
+) -> ModelScores:
+    """Score models on the configured benchmark sets, beside bicubic, or read the scores if they were measured before.
+
+    Args:
+        config: names the sets. Its scale counts only if no network says another.
+        texts: the models, each perhaps as NAME=MODEL. A model is what `find_model` finds, or a folder or archive of
+            images that another tool has enlarged.
+        self_ensemble: enlarge every image in eight orientations with each network.
+        folder: path or URL to write to; by default a folder of its own below `evaluations` in the home.
+
+    Raises:
+        UserError: if a model, a set or an image cannot be used, or the models have different scales.
+    """
+    with terminal.stage("", "looking for models and images"):
+        found = [find_candidate(text, config) for text in dict.fromkeys(texts)]
+        candidates = _distinct([_ensembled(candidate) for candidate in found] if self_ensemble else found)
+        config = config.model_copy(update={"scale": _common_scale(config, candidates)})
+    for name, place in config.evaluate.benchmarks.items():
+        print(benchmark_sets.list_set(name, place, config.scale, config.downloads).summary(), flush=True)
+    images = list_images(config)
+    problems: list[str] = []
+    ways, names = [methods.bicubic(config.scale)], [BICUBIC]
+    for candidate in candidates:
+        source = candidate.source
+        if isinstance(source, Listing):
+            matched = match_results(candidate.label, source, images)
+            images, problems = matched.images, [*problems, *matched.problems]
+            if matched.unused:
+                named = printable(", ".join(matched.unused[:_NAMED])) + (", …" if len(matched.unused) > _NAMED else "")
+                print(f"{candidate.label}: {count(len(matched.unused), 'file')} left out, of no image ({named})")
+        elif source.kind is ModelKind.BICUBIC:
+            continue
+        else:
+            content = methods.sha256(source.weights)
+            ways.append(Method(candidate.label, config.scale, source, content, self_ensemble))
+        names.append(candidate.label)
+    evaluation = Evaluation(config.scale, images, ways, names, show_lr=True)
+    identity = evaluation.identify(config)
+    folder = folder or f"{config.outputs}/evaluations/{identity}"
+    scores = read_scores(folder, identity) or score_images(config, evaluation, folder, "evaluate")
+    return ModelScores(folder, replace(scores, problems=[*problems, *scores.problems]))
+
+
+def find_candidate(text: str, config: Config) -> Candidate:
+    """Find a model, or a folder or archive of enlarged images.
+
+    Raises:
+        UserError: if the text names neither.
+    """
+    label, named = split_name(text)
+    try:
+        source: ModelSource | Listing = find_model(named, config.tracking_uri)
+    except UserError as error:
+        listing = _list_results(named, config)
+        if listing is None:
+            raise
+        if not listing.images:
+            raise UserError(f"{error}; it holds no images that another tool has enlarged, either") from None
+        source = listing
+    return Candidate(label or _label(named), named, source)
+
+
+def _list_results(place: str, config: Config) -> Listing | None:
+    """List the images at a place; None if it is no place."""
+    if place.startswith(("models:/", "runs:/")):
+        return None
+    try:
+        return sources.list_source(place, config.downloads)
+    except (UserError, OSError):
+        return None
+
+
+def _label(text: str) -> str:
+    """Return a short name for a model: the name of its file, or of the folder that holds model.safetensors."""
+    if text.startswith("models:/"):
+        return text.removeprefix("models:/").replace("/", "-v")
+    if text.startswith("runs:/"):
+        return f"run {text.removeprefix('runs:/').partition('/')[0][:8]}"
+    path = PurePosixPath(text.rstrip("/"))
+    if path.suffix in (".safetensors", ".onnx"):
+        path = path.parent if path.stem == "model" and path.parent.name else path.with_suffix("")
+    return path.name or text
+
+
+def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Number the labels that several candidates share, or that mean something else."""
+    taken: set[str] = {BICUBIC, *_RESERVED}
+    named = []
+    for candidate in candidates:
+        label, number = printable(candidate.label), 2
+        if not (isinstance(candidate.source, ModelSource) and candidate.source.kind is ModelKind.BICUBIC):
+            while storage.plain_name(label).lower() in taken:
+                label, number = f"{printable(candidate.label)} ({number})", number + 1
+            taken.add(storage.plain_name(label).lower())
+        named.append(replace(candidate, label=label))
+    return named
+
+
+def _ensembled(candidate: Candidate) -> Candidate:
+    """Mark the label of a network whose images are enlarged in eight orientations."""
+    source = candidate.source
+    network = isinstance(source, ModelSource) and source.kind is not ModelKind.BICUBIC
+    return replace(candidate, label=f"{candidate.label} (x8)") if network else candidate
+
+
+def _common_scale(config: Config, candidates: Sequence[Candidate]) -> int:
+    """Return the scale of all networks, which are loaded once to check them; without networks, the configured one."""
+    scales = {}
+    for candidate in candidates:
+        source = candidate.source
+        if isinstance(source, ModelSource) and source.kind is not ModelKind.BICUBIC:
+            scales[candidate.label] = load_upscaler(source, config.scale, "cpu", precision="fp32").scale
+    if len(set(scales.values())) > 1:
+        found = ", ".join(f"{label} enlarges {scale} times" for label, scale in scales.items())
+        raise UserError(f"the models have different scales ({found}): expected models of one scale in one table")
+    return next(iter(scales.values()), config.scale)

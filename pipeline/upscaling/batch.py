@@ -1,0 +1,168 @@
+"""Enlarge many images with Ray Data, one task each, and skip those that an earlier command has made."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from pipeline import terminal
+from pipeline.data.listing import count
+from pipeline.data.locations import Location
+from pipeline.data.rejection import RejectedImageError
+from pipeline.settings import Cluster, Config, UserError
+from pipeline.storage import fingerprint, one_line, printable
+from pipeline.upscaling.journal import Journal
+from pipeline.upscaling.options import Enlargement, Model
+from pipeline.upscaling.plan import Plan
+
+if TYPE_CHECKING:
+    from pipeline.networks.upscalers import Upscaler
+
+ALGORITHM = 1
+"""Version of how images are enlarged; part of the identity of results."""
+
+_PROCESSES_PER_GPU = 2
+"""Worker processes that share a GPU: while one decodes or encodes files, the other one computes."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a command has done with its images."""
+
+    written: int
+    skipped: int
+    """Images whose results were there already."""
+    failed: int
+
+
+@dataclass(frozen=True)
+class _Task:
+    number: int
+    image: Location
+    target: str
+    suffix: str
+    model: Model
+    model_identity: str
+    """Tells apart models whose files have changed."""
+    how: Enlargement
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    number: int
+    size: str
+    """Width and height in pixels, and the number of frames."""
+    bytes: int
+    megapixels: float
+    notes: tuple[str, ...]
+    fault: str | None
+    """The reason why nothing was written; it completes a sentence that begins with the image's name."""
+    model_fault: str | None = None
+    """The reason why the model cannot be loaded, as a sentence."""
+
+
+def upscale_all(plan: Plan, model: Model, how: Enlargement) -> Summary:
+    """Enlarge the images of a plan: several with Ray Data, in worker processes that each load the model once.
+
+    A result in a folder is skipped if the folder's journal says that it was made of the same image with the same model
+    and options, and if the file has had its size since then. Among several images, one that cannot be enlarged is
+    reported and skipped.
+
+    Args:
+        plan: the images and the files to write.
+        model: the model.
+        how: how the images are enlarged.
+
+    Raises:
+        UserError: if the only image cannot be enlarged, the model cannot be loaded, or Ray cannot be used.
+        OSError: if the journal cannot be written.
+    """
+    jobs, identity = plan.jobs, model.identity()
+    journal = Journal(plan.folder) if plan.folder else None
+    identities = [fingerprint([ALGORITHM, job.image.version, identity, asdict(how)]) for job in jobs]
+    tasks = [
+        _Task(number, job.image.location, job.target, job.suffix, model, identity, how)
+        for number, job in enumerate(jobs)
+        if not (journal and journal.is_done(job.name, identities[number]))
+    ]
+    skipped = len(jobs) - len(tasks)
+    if skipped:
+        print(f"{skipped} of {count(len(jobs), 'image')} done by an earlier command", flush=True)
+    failed = 0
+    try:
+        for outcome in _outcomes(tasks):
+            if outcome.model_fault:
+                raise UserError(outcome.model_fault)
+            job = jobs[outcome.number]
+            for note in outcome.notes:
+                print(f"{job.image.location} {note}", flush=True)
+            if outcome.fault and len(jobs) == 1:
+                raise UserError(f"{job.image.location} {outcome.fault}")
+            if outcome.fault:
+                failed += 1
+                print(f"{job.image.location} {outcome.fault}; it is skipped", file=sys.stderr, flush=True)
+            elif journal:
+                journal.add(job.name, identities[outcome.number], outcome.bytes)
+            if len(tasks) == 1 and not outcome.fault:
+                print(f"{printable(job.target)}: {outcome.size}", flush=True)
+    finally:
+        if journal:
+            journal.close()
+    return Summary(len(tasks) - failed, skipped, failed)
+
+
+def _outcomes(tasks: Sequence[_Task]) -> Iterator[_Outcome]:
+    """Run tasks, a single one in this process, and show how far they have come."""
+    if len(tasks) < 2:
+        yield from (_run(task, progress=True) for task in tasks)
+        return
+    from pipeline import cluster  # which imports Ray
+
+    device = tasks[0].model.device
+    config = Config(cluster=Cluster(gpu=None if device is None else device == "cuda"))
+    cluster.connect(config)
+    results = cluster.map_tasks(_run, tasks, cluster.gpu_pool(config, _PROCESSES_PER_GPU))
+    failed, megapixels, started = 0, 0.0, time.monotonic()
+    with terminal.stage("upscale", total=len(tasks), unit="images") as stage:
+        for done, result in enumerate(results, start=1):
+            if isinstance(result, cluster.TaskError):
+                result = _failure(result.task, f"cannot be upscaled: {result.reason}")
+            yield result
+            failed += result.fault is not None
+            megapixels += result.megapixels
+            rate = f"{stage.rate:.2f} images/s, " if stage.rate else ""
+            speed = f"{megapixels / (time.monotonic() - started):.2f} MP/s"
+            stage.update(done, details=f"{rate}{speed}" + (f", {failed} failed" if failed else ""))
+
+
+def _failure(task: _Task, fault: str) -> _Outcome:
+    return _Outcome(task.number, "", 0, 0, (), printable(fault))
+
+
+def _run(task: _Task, progress: bool = False) -> _Outcome:
+    """Enlarge the image of a task."""
+    from pipeline.upscaling.files import upscale_file  # which imports torch
+
+    try:
+        upscaler = _load(task.model, task.model_identity)
+    except UserError as error:
+        return replace(_failure(task, ""), model_fault=str(error))
+    try:
+        written = upscale_file(upscaler, task.image, task.target, task.suffix, task.how, progress)
+    except RejectedImageError as error:
+        return _failure(task, str(error))
+    except (UserError, OSError) as error:
+        return _failure(task, f"cannot be upscaled: {one_line(error)}")
+    size = f"{written.width}x{written.height}" + (f", {written.frames} frames" if written.frames > 1 else "")
+    return _Outcome(task.number, size, written.bytes, written.megapixels, written.notes, None)
+
+
+@lru_cache(maxsize=1)
+def _load(model: Model, _identity: str) -> Upscaler:
+    from pipeline.networks.upscalers import load_upscaler
+
+    return load_upscaler(model.source, model.scale, model.device, model.precision, model.tile)

@@ -1,0 +1,91 @@
+"""The journal of an output folder: which file was made of which image, so that a rerun skips what is done."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import IO
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline import storage
+
+NAME = ".upscaled.jsonl"
+"""Name of the journal; listings of images leave out hidden files."""
+
+_UPLOAD_EVERY_S = 30.0
+"""Seconds between two uploads of a journal to an object store."""
+
+
+class Journal:
+    """What earlier commands have made in a folder, and what this one makes.
+
+    A damaged line counts as missing, so that its image is made again.
+
+    Args:
+        folder: path or URL of the folder, which need not exist.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._url = f"{folder.rstrip('/')}/{NAME}"
+        self._sizes = _sizes_below(folder)
+        self._made: dict[str, tuple[str, int]] = {}
+        self._file: IO[bytes] | None = None
+        self._uploaded = time.monotonic()
+        line = TypeAdapter(tuple[str, str, int])
+        for stored in (storage.read(self._url) or b"").splitlines():
+            try:
+                name, identity, size = line.validate_json(stored)
+            except ValidationError:
+                continue
+            self._made[name] = identity, size
+
+    def is_done(self, name: str, identity: str) -> bool:
+        """Tell whether a file is there, was made of the same, and has had its size since then.
+
+        Args:
+            name: its path in the folder.
+            identity: stands for everything that the file's content depends on.
+        """
+        return self._made.get(name) == (identity, self._sizes.get(name))
+
+    def add(self, name: str, identity: str, size: int) -> None:
+        """Note that a file was made; `size` is its size in bytes."""
+        self._made[name] = identity, size
+        if storage.is_url(self._url):
+            if time.monotonic() - self._uploaded > _UPLOAD_EVERY_S:
+                self.close()
+            return
+        if self._file is None:
+            self._file = Path(self._url).open("ab", buffering=0)  # noqa: SIM115
+            self._file.write(b"\n")  # ends a line that a killed command may have left unfinished
+        self._file.write(_line(name, identity, size))
+
+    def close(self) -> None:
+        """Write what is left to write."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if storage.is_url(self._url) and self._made:
+            storage.write(self._url, b"".join(_line(name, *made) for name, made in self._made.items()))
+            self._uploaded = time.monotonic()
+
+
+def _line(name: str, identity: str, size: int) -> bytes:
+    return json.dumps([name, identity, size], ensure_ascii=False).encode() + b"\n"
+
+
+def _sizes_below(folder: str) -> dict[str, int]:
+    """Return the sizes of all files below a folder by their path in it; empty if there is no such folder."""
+    fs, path = storage.locate(folder)
+    try:
+        found = storage.with_retries(folder, lambda: dict(fs.find(path, detail=True)))
+    except FileNotFoundError:
+        return {}
+    root = path.rstrip("/")
+    return {
+        storage.unicode_name(place.removeprefix(root).lstrip("/")): int(info["size"] or 0)
+        for place, info in found.items()
+        if info["type"] == "file"
+    }

@@ -1,0 +1,204 @@
+"""Compute a row of plain layers over an image in strips of rows, without computing anything twice.
+
+A tile has to overlap its neighbours by the receptive field, 41 pixels to each side for SRResNet, so that 43 % of the
+work on tiles of 256 pixels is done twice. Here strips go through the layers one after the other, and each convolution
+keeps the last rows of its input, which belong above the next strip. So memory depends on the width of the image alone,
+strips fit into the processor's cache, and no seam can show: the result equals that of the whole image up to rounding.
+
+Shape legend: B images, C channels, r rows of a strip, W width; strips are (B, C, r, W), in channels_last layout.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sr_model.networks.inference import Residual
+
+_Into = Callable[[Tensor, Tensor], object]
+"""Computes a layer of its first argument, and writes the result into the second."""
+
+
+def can_stream(net: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Tell whether a network consists of layers that can be computed in strips."""
+    return isinstance(net, nn.Sequential) and all(map(_is_plain, net))
+
+
+@torch.no_grad()
+def stream(net: nn.Sequential, height: int, strips: Iterable[Tensor], most: int) -> Iterator[Tensor]:
+    """Compute a network for which `can_stream` is true.
+
+    Args:
+        net: the layers, on the device and of the dtype of the strips.
+        height: rows of the image.
+        strips: images of one size from top to bottom, (B, C, r, W).
+        most: largest number of values of a layer's output that are computed at once, unless a single row has more.
+
+    Yields:
+        The output from top to bottom, (B, C, r, W) with any number of rows.
+    """
+    layers = list(net)
+    return _compute(layers, height, _give_room(strips, _room(layers)), most, 0)
+
+
+# Where a strip goes next decides where it is written: with free rows above it, into which the next convolution copies
+# the last rows of the strip before. So no strip is copied. Nothing refers to a strip that it has handed on, because 37
+# layers would keep one each.
+
+
+def values_per_column(net: nn.Sequential) -> float:
+    """Number of values that layers keep between strips, for each column of the input of the first layer."""
+    return _kept(list(net))[0]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    if isinstance(layer, Residual):
+        return can_stream(layer.body)
+    if isinstance(layer, nn.Conv2d):
+        (height, width), unit = layer.kernel_size, (1, 1)
+        keeps_size = height % 2 == width % 2 == 1 and layer.padding == (height // 2, width // 2)
+        moves_by_one = layer.stride == layer.dilation == unit
+        return keeps_size and layer.padding_mode == "zeros" and moves_by_one and layer.groups == 1
+    return isinstance(layer, nn.PixelShuffle | nn.ReLU | nn.PReLU)
+
+
+def _kept(layers: list[nn.Module]) -> tuple[float, int]:
+    """Values that layers keep, and rows by which they lag behind."""
+    values, lag, channels, scale = 0.0, 0, 0, 1
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            values += scale * (layer.kernel_size[0] - 1) * layer.in_channels
+            lag, channels = lag + layer.kernel_size[0] // 2, layer.out_channels
+        elif isinstance(layer, Residual):
+            inside, behind = _kept(list(layer.body))
+            values, lag = values + scale * (inside + behind * channels), lag + behind
+        elif isinstance(layer, nn.PixelShuffle):
+            scale, channels = scale * layer.upscale_factor, channels // layer.upscale_factor**2
+    return values, lag
+
+
+def _compute(layers: list[nn.Module], height: int, strips: Iterator[Tensor], most: int, room: int) -> Iterator[Tensor]:
+    """Chain the layers. Strips come with `_room(layers)` free rows above them, and leave with `room` free rows."""
+    while layers:
+        layer, *layers = layers
+        if isinstance(layer, nn.Conv2d):
+            write: _Into = _copy
+            if layers and isinstance(layers[0], nn.ReLU | nn.PReLU):
+                activation, *layers = layers
+                write = _activation(activation)
+            strips = _convolve(layer, write, height, strips, most, _room(layers, room))
+        elif isinstance(layer, Residual):
+            strips = _add(layer, height, strips, most, _room(layers, room))
+        elif isinstance(layer, nn.PixelShuffle):
+            strips = _give_room(map(layer, strips), _room(layers, room))
+            height *= layer.upscale_factor
+        else:
+            strips = _give_room(strips, _room(layers, room), _activation(layer))
+    return strips
+
+
+def _room(layers: list[nn.Module], otherwise: int = 0) -> int:
+    """Number of free rows that the first of some layers needs above a strip."""
+    if not layers:
+        return otherwise
+    first = layers[0]
+    if isinstance(first, Residual):
+        return _room(list(first.body))
+    return first.kernel_size[0] - 1 if isinstance(first, nn.Conv2d) else 0
+
+
+def _copy(x: Tensor, out: Tensor) -> None:
+    out.copy_(x)
+
+
+def _give_room(strips: Iterable[Tensor], room: int, write: _Into = _copy) -> Iterator[Tensor]:
+    """Write strips below free rows."""
+    return map(partial(_written, write=write, room=room), strips)
+
+
+def _convolve(
+    conv: nn.Conv2d, write: _Into, height: int, strips: Iterator[Tensor], most: int, room: int
+) -> Iterator[Tensor]:
+    """Convolve strips of an image of `height` rows, and write what `write` makes of the result below free rows."""
+    (overlap, across), seen, above = (side - 1 for side in conv.kernel_size), 0, None
+    for roomy in strips:
+        if roomy.shape[2] - overlap == height and height * _values_per_row(conv, roomy) <= most:  # the whole image
+            yield _written(F.conv2d(roomy[:, :, overlap:], conv.weight, conv.bias, padding=conv.padding), write, room)
+            return
+        if above is None:
+            above = _empty(roomy, 0, overlap // 2).zero_()  # the padding at the top
+        first = overlap - above.shape[2]
+        roomy[:, :, first:overlap] = above
+        x = roomy[:, :, first:]
+        seen += roomy.shape[2] - overlap
+        if seen == height:
+            x = F.pad(x, (0, 0, 0, overlap // 2))
+        rows = max(x.shape[2] - overlap, 0)
+        step = max(most // _values_per_row(conv, x), 1)
+        above = x[:, :, rows:].clone(memory_format=torch.channels_last)
+        parts = deque(x[:, :, start : min(start + step, rows) + overlap] for start in range(0, rows, step))
+        del roomy, x  # so that their memory is free while other layers compute
+        while parts:
+            padding = (0, across // 2)
+            yield _written(F.conv2d(parts.popleft(), conv.weight, conv.bias, padding=padding), write, room)
+
+
+def _values_per_row(conv: nn.Conv2d, strip: Tensor) -> int:
+    return len(strip) * conv.out_channels * strip.shape[3]
+
+
+def _written(y: Tensor, write: _Into, room: int) -> Tensor:
+    if room == 0 and write is _copy:
+        return y
+    result = _empty(y, room, y.shape[2])
+    write(y, result[:, :, room:])
+    return result
+
+
+def _add(layer: Residual, height: int, strips: Iterator[Tensor], most: int, room: int) -> Iterator[Tensor]:
+    """Compute x + body(x). Strips wait until the body, which looks at the rows below, has reached their rows."""
+    waiting: deque[Tensor] = deque()
+    room_of_body = _room(list(layer.body))
+
+    def remember() -> Iterator[Tensor]:
+        for strip in strips:
+            waiting.append(strip[:, :, room_of_body:])
+            yield strip
+
+    ahead = _compute(list(layer.body), height, remember(), most, 0)
+    return map(partial(_sum, waiting, room), ahead)
+
+
+def _sum(waiting: deque[Tensor], room: int, y: Tensor) -> Tensor:
+    """Take as many rows as `y` has from what waits, and write the sum below free rows."""
+    result, done, rows = _empty(y, room, y.shape[2]), room, room + y.shape[2]
+    while done < rows:
+        x = waiting.popleft()
+        count = min(x.shape[2], rows - done)
+        part = y[:, :, done - room : done - room + count]
+        torch.add(x[:, :, :count], part, out=result[:, :, done : done + count])
+        if count < x.shape[2]:
+            waiting.appendleft(x[:, :, count:])
+        done += count
+    return result
+
+
+def _activation(layer: nn.Module) -> _Into:
+    if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
+        return partial(_leaky_relu, layer.weight.item())
+    return lambda x, out: out.copy_(layer(x))
+
+
+def _leaky_relu(slope: float, x: Tensor, out: Tensor) -> None:
+    torch.ops.aten.leaky_relu.out(x, slope, out=out)
+
+
+def _empty(like: Tensor, room: int, rows: int) -> Tensor:
+    shape = (like.shape[0], like.shape[1], room + rows, like.shape[3])
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
