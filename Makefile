@@ -65,7 +65,7 @@ clean: ## remove the environment and caches; outputs stay
 	touch $@
 
 .venv/.run: .venv/.pip pyproject.toml
-	$(PIP) -e .
+	$(PIP) -e '.[onnx,serve]'
 	touch $@
 
 .venv/.test: .venv/.pip pyproject.toml
