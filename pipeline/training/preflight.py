@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,10 +84,6 @@ class Facts:
     """Value of NCCL_SOCKET_IFNAME; "" if it is not set."""
 
 
-_known: dict[str, Facts] = {}
-"""The facts that this process has collected, by Ray's id of the node."""
-
-
 def check_ahead(config: Config, workers: int | None = None) -> None:
     """Check the GPUs that are already there, before images are downloaded for hours.
 
@@ -117,8 +113,7 @@ def _has_gpu() -> bool:
 def check_gpus(config: Config, workers: int) -> list[Facts]:
     """Check the GPUs of the connected cluster, with one task on each node that has some.
 
-    A node whose GPUs are all reserved by other work is left out, because a check would wait for them. Facts of a node
-    are collected once in a process.
+    A node whose GPUs are all reserved by other work is left out, because a check would wait for them.
 
     Args:
         config: settings of the training.
@@ -130,16 +125,12 @@ def check_gpus(config: Config, workers: int) -> list[Facts]:
     Raises:
         UserError: if torch cannot train on one of the GPUs.
     """
-    nodes = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")}
-    if new := {node: address for node, address in nodes.items() if node not in _known}:
-        with terminal.stage("", "checking the GPUs"):
-            for node, found in _collect_on(new):
-                if isinstance(found, str):
-                    raise UserError(
-                        f"the GPU of node {nodes[node]} cannot be checked: {found}; expected a GPU that torch can use"
-                    )
-                _known[node] = found
-    collected = [_known[node] for node in nodes if node in _known]
+    collected = []
+    with terminal.stage("", "checking the GPUs"):
+        for node, found in _collect_on_nodes():
+            if isinstance(found, str):
+                raise UserError(f"the GPU of node {node} cannot be checked: {found}; expected a GPU that torch can use")
+            collected.append(found)
     for facts in collected:
         if problems := find_problems(facts, config, workers):
             raise UserError(problems[0])
@@ -299,16 +290,13 @@ def _why_not_compiled(facts: Facts, capability: Capability) -> str:
     return "" if facts.c_compiler else "has no C compiler"
 
 
-def _collect_on(nodes: Mapping[str, str]) -> list[tuple[str, Facts | str]]:
-    """Collect facts on nodes with GPUs, and wait neither for a GPU that other work has reserved nor for a hung task.
+def _collect_on_nodes() -> list[tuple[str, Facts | str]]:
+    """Return the address of each node with GPUs, and facts or the reason why there are none.
 
-    Args:
-        nodes: address of each node by its id.
-
-    Returns:
-        The id of each node, and facts or the reason why there are none. Busy nodes are left out.
+    It waits neither for a GPU that other work has reserved nor for a task that hangs.
     """
     task = ray.remote(num_cpus=0, num_gpus=_PART_OF_A_GPU, max_retries=0)(collect)
+    nodes = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")}
     pending = {
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(address): node
         for node, address in nodes.items()
@@ -320,9 +308,9 @@ def _collect_on(nodes: Mapping[str, str]) -> list[tuple[str, Facts | str]]:
         for reference in done:
             node = pending.pop(reference)
             try:
-                results.append((node, ray.get(reference)))
+                results.append((nodes[node], ray.get(reference)))
             except ray.exceptions.RayError as error:
-                results.append((node, one_line(error, 10**6)[-300:]))
+                results.append((nodes[node], one_line(error, 10**6)[-300:]))
         waited = time.monotonic() - start
         free = ray._private.state.available_resources_per_node() if pending and waited > _BUSY_AFTER_S else {}
         for reference, node in list(pending.items()):
@@ -331,5 +319,5 @@ def _collect_on(nodes: Mapping[str, str]) -> list[tuple[str, Facts | str]]:
                 ray.cancel(reference, force=True)
                 del pending[reference]
                 if not busy:
-                    results.append((node, f"the check did not end within {_TIMEOUT_S} seconds"))
+                    results.append((nodes[node], f"the check did not end within {_TIMEOUT_S} seconds"))
     return results
