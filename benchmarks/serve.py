@@ -184,14 +184,18 @@ def is_right(expected: bytes, answer: bytes) -> bool:
 
 
 def kill_replicas(server: Server, exchanges: list[Exchange], clients: int, seconds: float) -> tuple[Outcome, int]:
-    """Kill a replica every few seconds while clients send; return what they got, and the number of kills."""
+    """Kill a replica every few seconds while clients send; return what they got, and the number of kills.
+
+    Raises:
+        RuntimeError: if there was none to kill.
+    """
     done, kills = threading.Event(), 0
 
     def kill() -> None:
         nonlocal kills
         while not done.wait(seconds / 4):
             replicas = server.replicas()
-            if len(replicas) > 1 or kills == 0:
+            if len(replicas) > 1 or (replicas and kills == 0):
                 replicas[0].kill()
                 kills += 1
 
@@ -202,6 +206,8 @@ def kill_replicas(server: Server, exchanges: list[Exchange], clients: int, secon
     finally:
         done.set()
         killing.join()
+    if not kills:
+        raise RuntimeError("no replica was killed, because no process of one was found")
     outcome.cpu_seconds = math.nan  # that of the killed processes is not known
     return outcome, kills
 

@@ -6,9 +6,11 @@ Sections, all of them by default:
 
 - speed: megapixels of output per second, compared with fp32, contiguous tensors, the network as the paper draws it and
   the whole image at once. The ways take turns, because a busy machine then disturbs all of them alike.
-- quality: mean PSNR on Y of the images, compared with fp32. They are cropped to a multiple of four and reduced with
-  MATLAB's bicubic.
-- memory: peaks of the command when it enlarges an image to 1 and to 100 megapixels.
+- quality: mean PSNR on Y of the images in half precision, compared with fp32. `--images` may name a benchmark set such
+  as Set14, whose LR files are used if it has some; other images are reduced with MATLAB's bicubic. A processor without
+  instructions for bf16 computes it, too, but slowly.
+- memory: peaks of the command when it enlarges an image to 1 and to 100 megapixels, and their ratio without what the
+  output itself needs.
 - start: seconds of the command for one small image, from the shell.
 - folder: the command on a folder of images, compared with processes that hold the model and decoded images in memory,
   one per core.
@@ -33,10 +35,13 @@ from torch import Tensor
 
 from benchmarks.measuring import SCALE, Result, medians, parser_of, print_results, print_times, time_in_turns
 from benchmarks.train_step import SRResNetAsDrawn
+from pipeline.data import benchmark_sets
 from pipeline.data.images import decode
 from pipeline.data.sources import list_images, read_bytes
+from pipeline.evaluation.scoring import load_pair
 from pipeline.networks import bundled
 from pipeline.networks.devices import best_device
+from pipeline.networks.engine import Precision
 from pipeline.networks.upscalers import NetworkUpscaler
 from pipeline.networks.weights import load_network
 from sr_model.degrade import downscale
@@ -52,6 +57,8 @@ SMALL_SIZE = (96, 128)
 """Height and width of the image that is upscaled from the shell."""
 MEMORY_SIDES = {1: 250, 100: 2500}
 """LR side of a square image by the megapixels of its output."""
+BYTES_PER_PIXEL = 3 + 4
+"""What a pixel of the output needs: its values, and Pillow's copy of them while it encodes a file."""
 MOST_PIXELS = 10**8
 
 
@@ -108,20 +115,17 @@ def measure_speed(arguments: argparse.Namespace) -> list[Result]:
 def measure_quality(arguments: argparse.Namespace) -> list[Result]:
     """Compare the PSNR of the engine's precision with that of fp32."""
     net = network()
-    upscalers = {"auto": NetworkUpscaler(net), "fp32": NetworkUpscaler(net, "fp32")}
+    half: Precision = "fp16" if best_device().type == "cuda" else "bf16"
+    upscalers = {half: NetworkUpscaler(net, half), "fp32": NetworkUpscaler(net, "fp32")}
     found: dict[str, list[float]] = {name: [] for name in upscalers}
-    for photo in photographs(arguments.images):
-        height, width = (side // SCALE * SCALE for side in photo.shape[:2])
-        hr = to_tensor(photo[:height, :width])
-        lr = downscale(hr, SCALE)
+    for image in benchmark_sets.list_images("--images", arguments.images, SCALE, ""):
+        hr, lr, _ = load_pair(image.hr, image.lr, SCALE, MOST_PIXELS)
         for name, upscaler in upscalers.items():
-            found[name].append(score(upscaler.enlarge(lr), hr, SCALE).psnr_y)
+            found[name].append(score(upscaler.enlarge(to_tensor(lr)), to_tensor(hr), SCALE).psnr_y)
     mean = {name: statistics.fmean(values) for name, values in found.items()}
-    print(
-        f"{len(found['fp32'])} images: fp32 {mean['fp32']:.4f} dB, {upscalers['auto'].precision} {mean['auto']:.4f} dB"
-    )
-    difference = round(abs(mean["auto"] - mean["fp32"]), 4)
-    return [Result("upscale_quality", difference, "dB between the chosen precision and fp32", 0.01, "lower")]
+    print(f"{len(found['fp32'])} images: fp32 {mean['fp32']:.4f} dB, {half} {mean[half]:.4f} dB")
+    difference = round(abs(mean[half] - mean["fp32"]), 4)
+    return [Result("upscale_quality", difference, f"dB between {half} and fp32", 0.01, "lower")]
 
 
 def measure_memory(arguments: argparse.Namespace) -> list[Result]:
@@ -135,7 +139,14 @@ def measure_memory(arguments: argparse.Namespace) -> list[Result]:
             Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC).save(image)
             seconds, peaks[megapixels] = run_command(str(image), str(image.with_suffix(".jpg")))
             print(f"{megapixels} megapixels: peak {peaks[megapixels]:.0f} MB, {seconds:.0f} s", flush=True)
-    return [Result("upscale_memory", round(max(peaks.values())), "MB, peak at 100 megapixels", 2000, "lower")]
+    small, large = min(peaks), max(peaks)
+    base = {megapixels: peak - megapixels * BYTES_PER_PIXEL for megapixels, peak in peaks.items()}
+    print(f"without {BYTES_PER_PIXEL} bytes for each pixel of the output: {base[small]:.0f} and {base[large]:.0f} MB")
+    unit = f"peak at {large} megapixels / peak at {small}, both without what the output needs"
+    return [
+        Result("upscale_memory", round(peaks[large]), f"MB, peak at {large} megapixels", 2000, "lower"),
+        Result("upscale_memory_growth", round(base[large] / base[small], 2), unit, 1.2, "lower"),
+    ]
 
 
 def measure_start(arguments: argparse.Namespace) -> list[Result]:
@@ -152,17 +163,17 @@ def measure_folder(arguments: argparse.Namespace) -> list[Result]:
     """Compare the command on a folder with processes that only compute."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
-        parts = [Path(folder) / "images" / str(core) for core in range(cores)]
+        parts = [Path(folder) / "images" / str(core) for core in range(min(cores, arguments.count))]
         for part in parts:
             part.mkdir(parents=True)
         for number, crop in enumerate(crops(arguments.images, arguments.count)):
-            Image.fromarray(crop).save(parts[number % cores] / f"{number:04}.png")
+            Image.fromarray(crop).save(parts[number % len(parts)] / f"{number:04}.png")
         bare = time_bare(parts)
         seconds, _ = run_command(str(Path(folder) / "images"), str(Path(folder) / "out"))
         written = sum(1 for _ in (Path(folder) / "out").rglob("*.png"))
     if written != arguments.count:
         raise SystemExit(f"the command wrote {written} of {arguments.count} images")
-    print(f"{arguments.count} images: {seconds:.1f} s; {cores} processes that only compute: {bare:.1f} s")
+    print(f"{arguments.count} images: {seconds:.1f} s; {len(parts)} processes that only compute: {bare:.1f} s")
     unit = "time of processes that only compute / time of the command"
     return [Result("upscale_folder", round(bare / seconds, 3), unit, 0.9, "higher")]
 
@@ -180,8 +191,12 @@ def time_bare(parts: list[Path]) -> float:
             if child.stdout.readline() != "ready\n":
                 raise SystemExit("a process that only computes has failed")
         start = time.perf_counter()
-        for child in children:
-            child.communicate("start\n")
+        for child in children:  # all of them start before any of them is waited for
+            assert child.stdin is not None
+            child.stdin.write("start\n")
+            child.stdin.flush()
+        if any(child.wait() for child in children):
+            raise SystemExit("a process that only computes has failed")
         return time.perf_counter() - start
     finally:
         for child in children:

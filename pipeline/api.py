@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from pipeline.networks.bundled import DEFAULT
@@ -84,7 +84,7 @@ def upscale(image: AnyImage, model: str | Upscaler = DEFAULT) -> AnyImage:
         image: an image in sRGB or grey, one of
 
             - a PIL image; grey (L, I;16), RGB and their forms with opacity (LA, RGBA) keep their mode, and others
-              become RGB or RGBA,
+              become RGB or RGBA, except I and F, which are refused; its orientation in EXIF metadata is applied,
             - a NumPy array (H, W), (H, W, 1) or (H, W, 3), uint8 with values in 0..255 or uint16 in 0..65535,
             - a tensor (C, H, W) or (B, C, H, W) on any device with C = 1 or 3: uint8 with values in 0..255, uint16 in
               0..65535, or a floating-point type in [0, 1], which is read in steps of 1/65535 and written without
@@ -148,7 +148,10 @@ def _upscale_pil(image: Image.Image, upscaler: Upscaler) -> Image.Image:
 
 
 def _samples(image: Image.Image) -> npt.NDArray[Any]:
-    """Return the values of a PIL image, (H, W, C): grey or RGB, and opacity if C is 2 or 4."""
+    """Return the values of a PIL image, (H, W, C), upright: grey or RGB, and opacity if C is 2 or 4."""
+    image = _upright(image)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"the image has the mode {image.mode}, which states no range of values, expected L or I;16")
     if image.mode in _DEEP_MODES:
         return np.array(image, np.uint16)[:, :, None]
     transparent = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
@@ -157,11 +160,18 @@ def _samples(image: Image.Image) -> npt.NDArray[Any]:
     return samples[:, :, None] if samples.ndim == 2 else samples
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the orientation that the image's metadata state; damaged metadata count as absent."""
+    image.load()  # Pillow reads some metadata with the pixels, and turns TIFF files itself
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # Pillow raises many kinds of exceptions on damaged metadata
+        return image
+
+
 def _upscale_tensor(image: Tensor, upscaler: Upscaler) -> Tensor:
-    if image.dim() not in (3, 4) or image.shape[-3] not in (1, 3) or not image.numel():
-        raise ValueError(
-            f"the tensor has the shape {tuple(image.shape)}, expected (C, H, W) or (B, C, H, W), C = 1 or 3"
-        )
+    _check_tensor(image, "(C, H, W) or (B, C, H, W)", (3, 4))
     if image.dim() == 4:
         return torch.stack([_upscale_tensor(one, upscaler) for one in image])
     if image.is_floating_point():
@@ -171,9 +181,14 @@ def _upscale_tensor(image: Tensor, upscaler: Upscaler) -> Tensor:
         for top, left, values in upscaler.parts(deep):
             out[:, top : top + values.shape[1], left : left + values.shape[2]] = values.clamp(0, 1)
         return out
-    if image.dtype not in (torch.uint8, torch.uint16):
-        raise ValueError(f"the tensor is {image.dtype}, expected uint8, uint16 or a floating-point type in [0, 1]")
     return upscaler.enlarge(image)
+
+
+def _check_tensor(image: Tensor, form: str, dims: tuple[int, ...]) -> None:
+    if image.dim() not in dims or image.shape[-3] not in (1, 3) or not image.numel():
+        raise ValueError(f"the tensor has the shape {tuple(image.shape)}, expected {form}, C = 1 or 3")
+    if not image.is_floating_point() and image.dtype not in (torch.uint8, torch.uint16):
+        raise ValueError(f"the tensor is {image.dtype}, expected uint8, uint16 or a floating-point type in [0, 1]")
 
 
 def _to_integers(image: Tensor, dtype: torch.dtype) -> Tensor:
@@ -206,8 +221,7 @@ def _eight_bits(image: Picture) -> Tensor:
     if not isinstance(image, Tensor):
         array = np.require(_checked(image), requirements=["C", "W"])
         image = torch.from_numpy(array)[None] if array.ndim == 2 else torch.from_numpy(array).permute(2, 0, 1)
-    if image.dim() != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"the image has the shape {tuple(image.shape)}, expected (C, H, W) with C = 1 or 3")
+    _check_tensor(image, "(C, H, W)", (3,))
     if image.is_floating_point():
         return _to_integers(image, torch.uint8)
     return image if image.dtype == torch.uint8 else image.float().div_(257).round_().byte()

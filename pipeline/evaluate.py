@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     if own.model:
         _score_models(config, own, flags)
     else:
-        _score_training(config)
+        _score_training(config, other_sets=bool(own.sets or own.sets_dir))
 
 
 def _read_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -103,7 +103,8 @@ def _score_models(config: Config, own: argparse.Namespace, flags: set[str]) -> N
         raise SystemExit(1)
 
 
-def _score_training(config: Config) -> None:
+def _score_training(config: Config, other_sets: bool) -> None:
+    """Score the configured training, and write to the folder of its workflow or, for other sets, to another one."""
     if not _may_be_finished(config):
         raise UserError(
             f"{config.outputs}/trainings has no finished training {config.training_label}, which the configuration "
@@ -126,6 +127,9 @@ def _score_training(config: Config) -> None:
             )
         patch_set, _ = preparation.carry_out(planned)
         folder = f"{config.outputs}/workflows/{trained.name}"
+        if other_sets:
+            identity = trained_network.identify(config, patch_set, trained.weights)
+            folder = f"{config.outputs}/evaluations/{identity}"
         scored = trained_network.evaluate(config, patch_set, trained.weights, folder)
         print(f"{tables.scores_table(scored)}\n\nscores: {folder}/scores.json")
 

@@ -59,8 +59,8 @@ def main(argv: Sequence[str]) -> None:
     if not (find_spec("uvicorn") and find_spec("grpc_reflection") and find_spec("werkzeug")):
         raise UserError("the packages of the server are missing: expected pip install 'sr-pipeline[serve]'")
     limits = Limits(given.max_mb, given.max_megapixels, given.queue)
-    options = ServeOptions(given.model, given.host, given.port, given.replicas, given.device, given.precision, limits)
-    find_model(options.model)
+    model = find_model(given.model)
+    options = ServeOptions(model, given.host, given.port, given.replicas, given.device, given.precision, limits)
     listening = listen(options.host, options.port)
     if not options.is_local:
         print(

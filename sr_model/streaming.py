@@ -43,8 +43,9 @@ def stream(net: nn.Sequential, height: int, strips: Iterable[Tensor], most: int)
     Yields:
         The output from top to bottom, (B, C, r, W) with any number of rows.
     """
+    # This is a generator function, because only then does `no_grad` hold while the layers compute.
     layers = list(net)
-    return _compute(layers, height, _give_room(strips, _room(layers)), most, 0)
+    yield from _compute(layers, height, _give_room(strips, _room(layers)), most, 0)
 
 
 # Where a strip goes next decides where it is written: with free rows above it, into which the next convolution copies

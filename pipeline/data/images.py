@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import UnidentifiedImageError
 
-from pipeline.data.formats import bmp, directory, jpeg, other, png, tiff, webp
+from pipeline.data.formats import bmp, directory, gif_avif, jpeg, png, tiff, webp
 from pipeline.data.formats.colour import to_srgb
+from pipeline.data.formats.metadata import density_in
 from pipeline.data.formats.raster import ImageFile, Raster, damaged, eight_bits, on_white, oriented
 from pipeline.data.rejection import RejectedImageError, RejectionKind
 from pipeline.storage import one_line
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 """Lower-case endings of the files that are taken for images of a dataset."""
-MORE_EXTENSIONS = (*EXTENSIONS, ".gif", ".avif")
+READABLE_EXTENSIONS = (*EXTENSIONS, ".gif", ".avif")
 """Lower-case endings of the files that `read_image` decodes."""
 
 _PEAK_BYTES = 24
@@ -40,7 +41,7 @@ _READERS: _Readers = (
     (lambda content: content.startswith(bmp.SIGNATURE), bmp.open_bmp),
 )
 """Tests of a file's first bytes, with the functions that read its header. No format runs programs, as EPS would."""
-_MORE_READERS: _Readers = (*_READERS, (other.is_other, other.open_other))
+_ALL_READERS: _Readers = (*_READERS, (gif_avif.is_gif_or_avif, gif_avif.open_gif_or_avif))
 
 
 def decode(content: bytes, max_pixels: int, as_stored: bool = False) -> Pixels:
@@ -89,7 +90,7 @@ def read_image(content: bytes, max_pixels: int) -> Raster:
         RejectedImageError: as `decode`.
     """
     with reasons():
-        return _read(_open(content, _MORE_READERS), max_pixels)
+        return _read(_open(content, _ALL_READERS), max_pixels)
 
 
 def read_size(content: bytes) -> tuple[int, int]:
@@ -115,15 +116,24 @@ def _read(file: ImageFile, max_pixels: int) -> Raster:
         # Decoders in C report a lack of memory like damage. An allocation of the size that they need tells.
         np.empty(_PEAK_BYTES * file.width * file.height, np.uint8)
         raise
+    return upright(raster)
+
+
+def upright(raster: Raster) -> Raster:
+    """Apply the orientation of an image, and take its resolution from EXIF metadata if only they state one."""
+    density = raster.density or (density_in(raster.exif) if raster.exif else None)
+    if density and raster.orientation in (5, 6, 7, 8):
+        density = density[1], density[0]
+    samples = oriented(raster.samples, raster.orientation)
     alpha = None if raster.alpha is None else oriented(raster.alpha, raster.orientation)
-    return replace(raster, samples=oriented(raster.samples, raster.orientation), alpha=alpha, orientation=1)
+    return replace(raster, samples=samples, alpha=alpha, density=density, orientation=1)
 
 
 def _open(content: bytes, readers: _Readers) -> ImageFile:
     for recognises, open_file in readers:
         if recognises(content):
             return open_file(content)
-    known = "PNG, JPEG, WebP, TIFF, BMP" + (", GIF, AVIF" if readers is _MORE_READERS else "")
+    known = "PNG, JPEG, WebP, TIFF, BMP" + (", GIF, AVIF" if readers is _ALL_READERS else "")
     raise RejectedImageError(RejectionKind.NO_IMAGE, f"is no image of a known format ({known})")
 
 

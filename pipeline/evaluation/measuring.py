@@ -18,7 +18,7 @@ from pipeline.data.images import decode
 from pipeline.data.locations import Location
 from pipeline.data.patchset import PatchSet
 from pipeline.data.rejection import RejectedImageError, RejectionKind
-from pipeline.evaluation.methods import Method
+from pipeline.evaluation.methods import Method, load_all
 from pipeline.evaluation.scores import (
     HELD_OUT,
     PROTOCOL,
@@ -27,6 +27,7 @@ from pipeline.evaluation.scores import (
     Metrics,
     Scores,
     SetScores,
+    discard_scores,
     write_scores,
 )
 from pipeline.evaluation.scoring import load_pair, mean_scores, measure
@@ -178,6 +179,7 @@ def score_images(config: Config, evaluation: Evaluation, folder: str, stage: str
         _Task(number, image, shared, squeezenet, judged, folder, limit, gpus is not None)
         for number, image in enumerate(evaluation.images)
     ]
+    discard_scores(folder)
     results: list[_Result] = []
     with terminal.stage(stage, total=len(tasks), unit="images") as shown:
         for result in cluster.map_tasks(_score, tasks, gpus):
@@ -213,7 +215,8 @@ def _score(task: _Task) -> _Result:
     low, high = to_tensor(lr, device), to_tensor(hr, device)
     enlarged, problems = _read_files(task, hr)
     enlarged = {name: sr.to(device) for name, sr in enlarged.items()}
-    enlarged |= {method.name: method.enlarge(low) for method in task.evaluation.methods}
+    loaded = load_all(tuple(task.evaluation.methods), device)
+    enlarged |= {name: enlarge(low) for name, enlarge in loaded.items()}
     enlarged = {name: enlarged[name] for name in task.evaluation.names if name in enlarged}
     shown = {}
     if image.shown:
@@ -243,7 +246,8 @@ def _read_files(task: _Task, hr: Pixels) -> tuple[dict[str, Tensor], list[str]]:
             content = sources.read_bytes(file.location, sources.byte_limit(task.max_pixels))
             fitting[name] = to_tensor(_fitted(decode(content, task.max_pixels, as_stored=True), hr, task))
         except RejectedImageError as error:
-            problems.append(f"{name}: {file.location} {error}, so {task.image.name} is left out")
+            place = storage.redact(str(file.location))
+            problems.append(f"{name}: {place} {error}, so {task.image.name} is left out")
     return fitting, problems
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from pipeline import storage
 from pipeline.networks.sources import BICUBIC, ModelKind, ModelSource
-from pipeline.networks.upscalers import NetworkUpscaler, SelfEnsemble, Upscaler, load_upscaler
+from pipeline.networks.upscalers import NetworkUpscaler, SelfEnsemble, load_upscaler
 from pipeline.networks.weights import build_network, load_weights
 from pipeline.settings import Config, UserError
 from sr_model.degrade import upscale_bicubic
@@ -30,7 +31,7 @@ class ConfiguredNetwork:
 
 @dataclass(frozen=True)
 class Method:
-    """A way of enlarging images. A worker process keeps its network for the next image."""
+    """A way of enlarging images."""
 
     name: str
     """Its name among the scores."""
@@ -40,16 +41,6 @@ class Method:
     """Identifies what it computes, wherever its weights lie. So a worker notices other weights at the same place."""
     self_ensemble: bool = False
     """True if the image is enlarged in eight orientations, and the mean is taken."""
-
-    def enlarge(self, lr: Tensor) -> Tensor:
-        """Enlarge an image (C, h, w) uint8 on its device, networks in fp32.
-
-        Raises:
-            UserError: if the weights cannot be read or belong to another network.
-        """
-        if isinstance(self.source, ModelSource) and self.source.kind is ModelKind.BICUBIC:
-            return upscale_bicubic(lr, self.scale)  # rounds halves up, as the published scores of bicubic require
-        return _load(self, lr.device).enlarge(lr)
 
 
 def bicubic(scale: int) -> Method:
@@ -85,14 +76,34 @@ def sha256(weights: str) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-@lru_cache(maxsize=16)
-def _load(method: Method, device: torch.device) -> Upscaler:
+@lru_cache(maxsize=1)
+def load_all(methods: tuple[Method, ...], device: torch.device) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Load the networks of all methods of an evaluation. A worker process keeps them for its next images.
+
+    Args:
+        methods: the methods.
+        device: the device of the images, which is `best_device()` or the CPU.
+
+    Returns:
+        Functions by the names of the methods. Each enlarges an image (C, h, w) uint8 on the device, networks in fp32.
+
+    Raises:
+        UserError: if weights cannot be read or belong to another network.
+    """
+    return {method.name: _load(method, device) for method in methods}
+
+
+def _load(method: Method, device: torch.device) -> Callable[[Tensor], Tensor]:
     source = method.source
     if isinstance(source, ModelSource):
-        upscaler = load_upscaler(source, method.scale, device.type, precision="fp32")
+        if source.kind is ModelKind.BICUBIC:
+            return partial(upscale_bicubic, scale=method.scale)  # rounds halves up, as in the published scores
+        # None means the GPU, too, but lets ONNX models compute on the CPU if onnxruntime cannot use the GPU.
+        where = None if device.type == "cuda" else device.type
+        upscaler = load_upscaler(source, method.scale, where, precision="fp32")
     else:
         net = build_network(method.scale, source.model, source.seed).eval()
         if source.weights:
             load_weights(net, source.weights)
         upscaler = NetworkUpscaler(net.to(device), precision="fp32")
-    return SelfEnsemble(upscaler) if method.self_ensemble else upscaler
+    return (SelfEnsemble(upscaler) if method.self_ensemble else upscaler).enlarge

@@ -18,7 +18,7 @@ from pipeline.networks.sources import ModelKind, ModelSource, find_model
 from pipeline.networks.upscalers import load_upscaler
 from pipeline.settings import Config, UserError
 from pipeline.settings.evaluation import split_name
-from pipeline.storage import printable
+from pipeline.storage import printable, redact
 
 _RESERVED = ("hr", "lr")
 """Names of the versions of an image that no model may have."""
@@ -100,7 +100,7 @@ def find_candidate(text: str, config: Config) -> Candidate:
     """
     label, named = split_name(text)
     try:
-        source: ModelSource | Listing = find_model(named, config.tracking_uri)
+        source: ModelSource | Listing = find_model(named, config)
     except UserError as error:
         listing = _list_results(named, config)
         if listing is None:
@@ -108,7 +108,7 @@ def find_candidate(text: str, config: Config) -> Candidate:
         if not listing.images:
             raise UserError(f"{error}; it holds no images that another tool has enlarged, either") from None
         source = listing
-    return Candidate(label or _label(named), named, source)
+    return Candidate(label or label_of(named), named, source)
 
 
 def _list_results(place: str, config: Config) -> Listing | None:
@@ -121,16 +121,17 @@ def _list_results(place: str, config: Config) -> Listing | None:
         return None
 
 
-def _label(text: str) -> str:
+def label_of(text: str) -> str:
     """Return a short name for a model: the name of its file, or of the folder that holds model.safetensors."""
     if text.startswith("models:/"):
         return text.removeprefix("models:/").replace("/", "-v")
     if text.startswith("runs:/"):
         return f"run {text.removeprefix('runs:/').partition('/')[0][:8]}"
-    path = PurePosixPath(text.rstrip("/"))
+    plain = redact(text).partition("?")[0] if storage.is_url(text) else text  # a query may have a signature
+    path = PurePosixPath(plain.rstrip("/"))
     if path.suffix in (".safetensors", ".onnx"):
         path = path.parent if path.stem == "model" and path.parent.name else path.with_suffix("")
-    return path.name or text
+    return path.name or plain
 
 
 def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:

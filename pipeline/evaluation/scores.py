@@ -105,6 +105,20 @@ def write_scores(folder: str, scores: Scores) -> Scores:
     return _located(scores, folder)
 
 
+def comparison_file(name: str) -> str:
+    """Return the file name of the comparison of a set."""
+    return f"comparison-{storage.plain_name(name)}.png"
+
+
+def discard_scores(folder: str) -> None:
+    """Remove the comparisons and scores.json of a folder before the images that they are about are replaced."""
+    url = f"{folder}/scores.json"
+    known = storage.read_expendable(url, Scores)
+    for name in known.sets if known else []:
+        storage.remove(f"{folder}/{comparison_file(name)}")
+    storage.remove(url)
+
+
 def _has_shown_images(scores: Scores, folder: str) -> bool:
     shown = {name for entry in scores.sets.values() for image in entry.images for name in image.shown.values()}
     folders = {name.rpartition("/")[0] for name in shown}

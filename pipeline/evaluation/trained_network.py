@@ -49,6 +49,11 @@ def read(
     return read_scores(folder, _describe(config, patch_set, weights, methods).identify(config))
 
 
+def identify(config: Config, patch_set: PatchSet, weights: str) -> str:
+    """Return a fingerprint of what is scored, and how, with all methods."""
+    return _describe(config, patch_set, weights, tuple(METHODS)).identify(config)
+
+
 def _describe(config: Config, patch_set: PatchSet, weights: str, methods: Sequence[str]) -> Evaluation:
     known = {
         BICUBIC: lambda: ways.bicubic(config.scale),

@@ -20,12 +20,13 @@ def write(request: Request) -> str:
     """Write the entry, and the weights beside it: an EDSR as RCAN, others under their own names.
 
     Raises:
-        UserError: if the author is not known.
+        UserError: if the author is not known, or other weights lie where those of the entry belong.
     """
     about = request.about
     if not about.author:
         raise UserError("OpenModelDB lists every model with its author, expected --author NAME")
     file = f"{request.out.removesuffix('.json')}.safetensors"
+    _check(request.out, file)
     if isinstance(request.net, EDSR):
         architecture, content = "rcan", write_rcan(request, file)
     else:
@@ -55,6 +56,13 @@ def write(request: Request) -> str:
     }
     storage.write(request.out, (json.dumps(entry, indent=4, ensure_ascii=False) + "\n").encode())
     return f"{request.out}: the entry, which describes {file}"
+
+
+def _check(entry: str, file: str) -> None:
+    """Refuse to replace weights that an earlier entry does not describe."""
+    weights = storage.read(file)
+    if weights is not None and hashlib.sha256(weights).hexdigest().encode() not in (storage.read(entry) or b""):
+        raise UserError(f"{file} exists and {entry} does not describe it, expected a name that no other weights have")
 
 
 def _size(request: Request) -> list[str]:

@@ -17,7 +17,8 @@ from pipeline.exporting.request import Request
 from pipeline.networks.weights import contiguous, serialise
 from pipeline.settings import UserError
 
-_IMPLEMENTATION = "sr-pipeline"
+IMPLEMENTATION = "sr-pipeline"
+"""The name by which exported files call this program."""
 
 
 def write(request: Request) -> str:
@@ -39,7 +40,8 @@ def write_weights(request: Request, out: str, weights: Mapping[str, Tensor], arc
         The content of the file.
 
     Raises:
-        UserError: if the file is the one that the model was loaded from.
+        UserError: if the file is the one that the model was loaded from, or a value is infinite or no number in the
+            precision.
     """
     if Path(out).resolve() == Path(request.weights).resolve():
         raise UserError(f"{out} is the model itself, expected another place for the exported one")
@@ -48,9 +50,19 @@ def write_weights(request: Request, out: str, weights: Mapping[str, Tensor], arc
         name: (value.half() if half and value.is_floating_point() else value).contiguous()
         for name, value in weights.items()
     }
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise UserError(_not_finite(request, name, weights[name]))
     content = serialise(tensors, request.net.scale, _metadata(request, architecture, serialise(tensors)))
     storage.write(out, content)
     return content
+
+
+def _not_finite(request: Request, name: str, value: Tensor) -> str:
+    if value.isfinite().all():
+        largest = value.abs().max().item()
+        return f"{name} of {request.weights} has values up to {largest:.3g}, which fp16 cannot hold, expected fp32"
+    return f"{name} of {request.weights} has values that are infinite or no numbers, expected finite weights"
 
 
 def _metadata(request: Request, architecture: str, bare: bytes) -> dict[str, str]:
@@ -60,7 +72,7 @@ def _metadata(request: Request, architecture: str, bare: bytes) -> dict[str, str
     values = {
         "sai_model_spec": "1.0.1",
         "architecture": architecture,
-        "implementation": _IMPLEMENTATION,
+        "implementation": IMPLEMENTATION,
         "title": request.title,
         "description": about.description,
         "author": about.author,

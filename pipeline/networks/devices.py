@@ -1,18 +1,23 @@
-"""The device that networks run on, and whether its fp32 is TF32."""
+"""The device that networks run on: its free memory, whether its fp32 is TF32, and whether it computes in bf16."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
+from pathlib import Path
 
+import psutil
 import torch
 
 from pipeline.storage import one_line
 
 # PyTorch 2.9 and 2.10 recommend an API for TF32 that they do not fully support themselves; see `tf32`.
 warnings.filterwarnings("ignore", message="Please use the new API settings to control TF32")
+
+_CGROUP = Path("/sys/fs/cgroup")
+"""The folder in which Linux states the limits of a container."""
 
 
 def best_device() -> torch.device:
@@ -31,6 +36,24 @@ def cuda_fault() -> str | None:
     except (AssertionError, RuntimeError) as error:  # AssertionError if PyTorch was built without CUDA
         return one_line(error, 200)
     return None
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory of a device that this process may take in addition to what its objects use.
+
+    Memory counts as free if its owner gives it back on demand: on a GPU, what PyTorch keeps in reserve; on a CPU, the
+    cache of files.
+    """
+    if device.type == "cuda":
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + reserve)
+    free = int(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError):  # the limit of a container; the file is absent or says "max" if there is none
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+        kinds = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        free = max(min(free, limit - used + int(kinds.get("inactive_file", 0))), 0)
+    return free
 
 
 @contextmanager

@@ -7,6 +7,7 @@ but it runs no code of its own and may read no file here, because weights in oth
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +18,12 @@ from pipeline.networks.devices import best_device
 from pipeline.networks.upscalers import Part, Upscaler
 from pipeline.settings import UserError
 from pipeline.storage import one_line
+from sr_model.tiling import TILE, spans
 
 OVERLAP = "receptive_radius"
 """Key in the metadata of an ONNX model: LR pixels to each side that an output pixel depends on."""
 DEFAULT_OVERLAP = 32
 """Overlap of tiles in LR pixels where the metadata has none."""
-TILE = 256
-"""Side of a tile in LR pixels."""
 MOST_BYTES = 2**30
 """Largest file that is read. Networks of 500 MB exist."""
 
@@ -67,20 +67,22 @@ class OnnxUpscaler(Upscaler):
         self.scale = self._measure_scale()
 
     def parts(self, lr: Tensor) -> Iterator[Part]:
-        """Enlarge an image in tiles; see `Upscaler.parts`."""
+        """Enlarge an image in tiles; see `Upscaler.parts`.
+
+        Raises:
+            UserError: if the model fails, or returns another size than that of the enlarged tile.
+        """
         channels, height, width = lr.shape
-        largest = torch.iinfo(lr.dtype).max
-        for top in range(0, height, self._tile):
-            for left in range(0, width, self._tile):
-                rows = _with_margin(top, min(top + self._tile, height), height, self._overlap)
-                columns = _with_margin(left, min(left + self._tile, width), width, self._overlap)
-                tile = lr[:, rows, columns].expand(3, -1, -1).float() / largest
-                own_rows = min(self._tile, height - top) * self.scale
-                own_columns = min(self._tile, width - left) * self.scale
-                y, x = (top - rows.start) * self.scale, (left - columns.start) * self.scale
-                sr = self._run(tile)[:, y : y + own_rows, x : x + own_columns]
-                values = sr.mean(dim=0, keepdim=True) if channels == 1 else sr
-                yield Part(top * self.scale, left * self.scale, values.to(lr.device))
+        scale, largest = self.scale, torch.iinfo(lr.dtype).max
+        across = spans(width, self._tile, self._overlap)
+        for rows, columns in product(spans(height, self._tile, self._overlap), across):
+            tile = lr[:, rows.seen, columns.seen].expand(3, -1, -1).float() / largest
+            sr = self._run(tile)
+            if sr.shape != (3, tile.shape[1] * scale, tile.shape[2] * scale):
+                raise self._wrong_size(sr, tile)
+            sr = sr[:, rows.kept(scale), columns.kept(scale)]
+            values = sr.mean(dim=0, keepdim=True) if channels == 1 else sr
+            yield Part(rows.own.start * scale, columns.own.start * scale, values.to(lr.device))
 
     def _run(self, tile: Tensor) -> Tensor:
         """Enlarge (3, h, w) to (3, s*h, s*w), float32 on the CPU."""
@@ -93,11 +95,15 @@ class OnnxUpscaler(Upscaler):
 
     def _measure_scale(self) -> int:
         height, width = _PROBE
-        shape = tuple(self._run(torch.full((3, height, width), 0.5)).shape)
-        scale = shape[1] // height if len(shape) == 3 else 0
-        if shape != (3, scale * height, scale * width) or not 1 <= scale <= _MOST_SCALE:
-            raise self._refusal(f"it makes {_shown(shape)} of an image {_shown((3, height, width))}")
+        tile = torch.full((3, height, width), 0.5)
+        sr = self._run(tile)
+        scale = sr.shape[1] // height if sr.dim() == 3 else 0
+        if sr.shape != (3, scale * height, scale * width) or not 1 <= scale <= _MOST_SCALE:
+            raise self._wrong_size(sr, tile)
         return scale
+
+    def _wrong_size(self, sr: Tensor, tile: Tensor) -> UserError:
+        return self._refusal(f"it makes {_shown(sr.shape)} of an image {_shown(tile.shape)}")
 
     def _refusal(self, reason: str) -> UserError:
         return UserError(
@@ -202,7 +208,8 @@ def _start(content: bytes, name: str, device: str | None) -> tuple[Any, list[_Ar
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4  # errors are raised as well
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # PyTorch computes in between
-    providers = [cuda, "CPUExecutionProvider"] if on_gpu else ["CPUExecutionProvider"]
+    # TF32 would keep 10 bits of fp32 factors, and networks of this project do without it, too.
+    providers = [(cuda, {"use_tf32": "0"}), "CPUExecutionProvider"] if on_gpu else ["CPUExecutionProvider"]
     try:
         session = onnxruntime.InferenceSession(content, options, providers, enable_fallback=0)
         inputs, outputs = (
@@ -217,10 +224,6 @@ def _start(content: bytes, name: str, device: str | None) -> tuple[Any, list[_Ar
 def _read_overlap(properties: Mapping[str, str]) -> int:
     text = properties.get(OVERLAP, "")
     return int(text) if text.isdecimal() and len(text) < 4 and int(text) <= _MOST_OVERLAP else DEFAULT_OVERLAP
-
-
-def _with_margin(start: int, stop: int, length: int, margin: int) -> slice:
-    return slice(max(start - margin, 0), min(stop + margin, length))
 
 
 def _damaged(name: str, error: Exception) -> UserError:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline import storage
 from pipeline.networks import bundled
-from pipeline.settings import Config, Tracking, UserError, resolve
+from pipeline.settings import Config, UserError, resolve
 
 BICUBIC = "bicubic"
 """Name of MATLAB's bicubic interpolation, which needs no weights."""
@@ -43,7 +43,7 @@ class ModelSource:
     """Path or URL of the file with the weights; "" for bicubic interpolation."""
 
 
-def find_model(text: str, tracking_uri: str | None = None) -> ModelSource:
+def find_model(text: str, config: Config | None = None) -> ModelSource:
     """Find the model that a text names.
 
     Args:
@@ -51,7 +51,8 @@ def find_model(text: str, tracking_uri: str | None = None) -> ModelSource:
             that holds model.safetensors (such as a training's, or one for the Hugging Face Hub), the folder of a
             workflow, a model of MLflow (models:/NAME/VERSION, models:/NAME@ALIAS, runs:/ID or runs:/ID/PATH), or
             "bicubic".
-        tracking_uri: URI of MLflow's server or database; by default $MLFLOW_TRACKING_URI or mlflow.db in the home.
+        config: resolved settings, which name MLflow's server or database and the cache; by default those that the
+            environment variables name.
 
     Raises:
         UserError: if there is no such model.
@@ -59,7 +60,7 @@ def find_model(text: str, tracking_uri: str | None = None) -> ModelSource:
     if text == BICUBIC:
         return ModelSource(text, ModelKind.BICUBIC, "")
     if text.startswith(("models:/", "runs:/")):
-        return ModelSource(text, ModelKind.SAFETENSORS, _fetch_from_mlflow(text, tracking_uri))
+        return ModelSource(text, ModelKind.SAFETENSORS, _fetch_from_mlflow(text, config))
     for ending, kind in _KINDS.items():
         if text.endswith(ending):
             if not storage.is_url(text) and not Path(text).is_file():
@@ -75,11 +76,11 @@ def find_model(text: str, tracking_uri: str | None = None) -> ModelSource:
     raise UserError(f"there is no model {text}: expected {EXPECTED}; the bundled models are {known}")
 
 
-def _fetch_from_mlflow(text: str, tracking_uri: str | None) -> str:
-    """Return the place of a model's weights in the cache, to which they are copied when they are first used."""
+def _fetch_from_mlflow(text: str, config: Config | None) -> str:
+    """Copy a model's weights to the cache unless they are there, and return their place."""
     from pipeline import tracking  # here, because other models need neither requests nor MLflow
 
-    return tracking.fetch_weights(resolve(Config(tracking=Tracking(uri=tracking_uri))), text)
+    return tracking.fetch_weights(config or resolve(Config()), text)
 
 
 def _weights_below(folder: str) -> str:

@@ -124,7 +124,7 @@ class NetworkUpscaler(Upscaler):
 
     def enlarge_several(self, lrs: Sequence[Tensor]) -> list[Tensor]:
         """Enlarge images of one shape and dtype in one batch; see `Upscaler.enlarge`."""
-        batch = torch.stack(list(lrs))
+        batch = torch.stack([_plain(lr) for lr in lrs]).view(lrs[0].dtype)
         count, channels, height, width = batch.shape
         out = batch.new_empty(count, height * self.scale, width * self.scale, channels).permute(0, 3, 1, 2)
         for top, left, values in self._engine.run(batch, _LARGEST[batch.dtype]):
@@ -150,7 +150,7 @@ class SelfEnsemble(Upscaler):
         total = torch.zeros(channels, height * self.scale, width * self.scale, device=lr.device)
         for swapped, *mirrored in itertools.product((False, True), repeat=3):
             axes = [axis for axis, is_mirrored in enumerate(mirrored, start=1) if is_mirrored]
-            turned = lr.flip(axes)
+            turned = _plain(lr).flip(axes).view(lr.dtype)
             for top, left, part in self._upscaler.parts(turned.transpose(1, 2) if swapped else turned):
                 values = part.transpose(1, 2) if swapped else part
                 place = [left, top] if swapped else [top, left]
@@ -175,15 +175,19 @@ def load_upscaler(
         scale: the factor of bicubic interpolation; networks have their own.
         device: "cpu" or "cuda"; by default the GPU if there is one.
         precision: numbers that a network computes with. "auto" means fp16 on a GPU with tensor cores, bf16 on a CPU
-            with instructions for it, and fp32 elsewhere; the results differ from those of fp32 by less than 0.01 dB.
+            with instructions for it, and fp32 elsewhere or if a test image shows that the network needs it, so that
+            the PSNR of photographs changes by less than 0.01 dB. Other models than networks of this project take
+            "auto" and "fp32" alone.
         tile: LR pixels, widest part of an image that is computed at once; by default what there is memory for.
 
     Raises:
-        UserError: if there is no such device, the device cannot compute in the precision, the file cannot be read, or
-            no network has its weights.
+        UserError: if there is no such device, the model cannot be computed in the precision, the file cannot be read,
+            or no network has its weights.
     """
     if device == "cuda" and (fault := cuda_fault()):
         raise UserError(f"the device cuda cannot be used ({fault}): expected the device cpu")
+    if source.kind is not ModelKind.SAFETENSORS and precision not in ("auto", "fp32"):
+        raise UserError(f"{source.text} cannot be computed in {precision}, expected auto or fp32 for such a model")
     if source.kind is ModelKind.BICUBIC:
         return BicubicUpscaler(scale)
     if source.kind is ModelKind.ONNX:
@@ -194,6 +198,11 @@ def load_upscaler(
     if precision == "fp16" and device == "cpu":
         raise UserError("the precision fp16 needs a GPU, expected auto, fp32 or bf16 on a CPU")
     return NetworkUpscaler(load_network(source.weights).to(device), precision, tile)
+
+
+def _plain(lr: Tensor) -> Tensor:
+    """Return a view that every operation that moves values takes; PyTorch has few operations for uint16."""
+    return lr.view(torch.int16) if lr.dtype == torch.uint16 else lr
 
 
 def _with_channels(values: Tensor, channels: int) -> Tensor:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from pipeline.networks.devices import tf32
 from sr_model.networks.super_resolver import SuperResolver
 from sr_model.pixels import Pixels, to_eight_bit, to_input, to_pixels, to_tensor
-from sr_model.tiling import tiles
-
-TILE = 256
-"""Side of a tile in LR pixels; the full-size network at x4 needs about 1 GB for it."""
+from sr_model.tiling import TILE, affordable_side, tiles
 
 _SMALLEST_TILE = 32
-_TILE_MB = 1100
 
 
 def tile_within(net: SuperResolver, memory_mb: float | None) -> int:
     """Return the side of the tile, in LR pixels, for which so much memory suffices; `TILE` if it is not limited."""
     if memory_mb is None:
         return TILE
-    overlap = 2 * net.receptive_radius
-    side = int((TILE + overlap) * math.sqrt(memory_mb / _TILE_MB)) - overlap
-    return max(min(side, TILE), _SMALLEST_TILE)
+    return max(min(affordable_side(memory_mb, net.receptive_radius), TILE), _SMALLEST_TILE)
 
 
 def upscale_image(net: SuperResolver, lr: Pixels, tile: int = TILE) -> Pixels:
@@ -45,8 +37,8 @@ def upscale_image(net: SuperResolver, lr: Pixels, tile: int = TILE) -> Pixels:
 def upscale(net: SuperResolver, lr: Tensor, tile: int = TILE) -> Tensor:
     """Upscale an 8-bit image in tiles, in fp32.
 
-    Validation and evaluation use it with networks in training. `upscalers.NetworkUpscaler` is faster. The network's
-    device needs memory for one tile, and the device of `lr` holds the result.
+    Validation uses it with a network in training. `upscalers.NetworkUpscaler` is faster and serves everything else. The
+    network's device needs memory for one tile, and the device of `lr` holds the result.
 
     Args:
         net: network in eval mode, on any device.

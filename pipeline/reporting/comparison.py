@@ -18,7 +18,7 @@ from pipeline.evaluation.tables import aligned, common_metrics, format_value
 from pipeline.networks.weights import count_parameters
 from pipeline.reporting import pages, report
 from pipeline.settings import Config
-from pipeline.tracking import JournalRecord, TrackedRun, Tracker
+from pipeline.tracking import JournalRecord, TrackedRun, Tracker, describe_model
 
 BICUBIC = METHODS["bicubic"]
 
@@ -170,8 +170,25 @@ def write(
     for row in scored:
         run = tracker.find_run(row.folder, parent.id)
         if run:
-            run.log_scores(row.flat_scores)
+            log_scores(row, run)
             run.log_metrics(row.effort)
+
+
+def log_scores(row: Row, run: TrackedRun) -> bool:
+    """Log the scores of a training, as metrics of its run and of its model; return True if MLflow received them.
+
+    The model is logged before, if the training is finished and an earlier release of this pipeline tracked it without.
+    """
+    return (row.stopped or _log_missing_model(row, run)) and run.log_scores(row.flat_scores)
+
+
+def _log_missing_model(row: Row, run: TrackedRun) -> bool:
+    """Log the model of a finished training unless its run has one; return True if MLflow has it."""
+    if run.find_model():
+        return True
+    weights = storage.read(f"{row.folder}/model.safetensors")
+    name = row.folder.rpartition("/")[2]
+    return weights is not None and run.log_model(describe_model(row.config, name, weights, row.flat_scores))
 
 
 def score_table(rows: Sequence[Row]) -> list[list[str]]:

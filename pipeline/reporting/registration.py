@@ -52,7 +52,7 @@ def register_best(config: Config, rows: Sequence[Row], origin: str, parent: Trac
         row = best_row(rows, metric)
         run = tracker.find_run(row.folder, parent.id) if row else None
         if row and run and (model := row.config.registered_model):
-            complete &= _log_model(row, run) and tracking.register_version(
+            complete &= tracking.register_version(
                 tracker,
                 ModelVersion(
                     model=model,
@@ -67,13 +67,6 @@ def register_best(config: Config, rows: Sequence[Row], origin: str, parent: Trac
                 metric == "psnr_y",
             )
     return complete
-
-
-def _log_model(row: Row, run: TrackedRun) -> bool:
-    """Log the model of a training that an earlier release of this pipeline tracked without one."""
-    weights = storage.read(f"{row.folder}/model.safetensors")
-    name = row.folder.rpartition("/")[2]
-    return weights is not None and run.log_model(tracking.describe_model(row.config, name, weights, row.flat_scores))
 
 
 def identify_images(scores: SetScores) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline import storage, terminal, tracking
 from pipeline.evaluation import tables
 from pipeline.evaluation.models import evaluate_models
-from pipeline.evaluation.scores import METRICS, ImageScores, Metrics, Scores, SetScores
+from pipeline.evaluation.scores import METRICS, ImageScores, Metrics, Scores, SetScores, comparison_file
 from pipeline.evaluation.scoring import busiest_crop
 from pipeline.settings import Config
 from sr_model.pixels import Pixels
@@ -71,7 +71,7 @@ def score_models(
     with terminal.stage("", "drawing comparisons"):
         for name, entry in found.scores.sets.items():
             if any(image.shown for image in entry.images):
-                files[f"comparison-{storage.plain_name(name)}.png"] = draw_comparison(name, entry)
+                files[comparison_file(name)] = draw_comparison(name, entry)
     for name, content in files.items():
         storage.write(f"{found.folder}/{name}", content)
     if csv:
@@ -156,7 +156,8 @@ def _plain(text: str) -> str:
 
 def _send(config: Config, models: Sequence[str], folder: str, scores: Scores, files: Mapping[str, bytes]) -> None:
     """Log parameters, mean scores, the table and the files as a run in MLflow."""
-    with tracking.Tracker(config).run(folder, f"evaluate {', '.join(models)}"[:250], {"stage": "evaluate"}) as run:
+    title = storage.redact(f"evaluate {', '.join(models)}")[:250]
+    with tracking.Tracker(config).run(folder, title, {"stage": "evaluate"}) as run:
         run.describe({"models": ", ".join(models), "sets": ", ".join(scores.sets)}, config)
         metrics: Metrics = {
             f"{name}/{storage.plain_name(method)}/{key}": value

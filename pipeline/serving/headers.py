@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
@@ -25,7 +26,8 @@ class Protection:
     """Adds headers to every answer, and refuses requests that another site makes through a browser.
 
     Any site that a person visits can make the browser call a server on the same machine. Browsers tell where such a
-    call comes from, and the name by which the server is called shows a site that pretends to be this machine.
+    call comes from, and the name by which the server is called shows a site that pretends to be this machine. They
+    send Sec-Fetch-Site to HTTPS and loopback addresses, and to all others Origin.
 
     Args:
         app: the application.
@@ -56,9 +58,17 @@ class Protection:
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         if self._hosts and name not in self._hosts:
             return _forbidden(f"the server is called {name[:80]}, expected {' or '.join(self._hosts)}")
-        if scope["method"] != "GET" and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        if scope["method"] != "GET" and _is_of_another_site(headers):
             return _forbidden("a page of another site sent the request, expected the page of this server or a program")
         return None
+
+
+def _is_of_another_site(headers: Headers) -> bool:
+    """Tell whether a page of another site sent a request; programs state nothing about it."""
+    relation, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if relation is not None:
+        return relation not in ("same-origin", "none")
+    return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
 
 
 def _forbidden(reason: str) -> JSONResponse:

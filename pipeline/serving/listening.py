@@ -8,7 +8,7 @@ from pipeline.settings import UserError
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that has the address, and answers nothing yet.
+    """Return a socket that has the address. Whoever connects waits until a server answers.
 
     Args:
         host: name or address of a network interface.
@@ -22,6 +22,7 @@ def listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just ended leaves traces
         listening.bind((host, port))
+        listening.listen()  # two sockets may be bound to one port as long as neither listens
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(

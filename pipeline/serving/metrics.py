@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Metrics:
@@ -20,7 +21,7 @@ class Metrics:
         )  # fmt: skip
         self.pixels = Counter("sr_output_pixels", "Pixels of upscaled images.", registry=self._registry)
         self.inside = Gauge(
-            "sr_requests_inside", "Requests that are read, wait for a replica, or are computed.",
+            "sr_requests_inside", "Requests that are read, wait for a replica, are computed or take an image.",
             registry=self._registry,
         )  # fmt: skip
         self.lost = Counter(
@@ -32,3 +33,29 @@ class Metrics:
     def text(self) -> bytes:
         """Return all counters in the text format of Prometheus, version 0.0.4."""
         return generate_latest(self._registry)
+
+
+class Counting:
+    """Counts the answers to the requests of one path by status, whichever part of the server gives them.
+
+    Args:
+        app: the application.
+        path: the path.
+        answers: the counter, with the label "status".
+    """
+
+    def __init__(self, app: ASGIApp, path: str, answers: Counter) -> None:
+        self._app = app
+        self._path = path
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+
+        async def count_and_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._answers.labels(message["status"]).inc()
+            await send(message)
+
+        is_counted = scope["type"] == "http" and scope["path"] == self._path
+        await self._app(scope, receive, count_and_send if is_counted else send)

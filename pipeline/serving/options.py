@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 
+from pipeline.networks.sources import ModelSource
+
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 """Precisions of a network, as `load_upscaler` takes them."""
 
@@ -25,8 +27,7 @@ class Limits:
 class ServeOptions:
     """A server."""
 
-    model: str
-    """A text for `find_model`."""
+    model: ModelSource
     host: str = "127.0.0.1"
     """Address of the network interface to listen on."""
     port: int = 8000

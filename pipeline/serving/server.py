@@ -6,23 +6,27 @@ import asyncio
 import logging
 import math
 import socket
+import time
 import uuid
 
 import ray
 import uvicorn
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import LoggingConfig
+from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from pipeline import cluster, terminal
+from pipeline.networks.sources import ModelKind
 from pipeline.serving.jobs import Format, ModelFacts
 from pipeline.serving.metrics import Metrics
+from pipeline.serving.models import ServedModel, checksum
 from pipeline.serving.options import ServeOptions
 from pipeline.serving.replicas import ONGOING, Replica
 from pipeline.serving.web import About, create_app
 from pipeline.serving.workers import Workers
 from pipeline.settings import Cluster, Config, UserError
 from pipeline.settings.places import ray_address
+from pipeline.storage import one_line, redact
 
 _DEPLOYMENT = "Replica"
 _MOST_REPLICAS = 8
@@ -31,6 +35,10 @@ _HEALTH_CHECK_S = 2.0
 """Seconds between two looks at a replica; a lost one is replaced after at most so long."""
 _SHARED_MB = 512
 """Shared memory of a local Ray, through which images and results travel."""
+_LOOK_S = 0.2
+"""Seconds between two looks at replicas that start."""
+_START_S = 300
+"""Seconds that the replicas have to start, on a cluster also to get their resources."""
 _SHUTDOWN_S = 10
 """Seconds that requests have to end after Ctrl-C."""
 
@@ -47,15 +55,16 @@ def serve_model(options: ServeOptions, listening: socket.socket) -> None:
         listening: its address, from `listen`.
 
     Raises:
-        UserError: if there is no such device, or the model cannot be loaded.
+        UserError: if there is no such device, the model cannot be loaded, or the replicas do not start.
     """
+    model = ServedModel(options.model, checksum(options.model))
     config = Config(cluster=Cluster(object_store_mb=_SHARED_MB))
     cluster.connect(config)
     name = f"upscale-{uuid.uuid4().hex[:8]}"
     try:
-        with terminal.stage("", f"{options.model} is loading"):
-            deployment = _Deployment(options, name)
-        asyncio.run(_answer(options, deployment, listening))
+        with terminal.stage("", f"{model.name} is loading"):
+            deployment = _Deployment(options, model, name)
+        asyncio.run(_answer(options, model, deployment, listening))
     finally:
         logging.disable()  # Ray Serve tells of everything that ends
         if ray_address(config):
@@ -66,13 +75,13 @@ def serve_model(options: ServeOptions, listening: socket.socket) -> None:
 class _Deployment:
     """The replicas of a server, which run when this has been created."""
 
-    def __init__(self, options: ServeOptions, name: str) -> None:
+    def __init__(self, options: ServeOptions, model: ServedModel, name: str) -> None:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         have = ray.cluster_resources()
         gpus, cores = int(have.get("GPU", 0)), int(have.get("CPU", 1))
         if options.device == "cuda" and not gpus:
             raise UserError("the device cuda cannot be used: Ray finds no GPU; expected the device cpu")
-        device = options.device or ("cuda" if gpus else "cpu")
+        device = options.device or ("cuda" if gpus and _can_use_gpus(options.model.kind) else "cpu")
         self.replicas = options.replicas or (gpus if device == "cuda" else min(cores, _MOST_REPLICAS))
         resources = {"num_cpus": _share(cores, self.replicas)}
         if device == "cuda":
@@ -92,12 +101,32 @@ class _Deployment:
         )(Replica)
         threads = max(cores // self.replicas, 1)
         most_pixels = int(options.limits.megapixels * 1e6)
-        bound = deployment.bind(options.model, device, options.precision, threads, most_pixels)
+        bound = deployment.bind(model, device, options.precision, threads, most_pixels)
         self._name = name
-        self.handle: DeploymentHandle = serve.run(bound, name=name, route_prefix=None)
+        self.handle: DeploymentHandle
+        # `serve.run` would wait for resources without a limit.
+        (self.handle,) = serve.run_many(
+            [serve.RunTarget(bound, name=name, route_prefix=None)], wait_for_applications_running=False
+        )
+        self._wait(resources)
         self.facts: ModelFacts = self.handle.facts.remote().result()
         if self.facts.fault:
             raise UserError(self.facts.fault)
+
+    def _wait(self, resources: dict[str, float]) -> None:
+        """Wait until all replicas run."""
+        ends = time.monotonic() + _START_S
+        while (application := serve.status().applications[self._name]).status != ApplicationStatus.RUNNING:
+            if application.status == ApplicationStatus.DEPLOY_FAILED:
+                reason = redact(one_line(application.message, 300))
+                raise UserError(f"the replicas cannot start ({reason}): expected processes that Ray Serve can run")
+            if time.monotonic() > ends:
+                needs = " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
+                raise UserError(
+                    f"the replicas did not start within {_START_S} seconds: expected {self.replicas} times {needs} on "
+                    "the Ray cluster that nothing else uses (--replicas)"
+                )
+            time.sleep(_LOOK_S)
 
     def running(self) -> int:
         """Return the number of replicas that run."""
@@ -106,15 +135,29 @@ class _Deployment:
 
 
 def _share(have: int, processes: int) -> float:
-    """Return the part of a core or GPU that each process reserves, rounded down as Ray counts, so that all fit."""
-    return min(1.0, math.floor(have / processes * 10_000) / 10_000)
+    """Return the part of a core or GPU that each process reserves, rounded down as Ray counts, so that all fit.
+
+    No process can reserve parts of several cores or GPUs, so 3 processes on 2 GPUs reserve a half each.
+    """
+    return math.floor(10_000 / math.ceil(processes / max(have, 1))) / 10_000
 
 
-async def _answer(options: ServeOptions, deployment: _Deployment, listening: socket.socket) -> None:
+def _can_use_gpus(kind: ModelKind) -> bool:
+    """Tell whether the installed packages can compute a model on a GPU."""
+    if kind is not ModelKind.ONNX:
+        return True
+    try:
+        import onnxruntime  # here, because it belongs to an extra
+    except ImportError:
+        return False  # the replica says what is missing
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+async def _answer(options: ServeOptions, model: ServedModel, deployment: _Deployment, listening: socket.socket) -> None:
     """Answer requests until the process is interrupted."""
     limits, metrics = options.limits, Metrics()
     about = About(
-        model=options.model,
+        model=model.name,
         scale=deployment.facts.scale,
         device=deployment.facts.device,
         max_megabytes=limits.megabytes,
@@ -128,7 +171,7 @@ async def _answer(options: ServeOptions, deployment: _Deployment, listening: soc
     port = listening.getsockname()[1]
     host = f"[{options.host}]" if ":" in options.host else options.host
     print(
-        f"{options.model} is served at http://{host}:{port} by {deployment.replicas} "
+        f"{model.name} is served at http://{host}:{port} by {deployment.replicas} "
         f"{'replica' if deployment.replicas == 1 else 'replicas'} on {about.device}; Ctrl-C ends it",
         flush=True,
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from pipeline.data.rejection import RejectedImageError, RejectionKind
 from pipeline.networks.engine import Precision
-from pipeline.networks.sources import find_model
 from pipeline.networks.upscalers import BicubicUpscaler, load_upscaler
 from pipeline.serving.jobs import Job, Method, Refusal, Upscaled
+from pipeline.serving.models import ServedModel
 from pipeline.serving.together import Together
 from pipeline.settings import UserError
 from pipeline.upscaling.encoding import encode_image
@@ -22,20 +24,22 @@ class Work:
     """A loaded model, which several threads may use.
 
     Args:
-        model: a text for `find_model`.
+        model: the model.
         device: "cpu" or "cuda".
         precision: a precision of `load_upscaler`.
-        threads: threads of a computation on the CPU.
+        threads: most threads of a computation on the CPU; a node with fewer cores uses fewer.
         most_pixels: largest upscaled image in pixels.
 
     Raises:
-        UserError: if the model cannot be loaded.
+        UserError: if the model cannot be loaded, or is not the one that the server started with.
     """
 
-    def __init__(self, model: str, device: str, precision: Precision, threads: int, most_pixels: int) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, model: ServedModel, device: str, precision: Precision, threads: int, most_pixels: int) -> None:
+        torch.set_num_threads(min(threads, os.cpu_count() or 1))
         self._most_pixels = most_pixels
-        self._upscaler = Together(load_upscaler(find_model(model), device=device, precision=precision))
+        source = model.find_here()
+        self._upscaler = Together(load_upscaler(source, device=device, precision=precision))
+        model.check(source)  # afterwards, so that what has been loaded is known
         self.scale = self._upscaler.scale
         """Factor by which height and width grow."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -68,7 +68,7 @@ class Workers:
                 except asyncio.CancelledError:
                     response.cancel()
                     raise
-                except RayActorError:
+                except (RayActorError, ObjectLostError):  # the replica, or its node with the image or the result
                     self._metrics.lost.inc()
                 except (BackPressureError, DeploymentUnavailableError):
                     return self._busy("no replica takes the image")

@@ -112,9 +112,9 @@ def local_copy(url: str) -> Iterator[Path]:
         yield Path(folder, "copy")
 
 
-def remove(folder: str) -> None:
-    """Remove a folder and its content, if it exists."""
-    fs, path = locate(folder)
+def remove(url: str) -> None:
+    """Remove a file, or a folder and its content, if it exists."""
+    fs, path = locate(url)
 
     def remove_all() -> None:
         if is_local(fs) or not has_magic(path):
@@ -124,7 +124,7 @@ def remove(folder: str) -> None:
             fs.rm_file(file)
 
     with suppress(FileNotFoundError):
-        with_retries(folder, remove_all)
+        with_retries(url, remove_all)
 
 
 def sweep(folder: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,7 +43,9 @@ def fetch_config(config: Config, run_id: str) -> str:
 
 
 def fetch_weights(config: Config, name: str) -> str:
-    """Return the path or URL of the weights of a model, which are copied to the cache when they are first used.
+    """Return the path or URL of the weights of a model in the cache.
+
+    A logged model is fetched once, because it never changes. Files of a run may, so they are fetched each time.
 
     Args:
         config: names the tracking server or database, and the cache.
@@ -59,27 +60,34 @@ def fetch_weights(config: Config, name: str) -> str:
     if match is None:
         raise UserError(f"the model {name} cannot be read, expected {_FORMS}")
     with _client(config, name, "a model of this pipeline") as client:
-        place = (
-            _place_of_run(client, match["run"], match["path"] or "")
-            if name.startswith("runs:")
-            else (_place_of_model(client, match))
-        )
+        if name.startswith("runs:"):
+            place = _place_of_run(client, match["run"], match["path"] or "")
+        else:
+            place = _place_of_model(client, match)
         repository = _open(place.root, config.tracking_uri)
         file = _find_weights(repository, place.path, name)
         if file.size > LARGEST_BYTES:
             raise UserError(f"{name} has {file.size:,} bytes of weights, expected at most {LARGEST_BYTES:,}")
-        url = f"{config.downloads}/models/{storage.fingerprint([place.root, file.path, file.size])}.safetensors"
-        if not storage.exists(url):
-            with tempfile.TemporaryDirectory(prefix="sr-") as folder:
-                got = Path(repository.download_artifacts(file.path, folder))
-                if got.stat().st_size != file.size:
-                    raise OSError(f"{file.path} arrived with {got.stat().st_size} bytes instead of {file.size}")
-                with storage.create(url) as part:
-                    shutil.copyfile(got, part)
+        lasting = _LOGGED_MODEL.search(place.root)
+        key = storage.fingerprint([place.root, file.path, file.size])
+        if lasting and storage.exists(_cached(config, key)):
+            return _cached(config, key)
+        with tempfile.TemporaryDirectory(prefix="sr-") as folder:
+            got = Path(repository.download_artifacts(file.path, folder))
+            if got.stat().st_size != file.size:
+                raise OSError(f"{file.path} arrived with {got.stat().st_size} bytes instead of {file.size}")
+            url = _cached(config, key if lasting else storage.sha256(got))
+            storage.copy(got, url)
         return url
 
 
+def _cached(config: Config, key: str) -> str:
+    return f"{config.downloads}/models/{key}.safetensors"
+
+
 _MODEL = re.compile(r"models:/+(?:(?P<id>m-[0-9a-f]{32})|(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+)))/?")
+_LOGGED_MODEL = re.compile(r"/models/m-[0-9a-f]{32}/artifacts/?$")
+"""End of the URI under which MLflow stores the files of a logged model."""
 _RUN = re.compile(r"runs:/+(?P<run>\w[\w-]*)(?:/(?P<path>[^/].*?))?/?")
 
 
@@ -172,9 +180,10 @@ def _find_weights(repository: Any, path: str, name: str) -> _File:
     if path.endswith(".safetensors"):
         siblings = repository.list_artifacts(path.rpartition("/")[0] or None)
         found = [_File(str(file.path), int(file.file_size)) for file in siblings if file.path == path]
-    folders, listings = [path or None], 0
+    folders: list[str | None] = [path or None]
+    listings = 0
     while folders and not found and listings < _MOST_LISTINGS:
-        below = []
+        below: list[str | None] = []
         for folder in folders:
             listings += 1
             for file in repository.list_artifacts(folder):
@@ -182,7 +191,7 @@ def _find_weights(repository: Any, path: str, name: str) -> _File:
                     below.append(str(file.path))
                 elif str(file.path).endswith(".safetensors"):
                     found.append(_File(str(file.path), int(file.file_size)))
-        folders = [*below]
+        folders = below
     if len(found) > 1:
         found = [file for file in found if Path(file.path).name == logged_models.WEIGHTS] or found
     if len(found) != 1 or ".." in Path(found[0].path).parts:

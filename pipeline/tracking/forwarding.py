@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 import time
@@ -67,7 +68,8 @@ class Forwarder:
     def forward_system_metrics(self) -> None:
         """Every few seconds, log how busy this machine is, unless MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is "false".
 
-        Measurements are lost while MLflow is away. Those of workers on other machines are not taken.
+        Measurements are lost while MLflow is away. Those of workers on other machines are not taken. If this machine
+        cannot be measured, a sentence on stderr says so, and no further attempt is made.
         """
         now = time.monotonic()
         if now < self._measure_at or self._unsent:
@@ -75,8 +77,15 @@ class Forwarder:
         self._measure_at = now + _SYSTEM_EVERY_S
         if os.environ.get("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true").lower() in ("false", "0"):
             return
-        self._measure = self._measure or system_metrics()
-        if not self._run.log_metrics(self._measure(), self._step):
+        try:
+            self._measure = self._measure or system_metrics()
+            values = self._measure()
+        except Exception as error:  # of any class, from psutil or the library of a GPU, such as in some containers
+            reason = storage.one_line(error, 200)
+            storage.report_once(f"MLflow gets no system metrics, because this machine cannot be measured ({reason})")
+            self._measure_at = math.inf
+            return
+        if not self._run.log_metrics(values, self._step):
             self._measure_at = now + 10 * _SYSTEM_EVERY_S
 
     def forward_rest(self) -> bool:

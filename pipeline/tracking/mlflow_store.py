@@ -185,12 +185,14 @@ class Tracker:
         source = {"mlflow.source.name": "pipeline", "mlflow.user": user_name(), "sr.code": code_hash()}
         source |= {"mlflow.source.git.commit": code} if (code := commit()) else {}
         try:
-            created = self._client.create_run(self.experiment_id, run_name=name, tags={**source, **tags})
+            created = self._client.create_run(self.experiment_id, run_name=redact(name), tags={**source, **tags})
         except self.failures as error:
             raise UserError(f"{self._place} does not create a run: {one_line(error, 300)}; rerun the command") from None
         run_id = str(created.info.run_id)
-        again = self._rerun_command("tune" if tags.get("stage") == "grid" else "run", run_id)
-        self.call(lambda client: client.set_tag(run_id, "mlflow.note.content", f"To rerun it:\n\n```\n{again}\n```"))
+        if tags.get("stage") != "evaluate":  # such a run has no settings that name its models
+            again = self._rerun_command("tune" if tags.get("stage") == "grid" else "run", run_id)
+            note_text = f"To rerun it:\n\n```\n{again}\n```"
+            self.call(lambda client: client.set_tag(run_id, "mlflow.note.content", note_text))
         write_run_note(folder, replace(note, runs={**others, parent: run_id}))
         return TrackedRun(self, run_id, new=True)
 
@@ -307,6 +309,12 @@ class TrackedRun:
         """
         with without_info_logs():
             return self._tracker.call(lambda client: send_model(client, self.id, model))
+
+    def find_model(self) -> str | None:
+        """Return the id of the run's model; None if it has none that arrived completely, or MLflow does not answer."""
+        found: list[str | None] = [None]
+        self._tracker.call(lambda client: found.append(find_model_id(client, self.id)))
+        return found[-1]
 
     def log_scores(self, scores: dict[str, float]) -> bool:
         """Log scores of the trained network, as metrics of the run and of its model; return False if they were lost."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.tracking.logged_models import find_model_id
+from pipeline import storage
 from pipeline.tracking.mlflow_store import TrackedRun, Tracker
 
 _HELD_OUT, _SCALE = "held_out_images", "scale"
@@ -37,7 +37,7 @@ def register_version(
     """Register a version, and give it the alias if no version with a score that is as good has it.
 
     The alias stays where it is if its version was scored on other images or at another scale, because such scores
-    cannot be compared. A printed line says so.
+    cannot be compared. A printed line says so. It moves without a comparison from another version of the same run.
 
     Args:
         tracker: the connection to MLflow.
@@ -49,18 +49,22 @@ def register_version(
     Returns:
         True if MLflow accepted it.
     """
+    model_id = version.run.find_model()
+    if model_id is None:
+        storage.report_once(f"MLflow has no model of the run {version.run.id} yet: rerun the command to register it")
+        return False
 
     def register(client: Any) -> None:
-        own = _find_or_create(tracker, client, version)
+        own = _find_or_create(tracker, client, version, model_id)
         tags = {_SCALE: str(version.scale), _HELD_OUT: version.held_out}
         tags |= {name: f"{score:.6g}" for name, score in version.scores.items()}
         for name, value in tags.items():
             client.set_model_version_tag(version.model, own, name, value)
         holder = client.get_registered_model(version.model).aliases.get(alias)
         if holder is not None and str(holder) != own:
-            known = client.get_model_version(version.model, holder).tags
-            stays = _why_not_better(tags, known, metric, higher_is_better)
-            if stays:
+            known = client.get_model_version(version.model, holder)
+            is_same = known.run_id == version.run.id  # such as that of an earlier release, which MLflow cannot load
+            if not is_same and (stays := _why_not_better(tags, known.tags, metric, higher_is_better)):
                 print(f"the alias {alias} of the model {version.model} stays at version {holder}: {stays}", flush=True)
                 return
         if str(holder) != own:
@@ -70,11 +74,8 @@ def register_version(
     return tracker.call(register)
 
 
-def _find_or_create(tracker: Tracker, client: Any, version: ModelVersion) -> str:
-    """Return the number of the run's version, with an up-to-date description."""
-    model_id = find_model_id(client, version.run.id)
-    if model_id is None:
-        raise OSError(f"MLflow has no model of the run {version.run.id} yet")
+def _find_or_create(tracker: Tracker, client: Any, version: ModelVersion, model_id: str) -> str:
+    """Return the number of the version of the run and its model, with an up-to-date description."""
     with contextlib.suppress(*tracker.failures):  # the model exists already
         client.create_registered_model(version.model)
     # MLflow would look for a source models:/ID at its global URI, which the pipeline leaves alone.

@@ -166,14 +166,14 @@ def _fit(
     forwarder: Forwarder,
     watch: Watch,
     should_stop: Callable[[], bool],
-    measured: bool,
+    system_metrics: bool,
 ) -> None:
-    """Run Ray Train, and meanwhile forward the journal and, if `measured`, how busy this machine is."""
+    """Run Ray Train, and meanwhile forward the journal and, if `system_metrics`, how busy this machine is."""
     watch(forwarder.read_new(), True)
 
     def forward() -> None:
         watch(forwarder.forward_new(), False)
-        if measured:
+        if system_metrics:
             forwarder.forward_system_metrics()
         if should_stop() and open_training(folder) is None:
             trainer.stop()

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from pipeline.networks.devices import has_bf16
+from pipeline.networks.devices import free_bytes, has_bf16
 
 
 def describe(device: torch.device) -> str:
@@ -61,13 +61,8 @@ def reset_peak(device: torch.device) -> None:
 
 def available_mb(device: torch.device, workers: int) -> float:
     """MB that this process may use, including its current use, if `workers` such processes share the memory."""
+    free = free_bytes(device)
     if device.type == "cuda":
-        unused, _ = torch.cuda.mem_get_info(device)
-        return (unused + torch.cuda.memory_reserved(device)) / 1e6
-    free: float = psutil.virtual_memory().available
-    with suppress(OSError, ValueError):  # the limit of a container; the file is absent or says "max" if there is none
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
-        free = min(free, limit)
+        return (free + torch.cuda.memory_allocated(device)) / 1e6
     mine: int = psutil.Process().memory_info().rss
     return free / 1e6 / workers + mine / 1e6

@@ -11,12 +11,11 @@ from typing import IO, Any
 from PIL import Image
 
 from pipeline.data.formats import png, webp
+from pipeline.data.formats.gif_avif import split_opacity
 from pipeline.data.formats.metadata import orientation
-from pipeline.data.formats.other import split_opacity
-from pipeline.data.formats.raster import Raster, excessive, oriented
-from pipeline.data.images import reasons
-from pipeline.upscaling.encoding import pillow_options, reduced, to_palette, to_pillow
-from pipeline.upscaling.formats import FORMATS
+from pipeline.data.formats.raster import Raster, excessive
+from pipeline.data.images import reasons, upright
+from pipeline.upscaling.encoding import pillow_options, reduced, to_palette, to_pillow, writing
 from pipeline.upscaling.images import DecodedImage, to_image
 
 _ANIMATED_WEBP = 2
@@ -47,13 +46,16 @@ class Animation:
 
 
 @contextmanager
-def open_animation(content: bytes, max_pixels: int, keep_profile: bool = False) -> Iterator[Animation | None]:
+def open_animation(
+    content: bytes, max_pixels: int, keep_profile: bool = False, only_count: bool = False
+) -> Iterator[Animation | None]:
     """Read the header of an animated file.
 
     Args:
         content: the bytes of a file of any kind.
         max_pixels: animations whose frames together have more pixels are rejected before they are decompressed.
         keep_profile: as for `decode_image`.
+        only_count: whether the limit holds for a single frame, because the caller decodes none from the animation.
 
     Yields:
         The animation; None if the file has a single frame or none. Its frames raise `RejectedImageError` if they are
@@ -75,7 +77,7 @@ def open_animation(content: bytes, max_pixels: int, keep_profile: bool = False) 
         with reasons():
             first = 1 if getattr(file, "default_image", False) else 0  # a picture that is no frame
             count = getattr(file, "n_frames", 1) - first
-            _check_size(*file.size, count, max_pixels)
+            _check_size(*file.size, 1 if only_count else count, max_pixels)
         if count < 2:
             yield None
             return
@@ -94,23 +96,27 @@ def write_animation(
         file: an empty file, which can be written to at any position.
         suffix: lower-case ending of a format that can be animated.
         quality: as for `write_image`.
+
+    Raises:
+        UserError: as `write_image`.
     """
-    form = FORMATS[suffix]
-    images = [reduced(frame.image, form, deep=False) for frame in frames]
-    transparent = any(image.is_transparent for image in images)
-    options: dict[str, Any] = pillow_options(images[0], suffix, quality)
-    options |= {"save_all": True, "duration": [round(frame.duration) for frame in frames]}
-    if form.pillow == "GIF":
-        pictures = [to_palette(image) for image in images]
-        options |= {"disposal": _CLEAR if transparent else _KEEP, "optimize": False}
-        options |= {} if plays == 1 else {"loop": plays}
-    else:
-        mode = "RGBA" if transparent else "RGB"
-        pictures = [to_pillow(image).convert(mode) for image in images]
-        options |= {"loop": plays}
-    if form.pillow == "PNG":  # each frame replaces the last one, opacity included
-        options |= {"disposal": 0, "blend": 0}
-    pictures[0].save(file, form.pillow, append_images=pictures[1:], **options)
+    with writing(frames[0].image.size, suffix) as form:
+        images = [reduced(frame.image, form, deep=False) for frame in frames]
+        transparent = any(image.is_transparent for image in images)
+        coloured = next((image for image in images if image.pixels.shape[2] == 3), None)
+        options: dict[str, Any] = pillow_options(coloured or images[0], suffix, quality)
+        options |= {"save_all": True, "duration": [round(frame.duration) for frame in frames]}
+        if form.pillow == "GIF":
+            pictures = [to_palette(image) for image in images]
+            options |= {"disposal": _CLEAR if transparent else _KEEP, "optimize": False}
+            options |= {} if plays == 1 else {"loop": plays}
+        else:
+            mode = ("RGB" if coloured or not form.grey else "L") + ("A" if transparent else "")
+            pictures = [to_pillow(image).convert(mode) for image in images]
+            options |= {"loop": plays}
+        if form.pillow == "PNG":  # each frame replaces the last one, opacity included
+            options |= {"disposal": 0, "blend": 0}
+        pictures[0].save(file, form.pillow, append_images=pictures[1:], **options)
 
 
 def _animated_kind(content: bytes) -> str | None:
@@ -139,7 +145,5 @@ def _frames(file: Image.Image, numbers: range, keep_profile: bool) -> Iterator[F
             info = file.info
             exif = info.get("exif")
             stated = orientation(exif, info.get("xmp"))
-            alpha = None if alpha is None else oriented(alpha, stated)
-            density = info.get("dpi")
-            raster = Raster(oriented(samples, stated), alpha, info.get("icc_profile"), 1, exif, density)
+            raster = upright(Raster(samples, alpha, info.get("icc_profile"), stated, exif, info.get("dpi")))
             yield Frame(to_image(raster, keep_profile), float(info.get("duration", 0)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ from pipeline.data.listing import count
 from pipeline.data.locations import Location
 from pipeline.data.rejection import RejectedImageError
 from pipeline.settings import Cluster, Config, UserError
-from pipeline.storage import fingerprint, one_line, printable
+from pipeline.settings.places import ray_address
+from pipeline.storage import fingerprint, printable
 from pipeline.upscaling.journal import Journal
 from pipeline.upscaling.options import Enlargement, Model
 from pipeline.upscaling.plan import Plan
@@ -66,7 +68,7 @@ class _Outcome:
 
 
 def upscale_all(plan: Plan, model: Model, how: Enlargement) -> Summary:
-    """Enlarge the images of a plan: several with Ray Data, in worker processes that each load the model once.
+    """Enlarge the images of a plan: many with Ray Data, in worker processes that each load the model once.
 
     A result in a folder is skipped if the folder's journal says that it was made of the same image with the same model
     and options, and if the file has had its size since then. Among several images, one that cannot be enlarged is
@@ -83,7 +85,7 @@ def upscale_all(plan: Plan, model: Model, how: Enlargement) -> Summary:
     """
     jobs, identity = plan.jobs, model.identity()
     journal = Journal(plan.folder) if plan.folder else None
-    identities = [fingerprint([ALGORITHM, job.image.version, identity, asdict(how)]) for job in jobs]
+    identities = [fingerprint([ALGORITHM, job.image.version, identity, how.identity()]) for job in jobs]
     tasks = [
         _Task(number, job.image.location, job.target, job.suffix, model, identity, how)
         for number, job in enumerate(jobs)
@@ -116,27 +118,42 @@ def upscale_all(plan: Plan, model: Model, how: Enlargement) -> Summary:
 
 
 def _outcomes(tasks: Sequence[_Task]) -> Iterator[_Outcome]:
-    """Run tasks, a single one in this process, and show how far they have come."""
+    """Run tasks, a few of them in this process, and show how far they have come."""
     if len(tasks) < 2:
         yield from (_run(task, progress=True) for task in tasks)
         return
-    from pipeline import cluster  # which imports Ray
-
-    device = tasks[0].model.device
-    config = Config(cluster=Cluster(gpu=None if device is None else device == "cuda"))
-    cluster.connect(config)
-    results = cluster.map_tasks(_run, tasks, cluster.gpu_pool(config, _PROCESSES_PER_GPU))
+    results = map(_run, tasks) if _are_few(tasks) else _run_with_ray(tasks)
     failed, megapixels, started = 0, 0.0, time.monotonic()
     with terminal.stage("upscale", total=len(tasks), unit="images") as stage:
         for done, result in enumerate(results, start=1):
-            if isinstance(result, cluster.TaskError):
-                result = _failure(result.task, f"cannot be upscaled: {result.reason}")
             yield result
             failed += result.fault is not None
             megapixels += result.megapixels
             rate = f"{stage.rate:.2f} images/s, " if stage.rate else ""
             speed = f"{megapixels / (time.monotonic() - started):.2f} MP/s"
             stage.update(done, details=f"{rate}{speed}" + (f", {failed} failed" if failed else ""))
+
+
+def _are_few(tasks: Sequence[_Task]) -> bool:
+    """Tell whether tasks are done sooner one by one, each on all cores, than on a core each after a start of Ray."""
+    if ray_address(Config()) or 2 * len(tasks) > (os.cpu_count() or 1):
+        return False
+    import torch  # takes time to import
+
+    with_gpu = tasks[0].model.device != "cpu" and torch.cuda.is_available()
+    return not with_gpu and 2 * len(tasks) <= torch.get_num_threads()
+
+
+def _run_with_ray(tasks: Sequence[_Task]) -> Iterator[_Outcome]:
+    from pipeline import cluster  # which imports Ray
+
+    device = tasks[0].model.device
+    config = Config(cluster=Cluster(gpu=None if device is None else device == "cuda"))
+    cluster.connect(config)
+    for result in cluster.map_tasks(_run, tasks, cluster.gpu_pool(config, _PROCESSES_PER_GPU)):
+        if isinstance(result, cluster.TaskError):
+            result = _failure(result.task, f"cannot be upscaled: {result.reason}")
+        yield result
 
 
 def _failure(task: _Task, fault: str) -> _Outcome:
@@ -149,16 +166,29 @@ def _run(task: _Task, progress: bool = False) -> _Outcome:
 
     try:
         upscaler = _load(task.model, task.model_identity)
-    except UserError as error:
-        return replace(_failure(task, ""), model_fault=str(error))
+    except Exception as error:
+        fault = str(error) if isinstance(error, UserError) else f"the model cannot be loaded: {_reason(error)}"
+        return replace(_failure(task, ""), model_fault=fault)
     try:
         written = upscale_file(upscaler, task.image, task.target, task.suffix, task.how, progress)
     except RejectedImageError as error:
         return _failure(task, str(error))
-    except (UserError, OSError) as error:
-        return _failure(task, f"cannot be upscaled: {one_line(error)}")
+    except Exception as error:  # decoders, encoders and PyTorch raise many kinds of exceptions
+        return _failure(task, f"cannot be upscaled: {_reason(error)}")
     size = f"{written.width}x{written.height}" + (f", {written.frames} frames" if written.frames > 1 else "")
     return _Outcome(task.number, size, written.bytes, written.megapixels, written.notes, None)
+
+
+def _reason(error: Exception) -> str:
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return "there is not enough memory on the GPU, expected a smaller --tile, or --device cpu"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # PyTorch raises a RuntimeError
+        return "there is not enough memory, expected a smaller --tile or a smaller image"
+    from pipeline.cluster.tasks import describe_error  # which imports Ray
+
+    return describe_error(error)
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import IO, Any
 
@@ -12,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.formats.colour import SRGB, to_srgb_deep
-from pipeline.data.formats.metadata import EXIF_PREFIX
+from pipeline.data.formats.metadata import EXIF_PREFIX, MOST_BYTES
 from pipeline.data.formats.raster import Samples, blocks
 from pipeline.settings import UserError
+from pipeline.storage import one_line
 from pipeline.upscaling.formats import FORMATS, Format, check_format
 from pipeline.upscaling.images import DecodedImage
 from pipeline.upscaling.tiff import write_tiff
@@ -38,6 +41,8 @@ def losses(image: DecodedImage, suffix: str) -> list[str]:
         found.append(f"is transparent, which {suffix} cannot hold: it was put on white")
     if image.exif and suffix in (".jpg", ".jpeg") and len(image.exif) > _LONGEST_JPEG_EXIF:
         found.append(f"has {len(image.exif)} bytes of EXIF metadata, more than {suffix} can hold: they are left out")
+    if image.exif and form.pillow == "TIFF" and len(image.exif) > MOST_BYTES:
+        found.append(f"has {len(image.exif)} bytes of EXIF metadata, of which {suffix} gets at most 1 MB a directory")
     return found
 
 
@@ -62,24 +67,40 @@ def write_image(image: DecodedImage, file: IO[bytes], suffix: str, quality: int 
     Raises:
         UserError: if there is no such format, or its files cannot be so large.
     """
+    with writing(image.size, suffix) as form:
+        image = reduced(image, form)
+        if form.pillow == "TIFF":
+            write_tiff(image, file)
+        elif image.pixels.dtype == np.uint16:
+            _write_deep_png(image, file)
+        else:
+            picture = to_palette(image) if form.pillow == "GIF" else to_pillow(image)
+            picture.save(file, form.pillow, **pillow_options(image, suffix, quality))
+
+
+@contextmanager
+def writing(size: tuple[int, int], suffix: str) -> Iterator[Format]:
+    """Check that a format can hold an image, and turn what its encoder raises into one sentence.
+
+    Args:
+        size: width and height in pixels.
+        suffix: as for `write_image`.
+
+    Raises:
+        UserError: if it cannot, or if the block raises an error of an encoder.
+    """
     check_format(suffix)
     form = FORMATS[suffix]
-    if form.longest and max(image.size) > form.longest:
+    if form.longest and max(size) > form.longest:
         raise UserError(
-            f"an image of {image.size[0]}x{image.size[1]} pixels is larger than {suffix} can hold, which is "
-            f"{form.longest} pixels a side: expected .png or .tif"
+            f"an image of {size[0]}x{size[1]} pixels is larger than {suffix} can hold, which is {form.longest} pixels "
+            "a side: expected .png or .tif"
         )
-    image = reduced(image, form)
-    if form.pillow == "TIFF":
-        try:
-            write_tiff(image, file)
-        except ValueError as error:
-            raise UserError(f"the image cannot be written: {error}; expected .png") from None
-    elif image.pixels.dtype == np.uint16:
-        _write_deep_png(image, file)
-    else:
-        picture = to_palette(image) if form.pillow == "GIF" else to_pillow(image)
-        picture.save(file, form.pillow, **pillow_options(image, suffix, quality))
+    try:
+        yield form
+    except (ValueError, RuntimeError, struct.error) as error:  # of Pillow, imagecodecs and `write_tiff`
+        others = " or ".join(other for other in (".png", ".tif") if FORMATS[other] is not form)
+        raise UserError(f"the image cannot be written: {one_line(error)}; expected {others}") from None
 
 
 def reduced(image: DecodedImage, form: Format, deep: bool = True) -> DecodedImage:

@@ -59,8 +59,9 @@ def upscale_file(
     limit = how.max_pixels(upscaler.scale)
     content = sources.read_bytes(source, sources.byte_limit(limit))
     try:
-        with open_animation(content, limit, how.keep_profile) as animation:
-            if animation and FORMATS[suffix].animated:
+        animated = FORMATS[suffix].animated
+        with open_animation(content, limit, how.keep_profile, only_count=not animated) as animation:
+            if animation and animated:
                 return _write_frames(upscaler, animation, target, suffix, how, progress)
             count = animation.count if animation else 1
         image = decode_image(content, limit, how.keep_profile)

@@ -147,4 +147,9 @@ def output_size(size: tuple[int, int], scale: int, outscale: float | None) -> tu
 
 def _resized(channel: Samples, size: tuple[int, int], kernel: Image.Resampling) -> Samples:
     """Resize (h, w) uint8 or uint16."""
-    return np.asarray(Image.fromarray(np.ascontiguousarray(channel)).resize(size, kernel))
+    if channel.dtype == np.uint8:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(channel)).resize(size, kernel))
+    # Pillow's 16-bit filters wrap values beyond the range, into which a filter overshoots at an edge.
+    resized = np.asarray(Image.fromarray(channel.astype(np.float32)).resize(size, kernel))
+    rounded: Samples = np.rint(resized).clip(0, 65535).astype(np.uint16)
+    return rounded

@@ -50,6 +50,10 @@ class Journal:
         """
         return self._made.get(name) == (identity, self._sizes.get(name))
 
+    def results(self) -> set[str]:
+        """Return the paths in the folder of all files that were made and have had their sizes since then."""
+        return {name for name, (_, size) in self._made.items() if self._sizes.get(name) == size}
+
     def add(self, name: str, identity: str, size: int) -> None:
         """Note that a file was made; `size` is its size in bytes."""
         self._made[name] = identity, size

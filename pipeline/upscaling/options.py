@@ -46,6 +46,10 @@ class Enlargement:
     max_megapixels: float = 400.0
     """Size above which a result is refused; that of all frames of an animation together."""
 
+    def identity(self) -> list[float | bool | None]:
+        """Return what the content of a result depends on."""
+        return [self.outscale, self.quality, self.keep_profile]
+
     def max_pixels(self, scale: int) -> int:
         """Return the most pixels that an image may have before it is enlarged by a model of this scale."""
         factor = max(scale, self.outscale or 0)

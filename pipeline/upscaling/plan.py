@@ -7,19 +7,21 @@ import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from pipeline import storage
-from pipeline.data.images import MORE_EXTENSIONS
+from pipeline.data.images import READABLE_EXTENSIONS
 from pipeline.data.listing import Listing, SourceImage, describe_left_out, list_files
 from pipeline.data.locations import FileLocation, identity
 from pipeline.data.sources import list_source
 from pipeline.downloads import download
 from pipeline.settings import UserError
 from pipeline.settings.fields import absolute_path
-from pipeline.storage import printable
+from pipeline.storage import one_line, printable
 from pipeline.upscaling.formats import FORMATS, check_format
+from pipeline.upscaling.journal import Journal
 
 _WEB = re.compile("https?://")
 _ARCHIVE_ENDING = re.compile(r"\.(zip|tar|t[gbx]z2?|tar\.\w+)$", re.IGNORECASE)
@@ -81,9 +83,9 @@ def make_plan(inputs: Sequence[str], out: str, naming: Naming, cache: str, scrat
     Raises:
         UserError: if an input does not exist or holds no image, or a result cannot be written.
     """
-    place = _absolute(out)
-    if _WEB.match(place):
+    if _WEB.match(out):
         raise UserError(f"{printable(out)} is an address on the web, expected a file, a folder or an s3:// prefix")
+    place = _absolute(out)
     single = len(inputs) == 1 and _is_single(inputs[0])
     if single and not _is_folder(out):
         check_target(inputs[0], out)
@@ -91,21 +93,49 @@ def make_plan(inputs: Sequence[str], out: str, naming: Naming, cache: str, scrat
             raise UserError(f"{printable(out)} is a file, expected a folder, whose files --suffix and --format name")
         return Plan([Job(_single(inputs[0], scratch), PurePosixPath(place).name, place)], None, [])
     place = place.rstrip("/") or "/"
+    results = _Results(place)
     images, summaries = [], []
     for source in inputs:
         if _is_single(source):
             images.append(_single(source, scratch))
             continue
-        listing = list_source(_absolute_if_local(source), cache, MORE_EXTENSIONS)
-        inside = place.startswith(f"{_root(source)}/")  # so that results of an earlier command are not taken for images
-        found = [image for image in listing.images if not (inside and _is_below(image, place))]
+        listing = list_source(_absolute_if_local(source), cache, READABLE_EXTENSIONS)
+        found = results.removed_from(listing.images, source)
         _check_listing(listing, source, len(found))
         if listing.left_out:
             summaries.append(listing.summary())
         top = _top(source) if len(inputs) > 1 else ""
         images += [_renamed(image, top, listing.images) for image in found]
     _check_folder(place, out)
-    return Plan(_jobs(images, place, naming), place, summaries)
+    return Plan(_jobs(images, place, naming, results), place, summaries)
+
+
+class _Results:
+    """The results of earlier commands in an output folder, which are not taken for images.
+
+    Args:
+        folder: absolute path or URL of the folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._root = f"{_real(folder).rstrip('/')}/"
+
+    def removed_from(self, images: Sequence[SourceImage], source: str) -> list[SourceImage]:
+        """Return the images of an input without results: all files in the folder, if it lies inside of the input."""
+        root = "" if _WEB.match(source) else f"{_real(_root(source)).rstrip('/')}/"
+        inside = bool(root) and self._root != root and self._root.startswith(root)
+        return [image for image in images if not self.has(_place(image), everything=inside)]
+
+    def has(self, place: str | None, everything: bool = False) -> bool:
+        """Tell whether a place is in the folder, and named by its journal unless every file there is a result."""
+        if place is None or not place.startswith(self._root):
+            return False
+        return everything or storage.unicode_name(place.removeprefix(self._root)) in self._recorded
+
+    @cached_property
+    def _recorded(self) -> set[str]:
+        return Journal(self._folder).results()
 
 
 def _check_folder(place: str, out: str) -> None:
@@ -128,11 +158,16 @@ def check_target(source: str, out: str) -> None:
         UserError: if the name has no ending of an image, or the file cannot be written there.
     """
     check_format(PurePosixPath(out).suffix.lower(), out)
-    if storage.is_url(out):
-        return
-    file = Path(_absolute(out))
-    if file.exists() and not storage.is_url(source) and file.samefile(_absolute(source)):
+    place, image = _absolute(out), _absolute_if_local(source)
+    file = Path(place)
+    if storage.is_url(place) or storage.is_url(image):
+        same = not _WEB.match(image) and _real(image) == _real(place)
+    else:
+        same = file.exists() and file.samefile(image)
+    if same:
         raise UserError(f"{printable(out)} is the input image, expected another name for the upscaled image")
+    if storage.is_url(place):
+        return
     if not file.parent.is_dir():
         raise UserError(f"{printable(out)} cannot be written: {printable(str(file.parent))} is not a folder")
     if not os.access(file.parent, os.W_OK):
@@ -141,8 +176,8 @@ def check_target(source: str, out: str) -> None:
         )
 
 
-def _jobs(images: Sequence[SourceImage], folder: str, naming: Naming) -> list[Job]:
-    """Name the results; an image that is the result of another one is left out."""
+def _jobs(images: Sequence[SourceImage], folder: str, naming: Naming, earlier: _Results) -> list[Job]:
+    """Name the results; an image that an earlier command has made of another one is left out."""
     jobs: dict[str, Job] = {}
     for image in images:
         path = PurePosixPath(image.name)
@@ -156,24 +191,33 @@ def _jobs(images: Sequence[SourceImage], folder: str, naming: Naming) -> list[Jo
                 "images of different names; enlarge them into two folders"
             )
         jobs[job.target] = job
-    results = {target for target, job in jobs.items() if _place(job.image) != target}
-    kept = [job for job in jobs.values() if _place(job.image) not in results]
-    for job in kept:
-        if _place(job.image) == job.target:
+    writers = {_real(target): job for target, job in jobs.items()}
+    kept = []
+    for job in jobs.values():
+        place = _place(job.image)
+        writer = writers.get(place) if place else None
+        if writer is None:
+            kept.append(job)
+        elif writer is job or not earlier.has(place):
             raise UserError(
-                f"{printable(job.target)} is an input image, expected another folder for the enlarged images, or "
+                f"{printable(writer.target)} is an input image, expected another folder for the enlarged images, or "
                 "--suffix TEXT"
             )
     return kept
 
 
 def _place(image: SourceImage) -> str | None:
-    """Return the path or URL of an image; None for a member of an archive."""
-    return image.location.url if isinstance(image.location, FileLocation) else None
+    """Return the real path or URL of an image; None for a member of an archive."""
+    return _real(image.location.url) if isinstance(image.location, FileLocation) else None
 
 
-def _is_below(image: SourceImage, folder: str) -> bool:
-    return (_place(image) or "").startswith(f"{folder}/")
+def _real(place: str) -> str:
+    """Return the one name of a file or folder that links, ".." or other forms of its URL may name as well."""
+    fs, path = storage.locate(place)
+    url = str(fs.unstrip_protocol(path))
+    if url.startswith("file://"):
+        return os.path.realpath(url.removeprefix("file://"))
+    return f"{fs.storage_options.get('host', '')} {url}"  # some file systems leave the host out of the path
 
 
 def _renamed(image: SourceImage, top: str, listed: Sequence[SourceImage]) -> SourceImage:
@@ -195,10 +239,12 @@ def _top(source: str) -> str:
 
 
 def _check_listing(listing: Listing, source: str, found: int) -> None:
+    if listing.images and not found:
+        raise UserError(f"{printable(source)} holds only results of earlier commands, expected other images")
     if not found:
         left_out = describe_left_out(listing.left_out)
         raise UserError(
-            f"{printable(source)} holds no image, expected files ending in {', '.join(MORE_EXTENSIONS)}"
+            f"{printable(source)} holds no image, expected files ending in {', '.join(READABLE_EXTENSIONS)}"
             f"{left_out and f'; it has {left_out}'}"
         )
 
@@ -207,7 +253,7 @@ def _root(source: str) -> str:
     """Return the absolute path or URL of a folder, or of the folder in which a pattern begins."""
     parts = _absolute_if_local(source).rstrip("/").split("/")
     sign = next((number for number, part in enumerate(parts) if any(sign in part for sign in "*?[")), len(parts))
-    return "/".join(parts[:sign])
+    return "/".join(parts[:sign]) or "/"
 
 
 def _is_single(source: str) -> bool:
@@ -217,9 +263,10 @@ def _is_single(source: str) -> bool:
         return False
     if _WEB.match(source):
         return True
-    if storage.is_url(source):
-        return path.lower().endswith(MORE_EXTENSIONS) and not any(sign in path for sign in "*?[")
-    return Path(_absolute(source)).is_file()
+    place = _absolute(source)
+    if storage.is_url(place):
+        return path.lower().endswith(READABLE_EXTENSIONS) and not any(sign in path for sign in "*?[")
+    return Path(place).is_file()
 
 
 def _single(source: str, scratch: str) -> SourceImage:
@@ -230,9 +277,12 @@ def _single(source: str, scratch: str) -> SourceImage:
         version = f"{storage.fingerprint(source)} {download.recorded_sha256(file)}"
         return SourceImage(storage.unicode_name(name), FileLocation(file), version, storage.size(file) or 0)
     place = _absolute(source)
-    if storage.is_url(source):
-        (image,) = list_files(place, MORE_EXTENSIONS).images
-        return _renamed(image, "", [image])
+    if storage.is_url(place):
+        images = list_files(place, READABLE_EXTENSIONS).images
+        if len(images) != 1:
+            name = printable(source)
+            raise UserError(f"{name} is a folder, expected an image, or {name}/* for the images in the folder")
+        return _renamed(images[0], "", images)
     found = Path(place).stat()
     version = f"{place} {found.st_size} {found.st_mtime}"
     return SourceImage(storage.unicode_name(Path(place).name), FileLocation(place), version, found.st_size)
@@ -242,9 +292,8 @@ def _is_folder(out: str) -> bool:
     """Tell whether an output for one image is a folder."""
     if out.endswith("/") or not PurePosixPath(out).suffix:
         return True
-    if storage.is_url(out):
-        return False
-    return Path(_absolute(out)).is_dir()
+    place = _absolute(out)
+    return not storage.is_url(place) and Path(place).is_dir()
 
 
 def _absolute_if_local(source: str) -> str:
@@ -252,7 +301,16 @@ def _absolute_if_local(source: str) -> str:
 
 
 def _absolute(text: str) -> str:
+    """Return the absolute path of a local file or folder, or a URL whose file system is installed."""
     try:
-        return absolute_path(text)
+        place = absolute_path(text)
     except ValueError as error:
         raise UserError(f"cannot use {printable(text)!r}: expected {error}") from None
+    try:
+        fs, path = storage.locate(place)
+    except (ValueError, ImportError, OSError) as error:
+        raise UserError(
+            f"cannot use {one_line(text)}: {one_line(error).rstrip('.')}; expected a path, or the URL of a file system "
+            "whose package is installed, such as s3://"
+        ) from None
+    return path if storage.is_local(fs) else place

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pipeline import storage
 from pipeline.settings import Config, Tracking
+from pipeline.storage import redact
 
 
 @dataclass(frozen=True)
@@ -16,21 +17,30 @@ class Finished:
     """Identity of the scores in the report."""
     settings: str = ""
     """Fingerprint of all settings but those of MLflow; "" if an earlier version wrote the file."""
-    registered: list[str] = field(default_factory=list)
-    """Names of the registered models that have a version of the training."""
+    registrations: list[tuple[str, str]] = field(default_factory=list)
+    """Tracking server or database, without the secrets of its URI, and name of each registered model that has a version
+    of the training."""
 
     def is_registered(self, config: Config) -> bool:
-        """Tell whether the training is registered as a configuration wants it."""
-        return config.registered_model is None or config.registered_model in self.registered
+        """Tell whether the training is registered as a configuration wants it.
+
+        If a person names the model, only the server that is named now counts. Otherwise any server does, as for the
+        runs of finished work, so it needs no MLflow.
+        """
+        model = config.registered_model
+        if config.tracking.register_as:
+            return (redact(config.tracking_uri), model) in self.registrations
+        return model is None or model in [name for _, name in self.registrations]
 
 
 def mark_finished(folder: str, config: Config, scores: str) -> None:
     """Mark the workflow in a folder as finished and registered; `scores` is the identity of its scores."""
     before = read_mark(folder)
-    registered = before.registered if before and before.scores == scores else []
-    if config.registered_model and config.registered_model not in registered:
-        registered = [*registered, config.registered_model]
-    storage.write_document(_url(folder), Finished(scores, _fingerprint(config), registered))
+    registrations = before.registrations if before and before.scores == scores else []
+    if config.registered_model:
+        registration = (redact(config.tracking_uri), config.registered_model)
+        registrations = [*(known for known in registrations if known != registration), registration]
+    storage.write_document(_url(folder), Finished(scores, _fingerprint(config), registrations))
 
 
 def read_mark(folder: str) -> Finished | None:

@@ -13,7 +13,7 @@ from pipeline.data.patchset import PatchSet
 from pipeline.evaluation import tables, trained_network
 from pipeline.evaluation.scores import Scores
 from pipeline.reporting import registration, report
-from pipeline.reporting.comparison import Row
+from pipeline.reporting.comparison import Row, log_scores
 from pipeline.settings import Config
 from pipeline.training import description, driver, preflight, runs
 from pipeline.training.methods import find_method
@@ -84,9 +84,10 @@ def _register(
 ) -> bool:
     """Add the scores to the model of the training, and register it; return True if MLflow has received all of it."""
     row = Row("training", "finished", config, folder=trained.folder, steps=trained.result.steps, sets=scores.sets)
-    sent = registration.register_best(config, [row], f"of the workflow {config.name}", parent, tracker)
     run = tracker.find_run(trained.folder, parent.id)
-    return sent and run is not None and run.log_scores(row.flat_scores)
+    if run is None or not log_scores(row, run):
+        return False
+    return registration.register_best(config, [row], f"of the workflow {config.name}", parent, tracker)
 
 
 def _read_finished(config: Config, patch_set: PatchSet, folder: str) -> Scores | None:

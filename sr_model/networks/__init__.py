@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sr_model.deferred import deferred
 from sr_model.networks.architecture import Architecture, NetworkSettings
-from sr_model.networks.settings import EDSRSettings, SRResNetSettings
+from sr_model.networks.settings import SCALES, EDSRSettings, SRResNetSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ _ALL = (
         name="srresnet",
         title="SRResNet",
         settings=SRResNetSettings,
-        scales=(2, 3, 4, 8),
+        scales=SCALES,
         build=deferred("sr_model.networks.srresnet:build"),
         infer=deferred("sr_model.networks.srresnet:infer"),
     ),
@@ -30,7 +30,7 @@ _ALL = (
         name="edsr",
         title="EDSR",
         settings=EDSRSettings,
-        scales=(2, 3, 4, 8),
+        scales=SCALES,
         build=deferred("sr_model.networks.edsr:build"),
         infer=deferred("sr_model.networks.edsr:infer"),
     ),

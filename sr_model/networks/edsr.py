@@ -6,22 +6,18 @@ Shape legend: B images, C feature channels, (h, w) LR pixels, s scale, r factor 
 from __future__ import annotations
 
 import copy
-import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from sr_model.networks import trunk
 from sr_model.networks.inference import Residual, convolution
-from sr_model.networks.settings import EDSRSettings, Init
+from sr_model.networks.settings import SCALES, STAGES, EDSRSettings, Init
 from sr_model.networks.super_resolver import SuperResolver
-from sr_model.networks.upsampling import STAGES, carry_colours, fuse_conv_after_shuffle, scale_of
-
-SCALES = tuple(STAGES)
+from sr_model.networks.upsampling import carry_colours, fuse_conv_after_shuffle
 
 
 class EDSR(SuperResolver):
@@ -66,12 +62,11 @@ class EDSR(SuperResolver):
 
     def forward(self, lr: Tensor) -> Tensor:
         """Enlarge `lr` (B, 3, h, w) to (B, 3, s*h, s*w); RGB, nominally in [0, 1], the output is not clamped."""
-        run = _run_and_recompute if self.recompute and torch.is_grad_enabled() else _run
         y = x = self.conv_first(lr)  # (B, C, h, w)
         for block in self.body:
-            y = run(block, y)
+            y = trunk.run(block, y, self.recompute)
         x = x + self.conv_body(y)
-        return run(self._upscale, x)
+        return trunk.run(self._upscale, x, self.recompute)
 
     def muon_weights(self) -> list[nn.Parameter]:
         """Weights of all convolutions but the first and the last one."""
@@ -129,15 +124,6 @@ class ResidualBlock(nn.Module):
         return copy.deepcopy(self.conv1), nn.ReLU(), last
 
 
-def _run(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return part(x)
-
-
-def _run_and_recompute(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    y: Tensor = checkpoint(part, x, use_reentrant=False, preserve_rng_state=False)
-    return y
-
-
 @torch.no_grad()
 def init_as_upsampler(net: EDSR) -> None:
     """Initialise the network as an interpolating upsampler.
@@ -182,21 +168,7 @@ def infer(weights: Mapping[str, Tensor]) -> tuple[int, EDSRSettings]:
     Raises:
         KeyError, IndexError, ValueError, ZeroDivisionError: if the weights belong to another network.
     """
-    scale = scale_of(
-        tuple(
-            math.isqrt(weights[name].shape[0] // weights[name].shape[1])
-            for name in sorted(weights)
-            if re.fullmatch(r"upsample\.\d+\.weight", name)
-        )
-    )
-    channels = weights["conv_first.weight"].shape[0]
-    # Only a block with weights counts, so that a small file cannot describe a network that takes long to build.
-    blocks = sum(
-        bool(re.fullmatch(r"body\.\d+\.conv1\.weight", name)) and value.shape == (channels, channels, 3, 3)
-        for name, value in weights.items()
-    )
-    if not blocks:
-        raise ValueError(f"no residual block has the {channels} channels of the first convolution")
+    scale, channels, blocks = trunk.measure(weights, "weight")
     settings = EDSRSettings(
         channels=channels,
         blocks=blocks,

@@ -10,6 +10,11 @@ from sr_model.networks.architecture import NetworkSettings
 
 Init = Literal["upsampler", "paper"]
 
+STAGES = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
+"""Factor of each upsampling stage, by scale."""
+SCALES = tuple(STAGES)
+"""Upscaling factors of the networks."""
+
 
 class SRResNetSettings(NetworkSettings):
     """SRResNet."""

@@ -6,24 +6,18 @@ Shape legend: B images, C feature channels, (h, w) LR pixels, s scale, r factor 
 from __future__ import annotations
 
 import copy
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from sr_model.networks import trunk
 from sr_model.networks.inference import Residual, convolution, fold_norm
-from sr_model.networks.settings import Init, SRResNetSettings
+from sr_model.networks.settings import SCALES, STAGES, Init, SRResNetSettings
 from sr_model.networks.super_resolver import SuperResolver
-from sr_model.networks.upsampling import STAGES, carry_colours, fuse_conv_after_shuffle, scale_of
-
-SCALES = tuple(STAGES)
+from sr_model.networks.upsampling import carry_colours, fuse_conv_after_shuffle
 
 
 class SRResNet(SuperResolver):
@@ -65,12 +59,11 @@ class SRResNet(SuperResolver):
 
     def forward(self, lr: Tensor) -> Tensor:
         """Enlarge `lr` (B, 3, h, w) to (B, 3, s*h, s*w); RGB, nominally in [0, 1], the output is not clamped."""
-        run = _run_and_recompute if self.recompute and torch.is_grad_enabled() else _run
         y = x = self.act_first(self.conv_first(lr))  # (B, C, h, w)
         for block in self.body:
-            y = run(block, y)
+            y = trunk.run(block, y, self.recompute)
         x = x + self.bn_body(self.conv_body(y))
-        return run(self._upscale, x)
+        return trunk.run(self._upscale, x, self.recompute)
 
     def muon_weights(self) -> list[nn.Parameter]:
         """Weights of the 3x3 convolutions: all but the first and the last layer."""
@@ -146,40 +139,6 @@ class UpsampleStage(nn.Module):
         return y
 
 
-def _run(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return part(x)
-
-
-def _run_and_recompute(part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _frozen_statistics(part)
-
-    # torch.compile takes no contexts, and a compiled graph updates the statistics once in any case.
-    plain = partial(checkpoint, part, x, use_reentrant=False, preserve_rng_state=False)
-    y: Tensor = plain() if torch.compiler.is_compiling() else plain(context_fn=contexts)
-    return y
-
-
-@contextmanager
-def _frozen_statistics(part: object) -> Iterator[None]:
-    """Keep the second forward pass from counting a batch twice in BatchNorm's running statistics.
-
-    In training mode, the output of BatchNorm does not depend on them.
-    """
-    modules = part.modules() if isinstance(part, nn.Module) else ()
-    norms = [m for m in modules if isinstance(m, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked -= 1
-
-
 @torch.no_grad()
 def init_as_upsampler(net: SRResNet) -> None:
     """Initialise the network as an interpolating upsampler.
@@ -232,20 +191,7 @@ def infer(weights: Mapping[str, Tensor]) -> tuple[int, SRResNetSettings]:
     Raises:
         KeyError, IndexError, ValueError, ZeroDivisionError: if the weights belong to another network.
     """
-    factors = tuple(
-        math.isqrt(weights[name].shape[0] // weights[name].shape[1])
-        for name in sorted(weights)
-        if re.fullmatch(r"upsample\.\d+\.conv\.weight", name)
-    )
-    scale = scale_of(factors)
-    channels = weights["conv_first.weight"].shape[0]
-    # Only a block with weights counts, so that a small file cannot describe a network that takes long to build.
-    blocks = sum(
-        bool(re.fullmatch(r"body\.\d+\.conv1\.weight", name)) and value.shape == (channels, channels, 3, 3)
-        for name, value in weights.items()
-    )
-    if not blocks:
-        raise ValueError(f"no residual block has the {channels} channels of the first convolution")
+    scale, channels, blocks = trunk.measure(weights, "conv.weight")
     settings = SRResNetSettings(
         channels=channels,
         blocks=blocks,

@@ -1,25 +1,10 @@
-"""Upsampling by PixelShuffle (Shi et al. 2016, arXiv:1609.05158): its stages, initial kernels and a fast last layer."""
+"""Upsampling by PixelShuffle (Shi et al. 2016, arXiv:1609.05158): its initial kernels and a fast last layer."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-STAGES = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
-"""Factor of each PixelShuffle stage, by scale."""
-
-
-def scale_of(factors: tuple[int, ...]) -> int:
-    """Return the scale whose stages have these factors.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    for scale, stages in STAGES.items():
-        if stages == factors:
-            return scale
-    raise ValueError(f"the upsampling stages have the factors {factors}, expected one of {list(STAGES.values())}")
 
 
 def fuse_conv_after_shuffle(conv: nn.Conv2d, factor: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from pipeline import api
 from pipeline.settings import UserError
@@ -65,6 +65,32 @@ def test_other_modes_become_what_they_show() -> None:
     assert np.abs(deep / 257 - EXPECTED[:, :, 0]).max() <= 0.5 + 1 / 257
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_an_orientation_in_a_file_is_applied_before_and_after_pillow_has_loaded_it(tmp_path: Path, kind: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(RGB).save(tmp_path / "turned", kind, exif=exif)
+    for loaded in (False, True):
+        with Image.open(tmp_path / "turned") as image:
+            if loaded:
+                image.load()
+            larger = api.upscale(image, BICUBIC)
+        with Image.open(tmp_path / "turned") as image:
+            upright = np.asarray(ImageOps.exif_transpose(image))
+        assert larger.size == (24, 34)
+        assert larger.getexif().get(ExifTags.Base.Orientation) is None
+        assert np.array_equal(np.asarray(larger), api.upscale(upright, BICUBIC))
+        with Image.open(tmp_path / "turned") as image:
+            assert api.score(image, upright, border=0).psnr_rgb == 100
+
+
+def test_damaged_metadata_do_not_spoil_an_image() -> None:
+    for exif in (b"rubbish", b"Exif\0\0II*\0\x08", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\1"):
+        image = Image.fromarray(RGB)
+        image.info["exif"] = exif
+        assert np.array_equal(np.asarray(api.upscale(image, BICUBIC)), EXPECTED)
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
@@ -75,12 +101,17 @@ def test_other_modes_become_what_they_show() -> None:
         (torch.zeros(3, 4, 4, dtype=torch.int64), "the tensor is torch.int64, expected uint8"),
         (torch.full((3, 4, 4), 255.0), r"the tensor has values from 255 to 255, expected floating-point values in"),
         (torch.full((3, 4, 4), torch.nan), "the tensor has values from nan to nan"),
+        (torch.zeros(3, 0, 4), r"the tensor has the shape \(3, 0, 4\)"),
+        (Image.new("I", (4, 4)), "the image has the mode I, which states no range of values, expected L or I;16"),
+        (Image.new("F", (4, 4)), "the image has the mode F, "),
         ("photo.png", "the image is a str, expected a PIL image, a NumPy array or a tensor"),
     ],
 )
 def test_what_is_no_image_is_refused(image: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         api.upscale(image, BICUBIC)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        api.score(image, RGB)
 
 
 def test_a_model_is_found_by_any_name() -> None:

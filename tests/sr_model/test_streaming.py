@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sr_model.networks.inference import Residual
-from sr_model.networks.srresnet import SCALES, SRResNet
+from sr_model.networks.settings import SCALES
+from sr_model.networks.srresnet import SRResNet
 from sr_model.streaming import can_stream, stream
 
 
@@ -54,6 +55,13 @@ def test_srresnet_is_computed_in_strips(scale: int) -> None:
     image = torch.rand(1, 3, 25, 13).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         torch.testing.assert_close(streamed(plain, image, 4, 3000), net(image), rtol=0, atol=1e-5)
+
+
+def test_no_gradients_are_recorded_while_strips_are_computed() -> None:
+    net = plain_network().requires_grad_(True)
+    for strip in stream(net, 12, (torch.rand(1, 3, 4, 5) for _ in range(3)), 10**6):
+        assert not strip.requires_grad
+        assert torch.is_grad_enabled(), "the caller's code between two strips is as before"
 
 
 def test_strips_are_asked_for_when_they_are_needed() -> None:

@@ -1,8 +1,11 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sr_model.networks.srresnet import SCALES, SRResNet
-from sr_model.tiling import tiles
+from sr_model.networks.settings import SCALES
+from sr_model.networks.srresnet import SRResNet
+from sr_model.tiling import spans, tiles
 
 
 def upscale(net: SRResNet, lr: torch.Tensor, tile: int) -> torch.Tensor:
@@ -19,6 +22,20 @@ def test_tiled_equals_untiled(scale: int, shape: tuple[int, int]) -> None:
     net = SRResNet(scale, channels=8, blocks=2, init="paper").eval()
     lr = torch.rand(1, 3, *shape)
     torch.testing.assert_close(upscale(net, lr, tile=20), net(lr), rtol=0, atol=1e-5)
+
+
+@given(length=st.integers(1, 60), side=st.integers(1, 70), margin=st.integers(0, 70))
+def test_spans_divide_an_axis_and_see_a_margin(length: int, side: int, margin: int) -> None:
+    axis = list(range(length))
+    divided = spans(length, side, margin)
+    assert [pixel for span in divided for pixel in axis[span.own]] == axis
+    for span in divided:
+        seen = set(axis[span.seen])
+        own = axis[span.own]
+        assert len(own) <= side
+        assert seen == {near for pixel in own for near in axis if abs(near - pixel) <= margin}
+        enlarged = [pixel for pixel in axis[span.seen] for _ in range(3)]
+        assert enlarged[span.kept(3)] == [pixel for pixel in own for _ in range(3)]
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -22,8 +22,8 @@ _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 282, 283, 296
 _DESCRIPTIVE = (270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 33432)
 """Tags of a TIFF file that describe the picture rather than its storage: description, maker, model, resolution,
 software, time, artist, computer and copyright."""
-_MOST_BYTES = 2**20
-"""Larger blocks are left out; JPEG files allow 65,527 bytes."""
+MOST_BYTES = 2**20
+"""Bytes that are copied from a directory at most: entries may share their bytes, so that copies outgrow the file."""
 _PER_INCH = {2: 1.0, 3: 2.54}
 """Units of length per inch, by the number of the unit: inch and centimetre; 1 states no unit."""
 Entries = dict[int, tuple[int, int, bytes]]
@@ -60,9 +60,10 @@ def density(across: float | None, down: float | None, units_per_inch: float = 1)
     return found if min(found) >= 1 and max(found) <= 65_535 else None
 
 
-def density_in(tags: Directory) -> tuple[float, float] | None:
+def density_in(tags: Directory | bytes) -> tuple[float, float] | None:
     """Return pixels per inch across and down as a TIFF file or a block of EXIF metadata states them."""
     try:
+        tags = Directory(tags.removeprefix(EXIF_PREFIX)) if isinstance(tags, bytes) else tags
         unit = tags.number(_RESOLUTION_UNIT, 2) or 2
         across, down = tags.ratio(_X_RESOLUTION), tags.ratio(_Y_RESOLUTION)
         return density(across, down, _PER_INCH[unit]) if unit in _PER_INCH else None
@@ -84,7 +85,7 @@ def upright(exif: bytes | None, width: int, height: int) -> bytes | None:
     Returns:
         The block without the prefix; None if it is damaged.
     """
-    if exif is None or len(exif) > _MOST_BYTES:
+    if exif is None:
         return None
     block = exif.removeprefix(EXIF_PREFIX)
     changed = bytearray(block)
@@ -155,8 +156,8 @@ def exif_of_tiff(tags: Directory) -> bytes | None:
 
 
 def _copied(tags: Directory, wanted: Sequence[int]) -> Entries:
-    """Return entries for a block of EXIF metadata, in all at most `_MOST_BYTES`."""
-    copied, left = {}, _MOST_BYTES
+    """Return entries for a block of EXIF metadata, in all at most `MOST_BYTES`."""
+    copied, left = {}, MOST_BYTES
     for tag in wanted:
         if tag in tags and tag != _INTEROPERABILITY and 0 < tags.size(tag) <= left:
             kind, count, stored = tags.stored(tag)

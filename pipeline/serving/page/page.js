@@ -1,9 +1,10 @@
 // The page sends the image twice, for bicubic interpolation and for the model, and shows both answers over each other.
 const at = id => document.getElementById(id);
-const [drop, file, view, stage, before, after, boundary, format, download] =
-  ["drop", "file", "view", "stage", "before", "after", "boundary", "format", "download"].map(at);
+const [drop, file, view, stage, boundary, format, download] =
+  ["drop", "file", "view", "stage", "boundary", "format", "download"].map(at);
 const server = await (await fetch("v1/model")).json();
 let chosen = null; // the image, a File
+let compared = null; // the image whose bicubic interpolation is shown, a File
 let zoom = "fit";
 let running = new AbortController();
 
@@ -20,10 +21,10 @@ function bytes(count) {
   return count < 1e6 ? `${number(count / 1e3)} kB` : `${number(count / 1e6)} MB`;
 }
 
-async function upscale(method, answerFormat, signal) {
+async function upscale(image, method, answerFormat, signal) {
   const started = performance.now();
   const answer = await fetch(`v1/upscale?${new URLSearchParams({ method, format: answerFormat })}`, {
-    method: "POST", body: chosen, headers: { "Content-Type": "application/octet-stream" }, signal,
+    method: "POST", body: image, headers: { "Content-Type": "application/octet-stream" }, signal,
   });
   if (!answer.ok) {
     const { error } = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
@@ -32,32 +33,48 @@ async function upscale(method, answerFormat, signal) {
   return { blob: await answer.blob(), seconds: (performance.now() - started) / 1000 };
 }
 
-async function show(image, blob) {
-  URL.revokeObjectURL(image.src);
-  image.src = URL.createObjectURL(blob);
-  await image.decode();
+// Both versions are decoded before one of them is shown, so that those of two images never lie over each other.
+async function decode(id, blob) {
+  const version = at(id).cloneNode();
+  version.src = URL.createObjectURL(blob);
+  await version.decode();
+  return version;
 }
 
-async function run(method) {
+function show(version) {
+  const shown = at(version.id);
+  URL.revokeObjectURL(shown.src);
+  shown.replaceWith(version);
+}
+
+async function run() {
   running.abort();
   running = new AbortController();
   const { signal } = running;
+  const [image, form] = [chosen, format.value];
   at("error").textContent = "";
-  at("status").textContent = `Upscaling ${chosen.name || "the image"} …`;
+  at("status").textContent = `Upscaling ${image.name || "the image"} …`;
   at("status").classList.add("busy");
   download.removeAttribute("href");
   try {
-    const answers = [upscale("model", format.value, signal)];
-    if (method === "both") answers.push(upscale("bicubic", "png", signal));
+    const answers = [upscale(image, "model", form, signal)];
+    if (compared !== image) answers.push(upscale(image, "bicubic", "png", signal));
     const [model, bicubic] = await Promise.all(answers);
-    await show(after, model.blob);
-    if (bicubic) await show(before, bicubic.blob);
-    report(model);
+    const versions = [decode("after", model.blob)];
+    if (bicubic) versions.push(decode("before", bicubic.blob));
+    const decoded = await Promise.all(versions);
+    if (signal.aborted) {
+      for (const version of decoded) URL.revokeObjectURL(version.src);
+      return;
+    }
+    decoded.forEach(show);
+    compared = image;
+    report(image, form, model);
   } catch (error) {
     if (signal.aborted) return;
     at("error").textContent = error instanceof TypeError ? "The server cannot be reached." : sentence(error.message);
     at("status").textContent = "";
-    if (after.src) download.href = after.src; // the image before this one is still shown
+    if (at("after").src) download.href = at("after").src; // the image before this one is still shown
   }
   at("status").classList.remove("busy");
 }
@@ -66,15 +83,15 @@ function sentence(text) {
   return text.charAt(0).toUpperCase() + text.slice(1) + (text.endsWith(".") ? "" : ".");
 }
 
-function report({ blob, seconds }) {
-  const [width, height] = [after.naturalWidth, after.naturalHeight];
-  at("original").textContent = `${width / server.scale} x ${height / server.scale} pixels, ${bytes(chosen.size)}`;
+function report(image, form, { blob, seconds }) {
+  const { naturalWidth: width, naturalHeight: height } = at("after");
+  at("original").textContent = `${width / server.scale} x ${height / server.scale} pixels, ${bytes(image.size)}`;
   at("upscaled").textContent = `${width} x ${height} pixels`;
   at("time").textContent = `${seconds.toFixed(2)} s`;
-  at("size").textContent = `${format.value.toUpperCase()}, ${bytes(blob.size)}`;
+  at("size").textContent = `${form.toUpperCase()}, ${bytes(blob.size)}`;
   at("status").textContent = "";
-  download.href = after.src;
-  download.download = `${(chosen.name || "image").replace(/\.[^.]*$/, "")}-x${server.scale}.${format.value}`;
+  download.href = at("after").src;
+  download.download = `${(image.name || "image").replace(/\.[^.]*$/, "")}-x${server.scale}.${form}`;
   at("result").hidden = false;
   drop.classList.add("small");
   layOut();
@@ -83,12 +100,12 @@ function report({ blob, seconds }) {
 function choose(image) {
   if (!image) return;
   chosen = image;
-  run("both");
+  run();
 }
 
 // The boundary is a share of the visible part, so that it stays in sight when the image is larger than the view.
 function layOut() {
-  const [width, height] = [after.naturalWidth, after.naturalHeight];
+  const { naturalWidth: width, naturalHeight: height } = at("after");
   const [room, most] = [at("tools").clientWidth, Math.max(window.innerHeight - 390, 260)];
   const factor = zoom === "fit" ? Math.min(room / width, most / height) : zoom / window.devicePixelRatio;
   view.classList.toggle("fit", zoom === "fit");
@@ -129,7 +146,7 @@ document.addEventListener("drop", event => {
   choose(event.dataTransfer.files[0]);
 });
 document.addEventListener("paste", event => choose(event.clipboardData.files[0]));
-format.addEventListener("change", () => { if (chosen) run("model"); });
+format.addEventListener("change", () => { if (chosen) run(); });
 boundary.addEventListener("input", moveBoundary);
 view.addEventListener("scroll", moveBoundary);
 window.addEventListener("resize", layOut);

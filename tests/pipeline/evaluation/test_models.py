@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -123,6 +124,7 @@ def test_mlflow_has_the_scores(case: Case) -> None:
     (run,) = client.search_runs(["1"])
     assert run.data.metrics["A/net/psnr_y"] == case.board.scores.sets["A"].mean["net"]["psnr_y"]
     assert run.data.tags["stage"] == "evaluate"
+    assert "mlflow.note.content" not in run.data.tags  # no command without --model repeats it
     there = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert there >= {"scores.csv", "comparison-A.png", "results.json"}
 
@@ -133,6 +135,34 @@ def test_the_same_scores_are_not_measured_again(case: Case, monkeypatch: pytest.
     assert again.scores == case.board.scores
     with pytest.raises(TypeError):
         models.evaluate_models(case.config, texts(case.base)[:1])
+
+
+def test_an_interrupted_evaluation_leaves_no_scores_beside_other_images(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    shutil.copytree(Path(case.board.files[0]).parent, folder)
+    (folder / "comparison-mine.png").touch()
+    monkeypatch.setattr("pipeline.cluster.map_tasks", None)
+    with pytest.raises(TypeError):
+        scoreboard.score_models(case.config, texts(case.base)[:1], folder=str(folder))
+    left = {file.name for file in folder.iterdir() if file.suffix != ".csv"}
+    assert left & {"scores.json", "comparison-A.png", "comparison-Set14.png"} == set()
+    assert "comparison-mine.png" in left  # which is no comparison of a set
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("https://user:QQ@host/res.zip?sig=QQ&x=/QQ.png", "res.zip"),
+        ("https://host/net/model.safetensors?X-Amz-Signature=QQ", "net"),
+        ("https://user:QQ/QQ@host", "host"),
+        ("s3://bucket/trainings/a-training/", "a-training"),
+        ("results/what?/x2", "x2"),
+    ],
+)
+def test_a_label_names_a_model_without_secrets(text: str, label: str) -> None:
+    assert models.label_of(text) == label
 
 
 def run(case: Case, *argv: str) -> None:

@@ -19,8 +19,8 @@ from pipeline.networks.sources import find_model
 from pipeline.networks.upscalers import load_upscaler
 from pipeline.networks.weights import load_network, to_safetensors
 from sr_model.networks.edsr import EDSR
+from sr_model.networks.settings import STAGES
 from sr_model.networks.srresnet import SRResNet
-from sr_model.networks.upsampling import STAGES
 from tests.pipeline.exporting.running import run
 
 ABOUT = ["--author", "A. Uthor", "--license", "Apache-2.0", "--description", "Sharp.", "--tag", "photo", "--tag", "x"]
@@ -108,6 +108,29 @@ def test_a_folder_for_hugging_face_is_a_model(edsr: Path, tmp_path: Path) -> Non
     assert torch.equal(own, exported)
 
 
+def test_a_folder_of_something_else_is_not_overwritten(
+    edsr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in (
+        ("README.md", "# My project"),
+        ("config.json", '{"library_name": "other"}'),
+        ("config.json", "[]"),
+        ("config.json", "no JSON"),
+        ("model.safetensors", ""),
+    ):
+        folder = tmp_path / f"{name} {len(content)}"
+        folder.mkdir()
+        (folder / name).write_text(content)
+        with pytest.raises(SystemExit, match="2"):
+            run(edsr, f"{folder}/", "--format", "huggingface")
+        said = capsys.readouterr().err
+        assert f"{folder}/{name} exists and belongs to no earlier export, expected a new folder" in said
+        assert [(file.name, file.read_text()) for file in folder.iterdir()] == [(name, content)]
+    for title in ("First", "Second"):
+        run(edsr, tmp_path / "hub", "--format", "huggingface", "--title", title)
+        assert f"# {title}\n" in (tmp_path / "hub/README.md").read_text()
+
+
 def test_a_card_beside_the_weights_is_taken_over(tmp_path: Path) -> None:
     run(bundled.DEFAULT, tmp_path / "hub", "--format", "huggingface")
     own = Path(bundled.weights(bundled.DEFAULT)).with_name("README.md")
@@ -134,6 +157,40 @@ def test_an_entry_for_openmodeldb_describes_the_file_beside_it(
     with pytest.raises(SystemExit, match="2"):
         run(edsr, tmp_path / "x.json", "--format", "openmodeldb")
     assert "expected --author NAME" in capsys.readouterr().err
+
+
+def test_an_entry_replaces_no_other_weights(edsr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry, weights = tmp_path / "x.json", tmp_path / "x.safetensors"
+    for description in ("First.", "Second."):
+        run(edsr, entry, "--format", "openmodeldb", "--author", "A", "--description", description)
+        assert json.loads(entry.read_text())["description"] == description
+    weights.write_bytes(edsr.read_bytes())
+    with pytest.raises(SystemExit, match="2"):
+        run(edsr, entry, "--format", "openmodeldb", "--author", "A")
+    assert "x.safetensors exists and " in capsys.readouterr().err
+    assert weights.read_bytes() == edsr.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("value", "precision", "message"),
+    [
+        (65520.0, "fp16", "bn_body.running_var of {} has values up to 6.55e+04, which fp16 cannot hold, expected fp32"),
+        (float("inf"), "fp32", "bn_body.running_var of {} has values that are infinite or no numbers, expected finite"),
+        (float("nan"), "fp16", "bn_body.running_var of {} has values that are infinite or no numbers, expected finite"),
+    ],
+)
+def test_weights_that_are_not_finite_are_refused(
+    value: float, precision: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = SRResNet(2, channels=8, blocks=1)
+    assert isinstance(net.bn_body.running_var, Tensor)
+    net.bn_body.running_var[3] = value
+    own, out = tmp_path / "own.safetensors", tmp_path / "out.safetensors"
+    own.write_bytes(to_safetensors(net, 2))
+    with pytest.raises(SystemExit, match="2"):
+        run(own, out, "--format", "safetensors", "--precision", precision)
+    assert message.format(own) in capsys.readouterr().err
+    assert not out.exists()
 
 
 Layers = Callable[[str, Tensor], Tensor]

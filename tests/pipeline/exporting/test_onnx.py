@@ -144,6 +144,34 @@ def test_models_of_other_programs_are_upscalers(kind: int, tmp_path: Path) -> No
         assert torch.equal(upscaler.enlarge(PHOTO), PHOTO.repeat_interleave(3, 1).repeat_interleave(3, 2))
 
 
+def cropping(multiple: int) -> Any:
+    """A model that enlarges the largest part of an image whose sides are multiples of a number."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"], start=2),
+        helper.make_node("Div", ["shape", "multiple"], ["windows"]),
+        helper.make_node("Mul", ["windows", "multiple"], ["ends"]),
+        helper.make_node("Slice", ["x", "starts", "ends", "axes"], ["part"]),
+        helper.make_node("Resize", ["part", "", "factors"], ["y"], mode="nearest"),
+    ]
+    constants = {
+        "multiple": np.array([multiple, multiple]),
+        "starts": np.array([0, 0]),
+        "axes": np.array([2, 3]),
+        "factors": np.array([1, 1, 2, 2], np.float32),
+    }
+    return onnx_models.model(nodes, constants=constants)
+
+
+def test_a_model_that_returns_another_size_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "m.onnx"
+    file.write_bytes(cropping(8).SerializeToString())
+    upscaler = load_onnx(str(file))
+    whole = torch.randint(0, 256, (3, 56, 48), dtype=torch.uint8)
+    assert torch.equal(upscaler.enlarge(whole), whole.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    with pytest.raises(UserError, match=r"m\.onnx cannot be used: it makes 3x112x96 of an image 3x61x50; expected"):
+        upscaler.enlarge(torch.zeros(3, 61, 50, dtype=torch.uint8))
+
+
 def with_external_weights() -> Any:
     model = onnx_models.repeating()
     (kernel,) = model.graph.initializer

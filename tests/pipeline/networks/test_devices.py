@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from pipeline.networks.devices import best_device, cuda_fault, tf32
+from pipeline.networks import devices
+from pipeline.networks.devices import best_device, cuda_fault, free_bytes, tf32
 from tests.conftest import ROOT
 
 
@@ -49,6 +51,21 @@ def test_compiled_code_runs_inside_the_block(enabled: bool) -> None:
 def test_the_best_device_is_one_that_computes() -> None:
     assert torch.ones(1, device=best_device()).add(1).item() == 2
     assert (best_device().type == "cpu") == bool(cuda_fault())
+
+
+def test_the_free_memory_of_a_container_includes_its_cache_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(devices, "_CGROUP", tmp_path)
+    assert free_bytes(cpu) > 9000, "without a limit, what the machine has"
+    for name, text in (("max", "9000"), ("current", "8000"), ("stat", "anon 500\ninactive_file 7000\nactive_file 1\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert free_bytes(cpu) == 8000
+    (tmp_path / "memory.current").write_text("20000")
+    assert free_bytes(cpu) == 0
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(cpu) > 9000
 
 
 def test_a_gpu_that_is_hidden_is_named_as_the_fault_and_nothing_warns() -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 import torch
@@ -91,10 +92,11 @@ def test_auto_takes_half_precision_only_if_it_suffices(monkeypatch: pytest.Monke
 
 
 def test_images_of_one_size_can_be_enlarged_together() -> None:
-    for channels in (3, 1):
-        lrs = [image(channels), image(channels).flip(1)]
+    for channels, dtype in product((3, 1), (torch.uint8, torch.uint16)):
+        lrs = [image(channels, dtype), image(channels, dtype)[:, :, ::2].repeat_interleave(2, 2)[:, :, :41]]
         for upscaler in (NetworkUpscaler(SMALL, "fp32"), BicubicUpscaler(3)):
             for one, together in zip(map(upscaler.enlarge, lrs), upscaler.enlarge_several(lrs), strict=True):
+                assert together.dtype == dtype
                 assert (one.float() - together.float()).abs().max() <= 1
 
 
@@ -110,21 +112,27 @@ def test_bicubic_equals_the_whole_image(scale: int, monkeypatch: pytest.MonkeyPa
     assert (wide.double() - exact).abs().max() <= 0.5 + 1e-9
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16], ids=str)
 @pytest.mark.parametrize("channels", [3, 1])
-def test_self_ensemble_averages_eight_orientations(channels: int) -> None:
-    lr = image(channels)
-    turned = [t for flipped in (lr, lr.flip(2)) for t in (torch.rot90(flipped, k, (1, 2)) for k in range(4))]
+def test_self_ensemble_averages_eight_orientations(channels: int, dtype: torch.dtype) -> None:
+    lr, largest = image(channels, dtype), torch.iinfo(dtype).max
+    values = lr.int()  # which can be turned
+    turned = [t for flipped in (values, values.flip(2)) for t in (torch.rot90(flipped, k, (1, 2)) for k in range(4))]
     expected = torch.zeros(channels, 120, 164)
     for number, one in enumerate(turned):
-        sr = torch.rot90(exact(SMALL, one.contiguous()), -number % 4, (1, 2))
+        sr = torch.rot90(exact(SMALL, one.contiguous().to(dtype)), -number % 4, (1, 2))
         expected += (sr.flip(2) if number >= 4 else sr) / 8
     ensemble: Upscaler = SelfEnsemble(NetworkUpscaler(SMALL, "fp32", tile=16))
-    assert (ensemble.enlarge(lr).float() - expected.clamp(0, 255)).abs().max() <= 0.5 + 1e-3
+    found = ensemble.enlarge(lr)
+    assert found.dtype == dtype
+    assert (found.float() - expected.clamp(0, largest)).abs().max() <= 0.5 + 4e-6 * largest
 
 
 def test_what_cannot_be_loaded_is_refused() -> None:
     with pytest.raises(UserError, match=r"^the precision fp16 needs a GPU, expected auto, fp32 or bf16 on a CPU$"):
         load_upscaler(find_model("srresnet-x4"), device="cpu", precision="fp16")
+    with pytest.raises(UserError, match=r"^bicubic cannot be computed in bf16, expected auto or fp32 for such a mod"):
+        load_upscaler(find_model("bicubic"), precision="bf16")
 
 
 def test_a_pixel_of_any_size_is_enough() -> None:

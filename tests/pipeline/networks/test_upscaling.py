@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.networks.devices import tf32
-from pipeline.networks.upscaling import TILE, tile_within, upscale, upscale_image
+from pipeline.networks.upscaling import tile_within, upscale, upscale_image
 from sr_model.degrade import upscale_bicubic
 from sr_model.metrics import compare
 from sr_model.networks.srresnet import SRResNet
 from sr_model.networks.super_resolver import SuperResolver
 from sr_model.pixels import Pixels, to_pixels, to_tensor
+from sr_model.tiling import TILE
 from tests.conftest import random_image
 
 

@@ -1,6 +1,7 @@
 """The models that trainings log: MLflow loads and serves them, and the pipeline finds their weights by name."""
 
 import ast
+import dataclasses
 import json
 import os
 import shutil
@@ -166,8 +167,22 @@ def test_weights_are_fetched_once(logged: Logged, tmp_path: Path, monkeypatch: p
     assert load_network(first.weights).scale == 4
     written = file.stat().st_mtime_ns
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert find_model(f"models:/{NAME}/1", logged.config.tracking_uri).weights == str(file)
+    assert find_model(f"models:/{NAME}/1", parse([f"tracking.uri={logged.config.tracking_uri}"], "run", "")) == (
+        dataclasses.replace(first, text=f"models:/{NAME}/1")
+    )
     assert file.stat().st_mtime_ns == written
+    named = find_model(f"models:/{NAME}/1", logged.config)
+    assert Path(named.weights).is_relative_to(logged.config.cache or "")
+
+
+def test_a_file_of_a_run_that_changed_is_fetched_again(logged: Logged, tmp_path: Path) -> None:
+    client = mlflow.MlflowClient(logged.config.tracking_uri)
+    file = tmp_path / "net.safetensors"
+    for content in (b"first weights", b"other weights"):  # of the same size
+        file.write_bytes(content)
+        client.log_artifact(logged.run.id, str(file))
+        found = fetch_weights(logged.config, f"runs:/{logged.run.id}/net.safetensors")
+        assert Path(found).read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -209,7 +224,7 @@ def test_no_server_is_one_sentence_within_seconds(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no database"):
         fetch_weights(parse([f"home={tmp_path}"], "run", ""), "models:/x/1")
     with pytest.raises(UserError, match="nothing listens at this port"):
-        find_model("models:/x/1", "http://127.0.0.1:9")
+        find_model("models:/x/1", parse([f"home={tmp_path}", "tracking.uri=http://127.0.0.1:9"], "run", ""))
     assert time.monotonic() - start < 10
     assert list(tmp_path.iterdir()) == []
 

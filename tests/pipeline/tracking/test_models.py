@@ -75,6 +75,32 @@ def test_an_alias_without_known_scores_stays(tracker: Tracker, tmp_path: Path) -
     assert holder(tracker, tmp_path) == "old"
 
 
+def test_the_alias_moves_from_a_version_of_the_same_run_that_mlflow_cannot_load(
+    tracker: Tracker, tmp_path: Path
+) -> None:
+    client = mlflow.MlflowClient(tracker.uri)
+    with tracker.run(str(tmp_path / "old"), "old", {}) as run:
+        client.create_registered_model(tmp_path.name)
+        client.create_model_version(tmp_path.name, f"{tmp_path}/weights", run.id)  # as earlier releases did
+    for key, value in (("scale", "4"), ("held_out_images", "images"), ("held-out/psnr_y", "28")):
+        client.set_model_version_tag(tmp_path.name, "1", key, value)
+    client.set_registered_model_alias(tmp_path.name, "best", "1")
+    register(tracker, tmp_path, "old", 28)
+    version = client.get_model_version_by_alias(tmp_path.name, "best")
+    assert (str(version.version), version.run_id) == ("2", run.id)
+
+
+def test_a_run_without_a_model_is_not_registered(
+    tracker: Tracker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tracker.run(str(tmp_path / "work"), "work", {}) as run:
+        version = ModelVersion(tmp_path.name, run, "work", 4, "images", {"held-out/psnr_y": 28})
+        assert not register_version(tracker, version, "best", "held-out/psnr_y")
+    assert capsys.readouterr().err == (
+        f"MLflow has no model of the run {run.id} yet: rerun the command to register it\n"
+    )
+
+
 def test_versions_carry_their_scores_and_each_run_has_one(tracker: Tracker, tmp_path: Path) -> None:
     register(tracker, tmp_path, "first", 28)
     register(tracker, tmp_path, "first", 28.25)

@@ -122,12 +122,13 @@ def test_no_secret_of_a_url_reaches_mlflow_or_a_note(home: Path) -> None:
     secret = "https://user:p@ss/QQword@host/x.zip?sig=QQsig"
     settings = config(home, f"source={secret}")
     tracker = Tracker(settings)
-    with tracker.run(str(home / "work"), "name", {"where": secret}) as run:
+    with tracker.run(str(home / "work"), f"evaluate {secret}", {"where": secret}) as run:
         run.describe({"source": secret}, settings)
         run.set_tags({"more": secret})
         run.log_dataset(f"data of {secret}", "digest", secret, {})
     kept = mlflow.MlflowClient(tracker.uri).get_run(run.id)
     assert kept.data.params["source"] == "https://host/x.zip?sig=***"
+    assert kept.info.run_name == "evaluate https://host/x.zip?sig=***"
     note = home / "work" / "tracking.json"
     assert note.stat().st_mode & 0o777 == 0o600
     written = [file.read_bytes() for file in home.rglob("*") if file.is_file()]
@@ -185,6 +186,20 @@ def test_the_machine_is_measured_while_training(home: Path, monkeypatch: pytest.
     run_id = read_run_note(f"{home}/work", tracker.uri).runs[""]
     history = client.get_metric_history(run_id, "system/cpu_utilization_percentage")
     assert [metric.step for metric in history] == [7]  # not more often than every few seconds
+
+
+def test_a_machine_that_cannot_be_measured_ends_no_training(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tries: list[None] = []
+    monkeypatch.setattr("psutil.virtual_memory", lambda: tries.append(None))  # None, as in some containers
+    monkeypatch.setattr("pipeline.tracking.forwarding._SYSTEM_EVERY_S", 0)
+    with Tracker(config(home)).run(str(home / "work"), "name", {}) as run:
+        forwarder = Forwarder(str(home / "journal"), run)
+        for _ in range(3):
+            forwarder.forward_system_metrics()
+    assert len(tries) == 1
+    assert "MLflow gets no system metrics, because this machine cannot be measured (" in capsys.readouterr().err
 
 
 def test_a_server_that_does_not_answer_at_the_start_is_one_sentence(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def test_the_time_counts_from_the_start_of_the_command() -> None:
     assert parse(["cluster.stop_after=0.5 minutes"], "train", "").cluster.stop_at(100.0) == 130
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_it_shapes_no_training(small: Small) -> None:
     plain, limited = parse(small(), "train", ""), parse(small("cluster.stop_after=1 hours"), "train", "")
     patch_set, _ = preparation.prepare(plain)

@@ -3,16 +3,22 @@
 import io
 from contextlib import suppress
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+from pipeline.data.formats.colour import SRGB, grey_profile
+from pipeline.data.locations import FileLocation
 from pipeline.data.rejection import RejectedImageError
 from pipeline.networks.upscalers import BicubicUpscaler
+from pipeline.settings import UserError
 from pipeline.upscaling.animations import Frame, open_animation, write_animation
 from pipeline.upscaling.encoding import encode_image
+from pipeline.upscaling.files import upscale_file
 from pipeline.upscaling.images import DecodedImage, enlarge_image
+from pipeline.upscaling.options import Enlargement
 from tests.pipeline.data.formats.encoders import Array
 
 DURATIONS = [100, 200, 50, 300]
@@ -90,6 +96,47 @@ def test_an_animation_that_is_shown_once_stays_so_and_a_still_is_none() -> None:
             pass
         with open_animation(encode_image(frames[0].image, suffix), 10**5) as animation:
             assert animation is None
+
+
+def test_only_the_frames_that_are_decoded_count(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    write_animation([Frame(DecodedImage(frame[:, :, :3]), 70) for frame in pictures(False)], 0, sink, ".gif")
+    (tmp_path / "a.gif").write_bytes(sink.getvalue())
+    source, upscaler, how = FileLocation(str(tmp_path / "a.gif")), BicubicUpscaler(2), Enlargement(max_megapixels=0.005)
+    written = upscale_file(upscaler, source, str(tmp_path / "a.jpg"), ".jpg", how)
+    assert (written.width, written.height) == (60, 48)
+    assert written.notes == ("is an animation of 4 frames, of which .jpg holds the first",)
+    with pytest.raises(RejectedImageError, match="has 4 frames of 30x24, more than 1250 pixels"):
+        upscale_file(upscaler, source, str(tmp_path / "b.gif"), ".gif", how)
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_grey_frames_stay_grey_with_their_profile(transparent: bool) -> None:
+    alpha = pictures(True)[0][:, :, 3] if transparent else None
+    frames = [Frame(DecodedImage(frame[:, :, 2:3], alpha, grey_profile()), 70) for frame in pictures(False)]
+    for suffix, mode in ((".png", "L"), (".webp", "RGB")):
+        sink = io.BytesIO()
+        write_animation(frames, 0, sink, suffix)
+        with Image.open(sink) as file:
+            assert suffix == ".webp" or file.mode == mode + ("A" if transparent else "")
+            parsed = ImageCms.ImageCmsProfile(io.BytesIO(file.info["icc_profile"])).profile
+            assert parsed.xcolor_space == ("GRAY" if mode == "L" else "RGB ")
+        with open_animation(sink.getvalue(), 10**5) as animation:
+            assert animation is not None
+            for seen, frame in zip(animation.frames, frames, strict=True):
+                error = np.abs(seen.image.pixels.astype(int) - frame.image.pixels)
+                assert error[alpha != 0 if alpha is not None else ...].max() <= 1  # WebP keeps no hidden colours
+    coloured = Frame(DecodedImage(pictures(False)[0][:, :, :3], None, SRGB), 70)
+    sink = io.BytesIO()
+    write_animation([*frames, coloured], 0, sink, ".png")
+    with Image.open(sink) as file:
+        assert (file.mode, file.info["icc_profile"]) == ("RGBA" if transparent else "RGB", SRGB)
+
+
+def test_frames_that_a_format_cannot_hold_are_one_sentence() -> None:
+    wide = Frame(DecodedImage(np.zeros((1, 17_000, 3), np.uint8)), 70)
+    with pytest.raises(UserError, match=r"17000x1 pixels is larger than \.webp can hold, which is 16383 pixels a side"):
+        write_animation([wide, wide], 0, io.BytesIO(), ".webp")
 
 
 @pytest.mark.parametrize("suffix", KINDS)

@@ -3,15 +3,17 @@
 import functools
 import http.server
 import json
+import os
 import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from pipeline import upscale
+from pipeline import cluster, upscale
 from pipeline.settings import UserError
 from tests.conftest import random_image
 
@@ -106,6 +108,98 @@ def test_results_beside_their_images_are_not_enlarged_again(tmp_path: Path, capf
         run(tmp_path, tmp_path, *BICUBIC, "--suffix", "_x4")
         assert below(tmp_path) == {"a.png", "a_x4.png", ".upscaled.jsonl"}
     assert capfd.readouterr().out.endswith("1 of 1 image done by an earlier command\n")
+
+
+def test_results_in_the_folder_of_the_images_are_known_by_the_journal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "a.jpg")
+    for _ in range(2):
+        run(tmp_path, tmp_path, *BICUBIC, "--format", "png")
+        assert below(tmp_path) == {"a.jpg", "a.png", ".upscaled.jsonl"}
+    assert capfd.readouterr().out.endswith("1 of 1 image done by an earlier command\n")
+
+    # The result of a lost image stays as it is, and an image that no command has made is not taken for a result.
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(UserError, match="holds only results of earlier commands, expected other images"):
+        run(tmp_path, tmp_path, *BICUBIC, "--suffix", "_x4")
+    make(tmp_path / "b.png")
+    make(tmp_path / "b_x4.png", 1)
+    content = (tmp_path / "b_x4.png").read_bytes()
+    with pytest.raises(UserError, match=r"b_x4\.png is an input image, expected another folder"):
+        run(tmp_path, tmp_path, *BICUBIC, "--suffix", "_x4")
+    assert (tmp_path / "b_x4.png").read_bytes() == content
+
+
+def test_no_path_to_an_input_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    photos = tmp_path / "photos"
+    make(photos / "a.png")
+    content = (photos / "a.png").read_bytes()
+    (tmp_path / "link").symlink_to(photos)
+    (tmp_path / "other.png").symlink_to(photos / "a.png")
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/same/a.png", content)
+    monkeypatch.chdir(photos)
+    cases = [
+        (".", "../photos"),
+        (photos, tmp_path / "link"),
+        (photos, f"file://{photos}"),
+        (f"file://{photos}", f"{tmp_path}/other/../photos/"),
+        ("a.png", "../photos/"),
+        ("a.png", f"file://{photos}/a.png"),
+        (f"file://{photos}/a.png", "../photos/a.png"),
+        (photos / "a.png", tmp_path / "other.png"),
+        ("memory://same/a.png", "memory://same/a.png"),
+        ("memory://same/a.png", "memory:///same/a.png"),
+        ("memory://same", "memory:///same/"),
+    ]
+    for source, out in cases:
+        with pytest.raises(UserError, match=r"is (an|the) input image, expected another"):
+            run(source, out, *BICUBIC)
+    assert (photos / "a.png").read_bytes() == memory.cat_file("/same/a.png") == content
+    assert below(photos) == {"a.png"}
+
+    # The results in a folder inside of the input are none of its images, however the folder is named.
+    for out in (photos / "large", tmp_path / "link/large", f"file://{photos}/large"):
+        run(photos, out, *BICUBIC)
+        assert below(photos) == {"a.png", "large/a.png", "large/.upscaled.jsonl"}
+
+
+def test_a_higher_limit_makes_only_what_was_too_large(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "in/a.png")
+    run(tmp_path / "in", tmp_path / "out", *BICUBIC, "--max-megapixels", "0.1")
+    make(tmp_path / "in/large.png", side=80)
+    with pytest.raises(UserError, match=r"large\.png 81x80 is more than 6250 pixels"):
+        run(tmp_path / "in/large.png", tmp_path / "out", *BICUBIC, "--max-megapixels", "0.1")
+    capfd.readouterr()
+    run(tmp_path / "in", tmp_path / "out", *BICUBIC)
+    assert capfd.readouterr().out.startswith("1 of 2 images done by an earlier command\n")
+    assert below(tmp_path / "out") == {"a.png", "large.png", ".upscaled.jsonl"}
+
+
+@pytest.fixture
+def eight_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    torch.set_num_threads(8)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("eight_threads")
+def test_a_few_images_need_no_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(cluster, "connect")
+    make(tmp_path / "in/a.png")
+    make(tmp_path / "in/b.png")
+    (tmp_path / "in/bad.png").touch()
+    with pytest.raises(SystemExit):
+        run(tmp_path / "in", tmp_path / "out", *BICUBIC, "--device", "cpu")
+    assert "2 images upscaled, 1 failed" in capfd.readouterr().out
+    assert below(tmp_path / "out") == {"a.png", "b.png", ".upscaled.jsonl"}
 
 
 def test_two_images_that_would_become_one_file_are_refused(tmp_path: Path) -> None:

@@ -231,6 +231,30 @@ def test_an_orientation_is_applied_once(source: str, orientation: int) -> None:
     assert upright.exif is not None
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_resolution_turns_with_the_image_and_is_read_from_exif(kind: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.XResolution], exif[ExifTags.Base.YResolution] = 204.0, 98.0
+    exif[ExifTags.Base.ResolutionUnit] = 2
+    options = {"dpi": (204, 98)} if kind == "TIFF" else {}
+    found = decode_image(saved(Image.new("RGB", (8, 6)), kind, exif=exif.tobytes(), **options), LIMIT)
+    assert found.size == (6, 8)
+    assert found.density == (98.0, 204.0)
+
+
+def test_large_exif_metadata_are_kept_or_their_loss_is_said() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "x" * 2**21
+    image = replace(smooth(3, np.uint8, False), exif=exif.tobytes().removeprefix(b"Exif\0\0"))
+    for suffix in (".png", ".webp"):
+        assert losses(image, suffix) == []
+        assert decode_image(encode_image(image, suffix), LIMIT).exif == image.exif
+    for suffix, kept in ((".jpg", "they are left out"), (".tif", "at most 1 MB a directory")):
+        assert kept in losses(image, suffix)[0]
+        assert len(encode_image(image, suffix)) < 2**20
+
+
 @pytest.mark.parametrize("exif", [b"rubbish", b"II*\0\x08\0\0\0", b"II*\0\x08\0\0\0\xff\xff" + bytes(40), b""])
 def test_damaged_metadata_never_spoil_an_image(exif: bytes) -> None:
     pixels = smooth(3, np.uint8, False).pixels

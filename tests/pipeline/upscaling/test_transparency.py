@@ -9,9 +9,9 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from pipeline.data.images import decode
-from pipeline.networks.upscalers import NetworkUpscaler
+from pipeline.networks.upscalers import BicubicUpscaler, NetworkUpscaler
 from pipeline.upscaling.encoding import encode_image
-from pipeline.upscaling.images import decode_image, enlarge_image
+from pipeline.upscaling.images import DecodedImage, decode_image, enlarge_image
 from pipeline.upscaling.transparency import cover_hidden_colours
 from sr_model.networks.srresnet import SRResNet
 from sr_model.pixels import Pixels
@@ -45,6 +45,24 @@ def test_a_hidden_pixel_has_the_colour_of_a_nearest_visible_one(image: Pixels, a
         distances = ((visible - [y, x]) ** 2).sum(axis=1)
         nearest = visible[distances == distances.min()]
         assert any((covered[y, x] == image[ny, nx]).all() for ny, nx in nearest)
+
+
+@pytest.mark.parametrize("outscale", [None, 3])
+def test_an_edge_of_sixteen_bits_does_not_wrap(outscale: float | None) -> None:
+    """Filters overshoot at an edge; values beyond the range become its ends, as with 8 bits."""
+    step = np.repeat([0, 1], 12).astype(np.uint8) * np.ones((16, 1), np.uint8)
+    deep, plain = (
+        enlarge_image(
+            BicubicUpscaler(2), DecodedImage((step * largest)[:, :, None], np.maximum(step * largest, 1)), outscale
+        )
+        for largest in (np.uint16(65535), np.uint8(255))
+    )
+    assert deep.alpha is not None
+    assert plain.alpha is not None
+    for found, expected in ((deep.alpha, plain.alpha), (deep.pixels, plain.pixels)):
+        assert found.dtype == np.uint16
+        assert np.abs(found / 257 - expected).max() <= 2
+        assert (found.min(), found.max()) == (0, 65535)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])

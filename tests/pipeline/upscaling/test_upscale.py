@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import imagecodecs
@@ -17,6 +18,7 @@ from pipeline import upscale
 from pipeline.data import benchmark_sets
 from pipeline.evaluation import scoring
 from pipeline.networks import bundled, upscaling
+from pipeline.networks.upscalers import BicubicUpscaler
 from pipeline.networks.weights import contiguous, load_network
 from pipeline.reporting import records
 from pipeline.settings import UserError
@@ -133,6 +135,49 @@ def test_a_network_is_read_off_its_weights(scale: int, batch_norm: bool) -> None
 
 def run(*argv: object) -> None:
     upscale.main.__wrapped__([str(arg) for arg in argv])  # type: ignore[attr-defined]
+
+
+def test_whatever_fails_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    image = tmp_path / "in.png"
+    photo().save(image)
+    fsspec.filesystem("memory").pipe_file("/shop/x.png/none.txt", b"")
+    cases = [
+        (
+            (image, "nonsense://b/o.png"),
+            "cannot use nonsense://b/o.png: Protocol not known: nonsense; expected a path,",
+        ),
+        (("nonsense://b/in.png", tmp_path / "o.png"), "cannot use nonsense://b/in.png: Protocol not known"),
+        (
+            ("memory://shop/x.png", tmp_path / "o.png"),
+            r"x\.png is a folder, expected an image, or memory://shop/x.png/\*",
+        ),
+    ]
+    for argv, message in cases:
+        with pytest.raises(UserError, match=message):
+            run(*argv, "--model", "bicubic")
+    for error, message in (
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            "there is not enough memory on the GPU, expected a smaller --til",
+        ),
+        (MemoryError(), "there is not enough memory, expected a smaller --tile or a smaller image"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "there is not enough memory, expected"),
+        (KeyError("x"), r"KeyError: 'x' \(test_upscale.py, line \d+\)"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(BicubicUpscaler, "enlarge", failing(error))
+            with pytest.raises(UserError, match=f"^{image} cannot be upscaled: {message}"):
+                run(image, tmp_path / "o.png", "--model", "bicubic")
+    assert {file.name for file in tmp_path.iterdir()} == {"in.png"}
+
+
+def failing(error: Exception) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_mistakes_are_one_sentence(tmp_path: Path, model: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ def test_prints_table_report_and_the_command_of_the_ui(finished: tuple[list[str]
     _, folder, printed = finished
     for line in (
         r"held-out \(2\) +bicubic +\d\d\.\d\d",
-        r"Bench \(2\) +untrained network",
+        r"Bench \(2\) +untrained",
         r"Bench \(2\) +trained network",
     ):
         assert re.search(line, printed), printed
@@ -160,7 +160,8 @@ def test_the_network_is_a_registered_model_that_mlflow_can_load(
         mlflow.set_tracking_uri(None)
     assert model.predict(np.zeros((1, 6, 7, 3), np.uint8)).shape == (1, 24, 28, 3)
     (weights,) = folder.parents[1].glob("trainings/*/model.safetensors")
-    assert Path(find_model(f"runs:/{run.info.run_id}", uri).weights).read_bytes() == weights.read_bytes()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert Path(find_model(f"runs:/{run.info.run_id}").weights).read_bytes() == weights.read_bytes()
 
 
 def test_finished_work_needs_no_mlflow_and_other_work_does_not_begin_without_it(
@@ -185,6 +186,18 @@ def test_evaluate_by_itself_prints_the_same_table(finished: tuple[list[str], Pat
     table = re.search(r"^set .*?(?=\n\n)", again, re.MULTILINE | re.DOTALL)
     assert table
     assert table[0] in printed
+
+
+def test_evaluate_on_other_sets_leaves_the_workflow_as_it_is(finished: tuple[list[str], Path, str]) -> None:
+    options, folder, _ = finished
+    before = (folder / "scores.json").read_bytes()
+    fast = ["evaluate.images=0", "evaluate.st_lpips=false"]
+    printed, _ = run(*options, *fast, "--sets", f"Other={folder.parents[2]}/Bench", module="evaluate")
+    assert "Other (2)" in printed
+    assert "Bench (2)" not in printed
+    (written,) = (folder.parents[1] / "evaluations").glob("*/scores.json")
+    assert f"scores: {written}" in printed
+    assert (folder / "scores.json").read_bytes() == before
 
 
 def test_evaluate_makes_no_patch_set_without_a_training_on_it(finished: tuple[list[str], Path, str]) -> None:
@@ -341,6 +354,15 @@ def test_ray_job_submit(head: Head, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos")
     options = [f"source={tmp_path / 'photos'}", *SMALL, "name=submitted"]
     assert "succeeded" in submit(head, "--working-dir=.", "pipeline/run.py", *options)
+    assert_left_by(head, ["submitted"])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_job_in_the_checkout_reuses_what_is_finished_and_needs_the_token(head: Head, tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos")
+    options = [f"source={tmp_path / 'photos'}", *SMALL, "name=submitted"]
+    submit(head, "pipeline/run.py", *options)
     again = submit(head, "pipeline/run.py", *options)
     assert "succeeded" in again
     assert "training, evaluation and report reused" in again
@@ -351,7 +373,6 @@ def test_ray_job_submit(head: Head, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "refuses the token in RAY_AUTH_TOKEN: expected the content of ~/.ray/auth_token of the head" in done.stderr
-    assert_left_by(head, ["submitted"])
 
 
 @pytest.mark.long

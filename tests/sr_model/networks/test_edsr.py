@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from sr_model.degrade import downscale, upscale_bicubic
 from sr_model.metrics import luma, psnr
 from sr_model.networks import from_weights
-from sr_model.networks.edsr import EDSR, SCALES
-from sr_model.networks.upsampling import STAGES
+from sr_model.networks.edsr import EDSR
+from sr_model.networks.settings import SCALES, STAGES
 
 
 def as_published(net: EDSR, lr: Tensor, residual_scale: float) -> Tensor:

@@ -5,7 +5,8 @@ from skimage import data
 
 from sr_model.degrade import downscale, upscale_bicubic
 from sr_model.metrics import luma, psnr
-from sr_model.networks.srresnet import SCALES, SRResNet, UpsampleStage
+from sr_model.networks.settings import SCALES
+from sr_model.networks.srresnet import SRResNet, UpsampleStage
 
 
 def as_published(net: SRResNet, lr: torch.Tensor) -> torch.Tensor:

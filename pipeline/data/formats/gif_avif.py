@@ -17,7 +17,7 @@ _LONGEST_BRANDS = 256
 
 
 @dataclass(frozen=True)
-class OtherFile:
+class GifOrAvifFile:
     """A GIF or AVIF file whose header has been read."""
 
     content: bytes
@@ -45,12 +45,12 @@ def split_opacity(image: Image.Image) -> tuple[Samples, Samples | None]:
     return (pixels[:, :, :-1], pixels[:, :, -1]) if clear else (pixels, None)
 
 
-def is_other(content: bytes) -> bool:
+def is_gif_or_avif(content: bytes) -> bool:
     """Tell by its first bytes if a file is a GIF or AVIF file."""
     return content.startswith(_GIF) or _is_avif(content)
 
 
-def open_other(content: bytes) -> OtherFile:
+def open_gif_or_avif(content: bytes) -> GifOrAvifFile:
     """Read the header of a GIF or AVIF file.
 
     Raises:
@@ -61,7 +61,7 @@ def open_other(content: bytes) -> OtherFile:
     if kind == "AVIF" and not features.check("avif"):
         raise unsupported("is an AVIF file, which the installed Pillow cannot decode")
     with Image.open(io.BytesIO(content), formats=(kind,)) as file:
-        return OtherFile(content, kind, file.width, file.height)
+        return GifOrAvifFile(content, kind, file.width, file.height)
 
 
 def _is_avif(content: bytes) -> bool:
