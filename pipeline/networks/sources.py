@@ -61,19 +61,33 @@ def find_model(text: str, config: Config | None = None) -> ModelSource:
         return ModelSource(text, ModelKind.BICUBIC, "")
     if text.startswith(("models:/", "runs:/")):
         return ModelSource(text, ModelKind.SAFETENSORS, _fetch_from_mlflow(text, config))
+    is_url = storage.is_url(text)
+    if is_url:
+        _check_url(text)
+    place = text if is_url else str(Path(text).absolute())  # worker processes may have another current folder
     for ending, kind in _KINDS.items():
         if text.endswith(ending):
-            if not storage.is_url(text) and not Path(text).is_file():
+            if not is_url and not Path(text).is_file():
                 raise UserError(
                     f"cannot read the weights {text}: there is no such file; expected an existing {ending} file"
                 )
-            return ModelSource(text, kind, text)
+            return ModelSource(text, kind, place)
     if text in bundled.names():
         return ModelSource(text, ModelKind.SAFETENSORS, bundled.weights(text))
-    if storage.is_url(text) or Path(text).is_dir():
-        return ModelSource(text, ModelKind.SAFETENSORS, _weights_below(text.rstrip("/")))
+    if is_url or Path(text).is_dir():
+        return ModelSource(text, ModelKind.SAFETENSORS, _weights_below(place.rstrip("/")))
     known = ", ".join(bundled.names())
     raise UserError(f"there is no model {text}: expected {EXPECTED}; the bundled models are {known}")
+
+
+def _check_url(url: str) -> None:
+    try:
+        storage.locate(url)
+    except (ValueError, ImportError, OSError) as error:
+        raise UserError(
+            f"cannot read the model {storage.redact(url)}: {storage.one_line(error).rstrip('.')}; expected the URL of "
+            "a file system whose package is installed, such as s3://"
+        ) from None
 
 
 def _fetch_from_mlflow(text: str, config: Config | None) -> str:

@@ -83,7 +83,7 @@ def upscale_all(plan: Plan, model: Model, how: Enlargement) -> Summary:
         UserError: if the only image cannot be enlarged, the model cannot be loaded, or Ray cannot be used.
         OSError: if the journal cannot be written.
     """
-    jobs, identity = plan.jobs, model.identity()
+    jobs, identity = plan.jobs, model.identity() if plan.folder else ""  # a single file is always made
     journal = Journal(plan.folder) if plan.folder else None
     identities = [fingerprint([ALGORITHM, job.image.version, identity, how.identity()]) for job in jobs]
     tasks = [
