@@ -247,7 +247,7 @@ sys.exit(bool((folder / "result.json").exists()))
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_interrupted_it_is_marked_killed_and_goes_on_with_another_number_of_workers(
     small: Small, tmp_path: Path
 ) -> None:

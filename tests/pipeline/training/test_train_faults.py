@@ -114,16 +114,15 @@ def test_losing_a_node_and_getting_it_back_changes_no_sample(
     worker = Worker(config, patch_set, str(tmp_path / "none"), Ranks(torch.device("cpu")))
     batches = worker.make_reader(micro_batch=6).read(0, 1500)
     expected = [sorted(hashes(batch)) for batch in batches]
-    whole = set()
-    for step, samples in enumerate(expected):
-        for world in (1, 2):
-            parts: dict[str, list[str]] = {}
-            for file in sorted(folder.glob(f"samples/{step:06d}-{world}-*")):
-                rank = file.name.split("-")[2]
-                seen = file.read_text().split()
-                assert parts.setdefault(rank, seen) == seen, "a repeated step took other samples"
-            if sorted(chain.from_iterable(parts.values())) == samples:
-                whole.add(step)
+    parts: dict[tuple[int, str], dict[str, list[str]]] = {}
+    for file in sorted(folder.glob("samples/??????-*")):
+        step, world, rank = file.name.split("-")[:3]
+        seen = file.read_text().split()
+        own = parts.setdefault((int(step), world), {})
+        assert own.setdefault(rank, seen) == seen, "a repeated step took other samples"
+    whole = {
+        step for (step, _), taken in parts.items() if sorted(chain.from_iterable(taken.values())) == expected[step]
+    }
     assert whole == set(range(1500))
     sessions = [r.metrics["train/workers"] for r in trained.history() if r.kind == "session"]
     assert [workers for workers, _ in groupby(sessions)] == [2, 1, 2]
