@@ -101,7 +101,7 @@ class Exchange:
 
 @dataclass
 class Outcome:
-    """What clients got."""
+    """The answers that clients got."""
 
     seconds: float = 0.0
     """Time from the first request to the last answer."""

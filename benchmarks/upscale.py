@@ -58,7 +58,7 @@ SMALL_SIZE = (96, 128)
 MEMORY_SIDES = {1: 250, 100: 2500}
 """LR side of a square image by the megapixels of its output."""
 BYTES_PER_PIXEL = 3 + 4
-"""What a pixel of the output needs: its values, and Pillow's copy of them while it encodes a file."""
+"""Bytes that a pixel of the output needs: its values, and Pillow's copy of them while it encodes a file."""
 MOST_PIXELS = 10**8
 
 
@@ -277,7 +277,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], list[Result]]] = {
     "start": measure_start,
     "folder": measure_folder,
 }
-"""What is measured, by name."""
+"""The sections by name."""
 
 
 if __name__ == "__main__":

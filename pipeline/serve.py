@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -13,7 +12,7 @@ from pipeline.networks import bundled
 from pipeline.networks.sources import find_model
 from pipeline.serving import PRECISIONS, Limits, ServeOptions, listen
 from pipeline.settings import UserError
-from pipeline.settings.command_line import Parser, command
+from pipeline.settings.command_line import Parser, command, positive_number
 
 
 @command
@@ -41,11 +40,14 @@ def main(argv: Sequence[str]) -> None:
         "--precision", choices=PRECISIONS, default=ServeOptions.precision, help="of the network (default: %(default)s)"
     )
     parser.add_argument(
-        "--max-mb", type=_positive, default=default.megabytes, help="largest image file in MB (default: %(default)g)"
+        "--max-mb",
+        type=positive_number,
+        default=default.megabytes,
+        help="largest image file in MB (default: %(default)g)",
     )
     parser.add_argument(
         "--max-megapixels",
-        type=_positive,
+        type=positive_number,
         default=default.megapixels,
         help="largest enlarged image in megapixels (default: %(default)g)",
     )
@@ -78,16 +80,6 @@ def _count(text: str) -> int:
     if not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
 
 
 if __name__ == "__main__":

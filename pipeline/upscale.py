@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 
@@ -11,7 +10,7 @@ from pipeline.data.listing import count
 from pipeline.networks import sources
 from pipeline.networks.bundled import DEFAULT
 from pipeline.settings import Config, UserError, resolve
-from pipeline.settings.command_line import Parser, command
+from pipeline.settings.command_line import Parser, command, positive_number
 from pipeline.upscaling import batch
 from pipeline.upscaling.formats import FORMATS, check_format
 from pipeline.upscaling.options import Enlargement, Model
@@ -55,29 +54,24 @@ def _parser() -> Parser:
     add("paths", nargs="+", metavar="IN", help=inputs)
     add("-o", "--out", metavar="OUT", help=f"a file that ends in {', '.join(FORMATS)}; or a folder or s3:// prefix")
     add("--model", default=DEFAULT, help=f"{sources.EXPECTED} (default: %(default)s)")
-    add("--outscale", type=_number, metavar="FACTOR", help="resize the result to this factor (default: the model's)")
+    add(
+        "--outscale",
+        type=positive_number,
+        metavar="FACTOR",
+        help="resize the result to this factor (default: the model's)",
+    )
     add("--suffix", type=_suffix, default="", help="text to add to the names of files in a folder, such as _x4")
     add("--format", type=_ending, metavar="ENDING", help="ending of files in a folder (default: that of each image)")
     add("--quality", type=_integer(1, 100), metavar="1-100", help="of JPEG (default: 95), WebP (lossless), AVIF (90)")
     add("--keep-profile", action="store_true", help="keep colours and ICC profile instead of converting to sRGB")
     limit = "refuse to write a larger image (default: %(default)g)"
-    add("--max-megapixels", type=_number, default=400.0, metavar="N", help=limit)
+    add("--max-megapixels", type=positive_number, default=400.0, metavar="N", help=limit)
     add("--device", choices=["cpu", "cuda"], help="where to compute (default: cuda if there is a GPU, else cpu)")
     precision = "number format of the computation (default: the fastest that changes no 8-bit image visibly)"
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help=precision)
     tile = "side of a tile in pixels of the input, or auto to choose it from the memory (default: auto)"
     add("--tile", type=_tile, metavar="N", help=tile)
     return parser
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
 
 
 def _integer(least: int, most: int) -> Callable[[str], int]:

@@ -77,7 +77,7 @@ class ScoredImage:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is scored, and how; everything that shapes the scores."""
+    """Everything that shapes the scores: images, methods and metrics."""
 
     scale: int
     images: Sequence[ScoredImage]

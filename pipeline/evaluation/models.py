@@ -40,7 +40,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ModelScores:
-    """What came of an evaluation of models."""
+    """The result of an evaluation of models."""
 
     folder: str
     """Path or URL of the folder with scores.json and the shown images."""

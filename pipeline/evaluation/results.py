@@ -18,7 +18,7 @@ _NAMED = 5
 _NO_RESULT = re.compile(r".*[_\-. ](lr|hr|gt|bic|bicubic|input|target)")
 """How the names of files end that are no results, as in baby_x4_LR or baby_HR, in lower case."""
 _USUAL = re.compile(r"[_\-. ]?(x\d+)?([_\-. ](sr|out|x\d+|rlt|result))*")
-"""What tools usually append to an image's name: nothing, x4, _SR, _x4, _out, _x4_SR."""
+"""Endings that tools usually append to an image's name: nothing, x4, _SR, _x4, _out, _x4_SR."""
 
 
 @dataclass(frozen=True)

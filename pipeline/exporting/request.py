@@ -15,7 +15,7 @@ Precision = Literal["fp32", "fp16"]
 
 @dataclass(frozen=True)
 class About:
-    """What people say about a model; empty where they say nothing."""
+    """The description of a model that a person gives; a field that is not given is empty."""
 
     title: str = ""
     author: str = ""
@@ -57,7 +57,7 @@ class Format:
 
     name: str
     purpose: str
-    """What it is, for --help."""
+    """The purpose of the format, for --help."""
     ending: str
     """How the name of its file ends; "" if it is a folder."""
     write: Callable[[Request], str]

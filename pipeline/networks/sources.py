@@ -17,7 +17,7 @@ EXPECTED = (
     "a bundled model, a .safetensors or .onnx file, the folder of a training or of a workflow, models:/NAME@ALIAS or "
     "runs:/ID of MLflow, or `bicubic`"
 )
-"""What may stand for a model, for messages."""
+"""The texts that name a model, for messages."""
 
 
 class ModelKind(Enum):

@@ -1,4 +1,4 @@
-"""What the server sends to the replicas, and what they answer."""
+"""The messages between the server and its replicas."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a replica knows about its model."""
+    """The facts that a replica knows about its model."""
 
     scale: int
     """Factor by which height and width grow; 0 if the model cannot be loaded."""

@@ -1,4 +1,4 @@
-"""What a person can choose about a server."""
+"""The options of a server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server refuses."""
+    """The sizes above which a server refuses a request."""
 
     megabytes: float = 32
     """Largest size of an image file, in MB (10^6 bytes)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import math
 import os
 import shlex
 import signal
@@ -146,6 +147,17 @@ def stop_like_interrupt() -> None:
     """Make SIGTERM, which `ray job stop` sends, end this process as Ctrl-C does."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def positive_number(text: str) -> float:
+    """Read an option's value that is a finite number above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def _as_sentence(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What earlier runs left in MLflow: the settings of a run, and the weights of a model. Nothing is created there."""
+"""Read the settings of a run and the weights of a model from MLflow. Nothing is created there."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from pipeline.upscaling.images import DecodedImage, to_image
 _ANIMATED_WEBP = 2
 """Bit of an extended WebP header that states an animation."""
 _KEEP, _CLEAR = 1, 2
-"""What happens to a GIF frame before the next one is shown: it stays, or its place becomes transparent."""
+"""Disposal of a GIF frame before the next one is shown: it stays, or its place becomes transparent."""
 
 
 @dataclass(frozen=True)

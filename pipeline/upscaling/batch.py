@@ -33,7 +33,7 @@ _PROCESSES_PER_GPU = 2
 
 @dataclass(frozen=True)
 class Summary:
-    """What a command has done with its images."""
+    """The numbers of images that a command has finished, skipped and failed to enlarge."""
 
     written: int
     skipped: int

@@ -29,7 +29,7 @@ class Written:
     frames: int
     bytes: int
     notes: tuple[str, ...]
-    """What the file does not hold of the image; each text completes a sentence that begins with the image's name."""
+    """Losses of the image in the file; each text completes a sentence that begins with the image's name."""
 
     @property
     def megapixels(self) -> float:

@@ -12,7 +12,7 @@ from pipeline.storage import printable
 
 @dataclass(frozen=True)
 class Format:
-    """What files of a format can hold."""
+    """The properties of an image that files of a format can hold."""
 
     pillow: str
     """Pillow's name of the format."""

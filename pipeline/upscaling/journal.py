@@ -19,7 +19,7 @@ _UPLOAD_EVERY_S = 30.0
 
 
 class Journal:
-    """What earlier commands have made in a folder, and what this one makes.
+    """The files that earlier commands have made in a folder, and those that this one makes.
 
     A damaged line counts as missing, so that its image is made again.
 

@@ -1,4 +1,4 @@
-"""What a user chooses for an enlargement. This module imports neither torch nor Ray."""
+"""The choices of a user for an enlargement. This module imports neither torch nor Ray."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a command enlarges."""
+    """The images that a command enlarges, and where it writes the results."""
 
     jobs: list[Job]
     folder: str | None

@@ -1,4 +1,4 @@
-"""What `docs/operations.md` says about MLflow's database, tried on a PostgreSQL server."""
+"""The commands of `docs/operations.md` for MLflow's database, run on a PostgreSQL server."""
 
 import os
 import re

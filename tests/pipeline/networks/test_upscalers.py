@@ -31,7 +31,7 @@ def image(channels: int = 3, dtype: torch.dtype = torch.uint8, height: int = 30,
 
 
 def exact(net: SuperResolver, lr: Tensor) -> Tensor:
-    """What a network makes of an image, in its range, before it is rounded."""
+    """Return the output of a network for an image, in its range, before it is rounded."""
     with torch.no_grad():
         sr: Tensor = net((lr.float() / torch.iinfo(lr.dtype).max).expand(3, -1, -1)[None])[0]
     return (sr if len(lr) == 3 else sr.mean(0, keepdim=True)).mul(torch.iinfo(lr.dtype).max)

@@ -1,4 +1,4 @@
-"""What a written file holds: every format, depth and kind of image, read back by other libraries."""
+"""Files that were written: every format, depth and kind of image, read back by other libraries."""
 
 import io
 import itertools
