@@ -8,7 +8,7 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); echo $$
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo grid-demo results-ui test test-all fuzz lint format demo-test wheel-test head clean
+.PHONY: help demo grid-demo results-ui test test-all fuzz chaos lint format demo-test wheel-test sbom audit head clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ test-all: .venv/.test ## run the default tests and the long ones
 fuzz: .venv/.test ## feed thousands of damaged files to everything that reads files (minutes)
 	$(PYTEST) -m '' tests/fuzz
 
+chaos: .venv/.test ## kill and disturb parts of a local stack while commands run (40 minutes); CASE=NAME SEED=N
+	$(BIN)/python -m tests.chaos --seed $(or $(SEED),0) $(if $(CASE),--case $(CASE),--table docs/explanation/faults.md)
+
 lint: .venv/.lint ## check style, types and the layers of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,6 +55,14 @@ demo-test: .venv/.run ## run the demo with 30 steps in a temporary folder
 wheel-test: .venv/.pip ## build the wheel, install it into an empty environment and upscale an image
 	.ci/wheel-test
 
+sbom: .venv/.run .venv/audit/.done ## list the installed packages in build/sbom.json (CycloneDX)
+	@mkdir -p build
+	.venv/audit/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
+	  --output-file build/sbom.json $(BIN)/python
+
+audit: .venv/audit/.done ## compare constraints.txt with known vulnerabilities (needs the internet)
+	.venv/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
 head: .venv/.run ## start a local Ray head for `ray job submit`, until Ctrl-C
 	@infra/head
 
@@ -62,6 +73,12 @@ clean: ## remove the environment and caches; outputs stay
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name one with make PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(PIP) 'pip>=25.1'
+	touch $@
+
+.venv/audit/.done: .venv/.pip pyproject.toml
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --disable-pip-version-check 'pip>=25.1'
+	.venv/audit/bin/python -m pip install --disable-pip-version-check --group audit
 	touch $@
 
 .venv/.run: .venv/.pip pyproject.toml

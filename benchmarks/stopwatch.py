@@ -14,6 +14,7 @@ import torch.distributed as dist
 from pipeline import storage
 from pipeline.data.reader import Batch
 from pipeline.training import worker
+from pipeline.training.job import LoopResult, TrainJob
 from pipeline.training.learner import Learner, StepResult
 from pipeline.training.planning import Plan
 from pipeline.training.validation import Validation, Validator
@@ -38,7 +39,7 @@ class Stopwatch:
         block: steps of a block.
     """
 
-    def __init__(self, job: worker.TrainJob, block: int) -> None:
+    def __init__(self, job: TrainJob, block: int) -> None:
         self._job, self._block = job, block
         self._step, self._validate = Learner.step, Validator.validate
         self._times = Times()
@@ -100,7 +101,7 @@ class Stopwatch:
         self._block_start, self._validation_s = time.perf_counter(), 0.0
 
 
-def train_loop(arguments: dict[str, worker.TrainJob], block: int) -> worker.LoopResult:
+def train_loop(arguments: dict[str, TrainJob], block: int) -> LoopResult:
     """Run the real loop of a worker, interrupted by blocks of bare steps."""
     Stopwatch(arguments["job"], block).install()
     return worker.train_loop(arguments)

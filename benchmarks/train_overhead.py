@@ -21,7 +21,7 @@ from pipeline import storage
 from pipeline.data import preparation
 from pipeline.settings.command_line import parse
 from pipeline.training import driver
-from pipeline.training.worker import LoopResult, TrainJob
+from pipeline.training.job import LoopResult, TrainJob
 
 
 def main() -> None:

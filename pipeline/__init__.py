@@ -11,8 +11,6 @@ _DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process; a lost worker is replaced in any case
-    "RAY_TRAIN_METRICS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow has the same values
     "RAY_AIR_NEW_OUTPUT": "0",  # the pipeline prints a table of its own
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the grid reports each failure in a sentence

@@ -16,6 +16,7 @@ COMMANDS = {
     "tune": "train and compare a grid",
     "upscale": "upscale an image",
     "export": "export a model to another format",
+    "interpolate": "make models between two others",
     "serve": "serve a model over HTTP, with a page",
     "patchset": "show or verify a patch set",
     "publish": "show recorded trainings as a results page or in MLflow",
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"there is no command {argv[0]}, expected one of {', '.join(COMMANDS)}")
     print("Train networks for image super-resolution, and upscale images. The commands are:\n")
     for name, purpose in COMMANDS.items():
-        print(f"  python -m pipeline.{name:<10}  {purpose}")
+        print(f"  python -m pipeline.{name:<11}  {purpose}")
     print("\nEach command takes --help. To begin: python -m pipeline.run --config configs/demo.yaml")
 
 

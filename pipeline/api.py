@@ -22,9 +22,11 @@ from torch import Tensor
 from pipeline.networks.bundled import DEFAULT
 from pipeline.networks.engine import Precision
 from pipeline.networks.sources import find_model
-from pipeline.networks.upscalers import SelfEnsemble, Upscaler, load_upscaler
+from pipeline.networks.upscalers import Consistent, SelfEnsemble, Upscaler, load_upscaler
+from pipeline.settings.sampling import chosen_sampling
 from pipeline.upscaling.images import DecodedImage, enlarge_image
 from sr_model import metrics
+from sr_model.networks.sampling import Solver
 
 AnyImage = TypeVar("AnyImage", Image.Image, npt.NDArray[np.uint8], npt.NDArray[np.uint16], Tensor)
 Picture = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | Tensor
@@ -54,6 +56,10 @@ def load_model(
     scale: int = 4,
     self_ensemble: bool = False,
     tile: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    solver: Solver | None = None,
+    consistent: bool = False,
 ) -> Upscaler:
     """Load a model.
 
@@ -66,15 +72,23 @@ def load_model(
         scale: the factor of "bicubic"; networks have their own.
         self_ensemble: average the image's eight orientations, which takes eight times as long and gains about 0.1 dB.
         tile: LR pixels, widest part of an image that is computed at once; by default what there is memory for.
+        steps: steps in which a model that refines draws an image, from 1 to 1000; by default its own number.
+        seed: the noise that such a model starts from, an integer of 64 bits; by default 0. The same seed gives the same
+            image.
+        solver: "euler", the default, or "heun", which computes such a model twice in each step.
+        consistent: correct images so that, reduced with bicubic interpolation, they are nearly the input.
 
     Returns:
         The model. `scale` is its factor, and `upscale` takes it.
 
     Raises:
-        UserError: if there is no such model or device, or the model cannot be loaded.
+        UserError: if there is no such model or device, the model cannot be loaded, or it does not draw images in steps
+            and `steps`, `seed` or `solver` is given.
     """
-    upscaler = load_upscaler(find_model(model), scale, device, precision, tile)
-    return SelfEnsemble(upscaler) if self_ensemble else upscaler
+    upscaler = load_upscaler(find_model(model), scale, device, precision, tile, chosen_sampling(steps, seed, solver))
+    if self_ensemble:
+        upscaler = SelfEnsemble(upscaler)
+    return Consistent(upscaler) if consistent else upscaler
 
 
 def upscale(image: AnyImage, model: str | Upscaler = DEFAULT) -> AnyImage:

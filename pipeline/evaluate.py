@@ -18,6 +18,8 @@ from pipeline.settings.evaluation import split_name
 from pipeline.settings.fields import absolute_path
 from pipeline.settings.places import names_tracking, sets_folder
 from pipeline.settings.prerequisites import check_prerequisites
+from pipeline.settings.sampling import seed_number, step_count
+from sr_model.networks.sampling import SOLVERS
 
 _OPTIONS = {
     "--model": (
@@ -32,10 +34,14 @@ _OPTIONS = {
     ),
     "--sets-dir": ("FOLDER", "folder of sets, in which names without a place are looked up (default: $SR_SETS)"),
     "--out": ("FOLDER", "folder for the scores and comparisons of models (default: evaluations/ in the home)"),
+    "--steps": ("K ...", "numbers of steps of models that draw images in steps, each of which gets a row"),
+    "--seeds": ("N ...", "seeds of the noise of such models; several also give the deviation over them (default: 0)"),
+    "--solver": ("euler|heun", "method by which such models make a step (default: euler)"),
     "--csv": ("FILE", "also write the table of models as CSV to this file"),
 }
 _FLAGS = {
     "--self-ensemble": "enlarge every image in eight orientations with each model, and score the mean",
+    "--consistent": "correct the images of each network so that, reduced, they are nearly the LR image",
     "--mlflow": "log the scores of models to MLflow; this is the default if a tracking server is configured",
 }
 
@@ -46,7 +52,8 @@ def main(argv: Sequence[str]) -> None:
     own, rest = _read_options(argv)
     purpose = "Score models, or the finished training that the configuration describes."
     config, flags = parse_with(_FLAGS, rest, "evaluate", purpose, described=_OPTIONS)
-    if not own.model and (given := [f"--{key}" for key in ("out", "csv") if getattr(own, key)] + sorted(flags)):
+    concern_models = ("out", "csv", "steps", "seeds", "solver")
+    if not own.model and (given := [f"--{key}" for key in concern_models if getattr(own, key)] + sorted(flags)):
         raise UserError(f"{given[0]} concerns models, expected --model, too")
     config = _with_sets(config, own)
     check_prerequisites(config, trains=not own.model, scores=True)
@@ -59,11 +66,12 @@ def main(argv: Sequence[str]) -> None:
 def _read_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Separate the options of this command that have values from settings and flags."""
     parser = Parser("evaluate", add_help=False)
+    kinds = {"--steps": step_count, "--seeds": seed_number}
     for option, (value, _) in _OPTIONS.items():
         if value.endswith("..."):
-            parser.add_argument(option, nargs="+", action="extend")
+            parser.add_argument(option, nargs="+", action="extend", type=kinds.get(option, str))
         else:
-            parser.add_argument(option)
+            parser.add_argument(option, choices=SOLVERS if option == "--solver" else None)
     own, rest = parser.parse_known_args(argv)
     for key in ("model", "sets"):  # a bare setting, such as cluster.gpu=false, may follow them
         values, settings = split_settings(getattr(own, key) or [])
@@ -94,11 +102,15 @@ def _score_models(config: Config, own: argparse.Namespace, flags: set[str]) -> N
         if not storage.is_url(model) and not model.startswith(("models:", "runs:")) and not os.path.lexists(model):
             sources.find_model(model)  # before imports that take seconds
     with terminal.stage("", "PyTorch and Ray are loading"):
-        from pipeline.reporting import scoreboard  # after the checks, because imports take seconds
+        from pipeline.evaluation.sampled import Drawing  # after the checks, because imports take seconds
+        from pipeline.reporting import scoreboard
 
     ensemble, track = "--self-ensemble" in flags, "--mlflow" in flags or names_tracking(config)
-    board = scoreboard.score_models(config, own.model, ensemble, own.out, own.csv, track)
-    print("\n".join(["", board.table, "", *board.scores.problems, "written:", *board.files]))
+    drawing = Drawing(tuple(own.steps or ()), tuple(own.seeds or ()), own.solver)
+    consistent = "--consistent" in flags
+    board = scoreboard.score_models(config, own.model, ensemble, own.out, own.csv, track, drawing, consistent)
+    remarks = [line for remark in board.remarks for line in (remark, "")]
+    print("\n".join(["", board.table, "", *remarks, *board.scores.problems, "written:", *board.files]))
     if board.scores.problems:
         raise SystemExit(1)
 

@@ -3,6 +3,8 @@
 `python -m pipeline.publish docs` writes the results page and the model cards from the records.
 `python -m pipeline.publish mlflow` imports the records into a store of their own, as `make results-ui` does before it
 opens the UI.
+`python -m pipeline.publish curve LABEL SCORES` adds the scores of a model's curve, such as the shares of another model
+or numbers of steps, to its record.
 """
 
 from __future__ import annotations
@@ -31,11 +33,17 @@ def main(argv: Sequence[str]) -> None:
     imported = kinds.add_parser("mlflow", help="import the records into a store of their own")
     imported.add_argument("--home", default="runs/results", help="folder of that store (%(default)s)")
     imported.add_argument("--port", type=int, help="port for MLflow's UI, which must be free; 5000 by default")
-    for kind in (docs, imported):
+    curve = kinds.add_parser("curve", help="add the scores of a model's curve to its record")
+    curve.add_argument("label", help="label of the record")
+    curve.add_argument("scores", help="folder of the scores, which interpolate --sets or evaluate --steps has printed")
+    for kind in (docs, imported, curve):
         kind.add_argument("--records", default=_RECORDS, help="folder of the records (%(default)s)")
     options = parser.parse_args(argv)
     if not storage.names(options.records):
         raise UserError(f"{options.records} holds no record, expected a folder that was written with tune.records")
+    if options.kind == "curve":
+        _add_curve(options.records, options.label, options.scores)
+        return
     if options.kind == "mlflow" and options.port:
         _require_free(options.port)
 
@@ -52,6 +60,17 @@ def main(argv: Sequence[str]) -> None:
     results_page.write_page(found, seeds, options.records, options.out, options.benchmarks)
     cards.write_cards(options.records, found)
     print(f"{options.out / 'results.md'} and {len(found)} model cards written")
+
+
+def _add_curve(folder: str, label: str, place: str) -> None:
+    from pipeline.evaluation.scores import Scores
+    from pipeline.grid import records  # after the checks, because imports take seconds
+
+    url = place if place.endswith(".json") else f"{place.rstrip('/')}/scores.json"
+    scores = storage.read_document(url, Scores, "rerun the command that wrote it")
+    if scores is None:
+        raise UserError(f"{url} does not exist, expected the scores of pipeline.interpolate or pipeline.evaluate")
+    print(f"{records.add_variants(folder, label, scores)} points added to the record {label}")
 
 
 def _require_free(port: int) -> None:

@@ -31,9 +31,10 @@ def main(argv: Sequence[str]) -> None:
 
         with terminal.stage("", "PyTorch and Ray are loading"):
             from pipeline.data import preparation  # after the checks, because imports take seconds
-            from pipeline.training import driver, dry_run, preflight
+            from pipeline.training import driver, dry_run, initial, preflight
 
         if not may_be_finished:
+            initial.check_initial(config)
             preflight.check_ahead(config)
         patch_set, _ = preparation.prepare(config)
         if given:

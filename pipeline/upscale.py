@@ -11,10 +11,12 @@ from pipeline.networks import sources
 from pipeline.networks.bundled import DEFAULT
 from pipeline.settings import Config, UserError, resolve
 from pipeline.settings.command_line import Parser, command, positive_number
+from pipeline.settings.sampling import chosen_sampling, seed_number, step_count
 from pipeline.upscaling import batch
 from pipeline.upscaling.formats import FORMATS, check_format
 from pipeline.upscaling.options import Enlargement, Model
 from pipeline.upscaling.plan import Naming, make_plan
+from sr_model.networks.sampling import SOLVERS
 
 _BICUBIC_SCALE = 4
 
@@ -34,7 +36,15 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--quality changes nothing for {plan.jobs[0].suffix}, expected files ending in {lossy}")
         whole = options.outscale and options.outscale.is_integer()  # bicubic interpolation has any scale
         scale = max(int(options.outscale), 2) if whole else _BICUBIC_SCALE
-        model = Model(sources.find_model(options.model), scale, options.device, options.precision, options.tile)
+        model = Model(
+            sources.find_model(options.model),
+            scale,
+            options.device,
+            options.precision,
+            options.tile,
+            chosen_sampling(options.steps, options.seed, options.solver),
+            options.consistent,
+        )
         how = Enlargement(options.outscale, options.quality, options.keep_profile, options.max_megapixels)
         for line in plan.summaries:
             print(line, flush=True)
@@ -69,6 +79,11 @@ def _parser() -> Parser:
     add("--device", choices=["cpu", "cuda"], help="where to compute (default: cuda if there is a GPU, else cpu)")
     precision = "number format of the computation (default: the fastest that changes no 8-bit image visibly)"
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help=precision)
+    add("--steps", type=step_count, metavar="K", help="steps in which a model that refines draws (default: its own)")
+    add("--seed", type=seed_number, metavar="N", help="noise that a model that refines starts from (default: 0)")
+    add("--solver", choices=SOLVERS, help="heun computes such a model twice in each step (default: euler)")
+    consistent = "correct the result so that, reduced with bicubic interpolation, it is nearly the input"
+    add("--consistent", action="store_true", help=consistent)
     tile = "side of a tile in pixels of the input, or auto to choose it from the memory (default: auto)"
     add("--tile", type=_tile, metavar="N", help=tile)
     return parser

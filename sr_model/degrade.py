@@ -95,6 +95,14 @@ def imresize(x: Tensor, size: tuple[int, int], form: Form = "matlab") -> Tensor:
     return y
 
 
+def keys_kernel(x: Tensor) -> Tensor:
+    """Return Keys' kernel with a = -0.5 at distances of any shape, in pixels; it is zero beyond a distance of 2."""
+    x = x.abs()
+    inner = (1.5 * x - 2.5) * x * x + 1
+    outer = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x <= 1, inner, torch.where(x <= 2, outer, torch.zeros_like(x)))
+
+
 _STRIP = 256
 """Rows that are blurred at a time."""
 _ROWS, _COLUMNS = 8, 4
@@ -199,19 +207,11 @@ def _taps(in_size: int, out_size: int, mirror: bool) -> tuple[Tensor, Tensor]:
     centre = (torch.arange(out_size, dtype=torch.float64) + 0.5) / ratio - 0.5
     left = torch.floor(centre - width / 2).to(torch.int64)
     positions = left[:, None] + torch.arange(math.ceil(width) + 2)
-    weights = _cubic((centre[:, None] - positions) * stretch)
+    weights = keys_kernel((centre[:, None] - positions) * stretch)
     weights = weights / weights.sum(dim=1, keepdim=True)
     used = (weights != 0).any(dim=0)
     weights, positions = weights[:, used], positions[:, used]
     return weights, _inside(positions, in_size, mirror)
-
-
-def _cubic(x: Tensor) -> Tensor:
-    """Keys' kernel, a = -0.5; zero beyond |x| = 2."""
-    x = x.abs()
-    inner = (1.5 * x - 2.5) * x * x + 1
-    outer = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x <= 1, inner, torch.where(x <= 2, outer, torch.zeros_like(x)))
 
 
 def _round_half_up(x: Tensor) -> Tensor:

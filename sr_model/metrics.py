@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sr_model.degrade import downscale
@@ -143,6 +144,33 @@ def consistency(sr: Tensor, lr: Tensor) -> float:
     """
     reduced = downscale(sr.cpu(), sr.shape[-1] // lr.shape[-1])
     return psnr(reduced.double(), lr.cpu().double())
+
+
+def phase_energy(image: Tensor, period: int = 4) -> float:
+    """Energy of patterns that repeat every `period` pixels, such as a checkerboard, in squared grey levels.
+
+    Transposed or strided convolutions leave such patterns (Odena et al. 2016, doi:10.23915/distill.00003). The local
+    mean over `period` x `period` pixels is taken from the luma, which removes slopes and keeps every pattern of this
+    period. In each block of 8 x 8 periods, the pixels at each of the period^2 positions are averaged; the energy is the
+    variance of these averages, as a mean over the blocks. Textures have some energy too, so a value means something
+    only beside that of the true image: up to about 1.2 times as much is no visible pattern.
+
+    Args:
+        image: (3, H, W) or (1, H, W) uint8. Rows and columns beyond whole blocks are left out.
+        period: period of the pattern in pixels, usually the factor by which the image was enlarged.
+
+    Returns:
+        The energy; 0 for an image with less than a block.
+    """
+    y = luma(image)[None, None]
+    block = 8 * period
+    if min(y.shape[-2:]) < block + period:
+        return 0.0
+    residual = y[..., : 1 - period, : 1 - period] - F.avg_pool2d(y, period, stride=1)
+    rows, columns = (size // block for size in residual.shape[-2:])
+    inside = residual[0, 0, : rows * block, : columns * block]
+    means = inside.reshape(rows, 8, period, columns, 8, period).mean((1, 4))
+    return float(means.var((1, 3), correction=0).mean())
 
 
 def ssim(a: Tensor, b: Tensor) -> float:

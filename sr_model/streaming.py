@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sr_model.networks.inference import Residual
+from sr_model.networks.inference import Beside, Residual, Select, Step
 
+_Joining = Residual | Step | Beside
+"""Layers that join their input and the output of their body."""
 _Into = Callable[[Tensor, Tensor], object]
 """Computes a layer of its first argument, and writes the result into the second."""
 
@@ -53,35 +55,40 @@ def stream(net: nn.Sequential, height: int, strips: Iterable[Tensor], most: int)
 # layers would keep one each.
 
 
-def values_per_column(net: nn.Sequential) -> float:
-    """Number of values that layers keep between strips, for each column of the input of the first layer."""
-    return _kept(list(net))[0]
+def values_per_column(net: nn.Sequential, channels: int = 3) -> float:
+    """Number of values that layers keep between strips, for each column of an input of so many channels."""
+    return _kept(list(net), channels)[0]
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    if isinstance(layer, Residual):
+    if isinstance(layer, _Joining):
         return can_stream(layer.body)
     if isinstance(layer, nn.Conv2d):
         (height, width), unit = layer.kernel_size, (1, 1)
         keeps_size = height % 2 == width % 2 == 1 and layer.padding == (height // 2, width // 2)
         moves_by_one = layer.stride == layer.dilation == unit
         return keeps_size and layer.padding_mode == "zeros" and moves_by_one and layer.groups == 1
-    return isinstance(layer, nn.PixelShuffle | nn.ReLU | nn.PReLU)
+    return isinstance(layer, nn.PixelShuffle | nn.PixelUnshuffle | nn.ReLU | nn.PReLU | Select)
 
 
-def _kept(layers: list[nn.Module]) -> tuple[float, int]:
-    """Values that layers keep, and rows by which they lag behind."""
-    values, lag, channels, scale = 0.0, 0, 0, 1
+def _kept(layers: list[nn.Module], channels: int) -> tuple[float, float, int]:
+    """Values that layers keep, rows of their input by which they lag behind, and channels of their output."""
+    values, lag, scale = 0.0, 0.0, 1.0
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             values += scale * (layer.kernel_size[0] - 1) * layer.in_channels
-            lag, channels = lag + layer.kernel_size[0] // 2, layer.out_channels
-        elif isinstance(layer, Residual):
-            inside, behind = _kept(list(layer.body))
-            values, lag = values + scale * (inside + behind * channels), lag + behind
+            lag, channels = lag + layer.kernel_size[0] // 2 / scale, layer.out_channels
+        elif isinstance(layer, _Joining):
+            inside, behind, made = _kept(list(layer.body), channels)
+            values, lag = values + scale * (inside + behind * channels), lag + behind / scale
+            channels += made if isinstance(layer, Beside) else 0
         elif isinstance(layer, nn.PixelShuffle):
             scale, channels = scale * layer.upscale_factor, channels // layer.upscale_factor**2
-    return values, lag
+        elif isinstance(layer, nn.PixelUnshuffle):
+            scale, channels = scale / layer.downscale_factor, channels * layer.downscale_factor**2
+        elif isinstance(layer, Select):
+            channels = sum(len(range(channels)[part]) for part in layer.parts)
+    return values, lag, channels
 
 
 def _compute(layers: list[nn.Module], height: int, strips: Iterator[Tensor], most: int, room: int) -> Iterator[Tensor]:
@@ -94,11 +101,16 @@ def _compute(layers: list[nn.Module], height: int, strips: Iterator[Tensor], mos
                 activation, *layers = layers
                 write = _activation(activation)
             strips = _convolve(layer, write, height, strips, most, _room(layers, room))
-        elif isinstance(layer, Residual):
-            strips = _add(layer, height, strips, most, _room(layers, room))
+        elif isinstance(layer, _Joining):
+            strips = _join(layer, height, strips, most, _room(layers, room))
         elif isinstance(layer, nn.PixelShuffle):
             strips = _give_room(map(layer, strips), _room(layers, room))
             height *= layer.upscale_factor
+        elif isinstance(layer, nn.PixelUnshuffle):
+            strips = _give_room(map(layer, _whole_blocks(strips, layer.downscale_factor)), _room(layers, room))
+            height //= layer.downscale_factor
+        elif isinstance(layer, Select):
+            strips = _give_room(map(layer, strips), _room(layers, room))
         else:
             strips = _give_room(strips, _room(layers, room), _activation(layer))
     return strips
@@ -109,7 +121,7 @@ def _room(layers: list[nn.Module], otherwise: int = 0) -> int:
     if not layers:
         return otherwise
     first = layers[0]
-    if isinstance(first, Residual):
+    if isinstance(first, _Joining):
         return _room(list(first.body))
     return first.kernel_size[0] - 1 if isinstance(first, nn.Conv2d) else 0
 
@@ -162,8 +174,19 @@ def _written(y: Tensor, write: _Into, room: int) -> Tensor:
     return result
 
 
-def _add(layer: Residual, height: int, strips: Iterator[Tensor], most: int, room: int) -> Iterator[Tensor]:
-    """Compute x + body(x). Strips wait until the body, which looks at the rows below, has reached their rows."""
+def _whole_blocks(strips: Iterator[Tensor], rows: int) -> Iterator[Tensor]:
+    """Divide an image into other strips, whose numbers of rows are multiples of `rows`."""
+    rest: Tensor | None = None
+    for strip in strips:
+        there = strip if rest is None else torch.cat([rest, strip], dim=2)
+        whole = there.shape[2] // rows * rows
+        rest = there[:, :, whole:] if whole < there.shape[2] else None
+        if whole:
+            yield there[:, :, :whole]
+
+
+def _join(layer: _Joining, height: int, strips: Iterator[Tensor], most: int, room: int) -> Iterator[Tensor]:
+    """Join x and body(x). Strips wait until the body, which looks at the rows below, has reached their rows."""
     waiting: deque[Tensor] = deque()
     room_of_body = _room(list(layer.body))
 
@@ -173,17 +196,27 @@ def _add(layer: Residual, height: int, strips: Iterator[Tensor], most: int, room
             yield strip
 
     ahead = _compute(list(layer.body), height, remember(), most, 0)
-    return map(partial(_sum, waiting, room), ahead)
+    return map(partial(_joined, layer, waiting, room), ahead)
 
 
-def _sum(waiting: deque[Tensor], room: int, y: Tensor) -> Tensor:
-    """Take as many rows as `y` has from what waits, and write the sum below free rows."""
-    result, done, rows = _empty(y, room, y.shape[2]), room, room + y.shape[2]
+def _joined(layer: _Joining, waiting: deque[Tensor], room: int, y: Tensor) -> Tensor:
+    """Take as many rows as `y` has from what waits, and write what the layer makes of both below free rows."""
+    made = y.shape[1]
+    channels = waiting[0].shape[1] + (made if isinstance(layer, Beside) else 0)
+    result, done, rows = _empty(y, room, y.shape[2], channels), room, room + y.shape[2]
     while done < rows:
         x = waiting.popleft()
         count = min(x.shape[2], rows - done)
-        part = y[:, :, done - room : done - room + count]
-        torch.add(x[:, :, :count], part, out=result[:, :, done : done + count])
+        part, own = y[:, :, done - room : done - room + count], x[:, :, :count]
+        out = result[:, :, done : done + count]
+        if isinstance(layer, Residual):
+            torch.add(own, part, out=out)
+        elif isinstance(layer, Step):
+            torch.add(part, own[:, :made], alpha=layer.gain, out=out[:, :made])
+            out[:, made:] = own[:, made:]
+        else:
+            out[:, :-made] = own
+            out[:, -made:] = part
         if count < x.shape[2]:
             waiting.appendleft(x[:, :, count:])
         done += count
@@ -200,6 +233,6 @@ def _leaky_relu(slope: float, x: Tensor, out: Tensor) -> None:
     torch.ops.aten.leaky_relu.out(x, slope, out=out)
 
 
-def _empty(like: Tensor, room: int, rows: int) -> Tensor:
-    shape = (like.shape[0], like.shape[1], room + rows, like.shape[3])
+def _empty(like: Tensor, room: int, rows: int, channels: int | None = None) -> Tensor:
+    shape = (like.shape[0], channels or like.shape[1], room + rows, like.shape[3])
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

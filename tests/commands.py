@@ -1,4 +1,4 @@
-"""Run a command as `python -m pipeline.NAME` does, in a process of its own, without importing libraries each time.
+"""Run commands and ranks in processes of their own, without importing libraries each time.
 
 The processes are forked from one that has imported what takes seconds. tests/pipeline/test_start.py covers what a
 command imports itself, and when.
@@ -10,8 +10,12 @@ import os
 import runpy
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch.multiprocessing.spawn import start_processes
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,6 +35,15 @@ class Done:
 
     def __str__(self) -> str:
         return f"exit code {self.code}\n{self.stdout}\n{self.stderr}"
+
+
+def run_ranks(rank: Callable[..., None], arguments: tuple[Any, ...] = (), count: int = 1) -> None:
+    """Call a function in `count` processes at once, with the number of the process and the arguments.
+
+    Raises:
+        Exception: the exception of the first process that fails.
+    """
+    start_processes(rank, arguments, count, start_method=_FORKING.get_start_method())
 
 
 def run(name: str, *argv: str) -> Done:

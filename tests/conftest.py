@@ -5,6 +5,7 @@ The folders of the tests mirror the packages that they test. Tests that need a R
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,11 +85,40 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def finished_grid(tmp_path_factory: pytest.TempPathFactory) -> "Grid":
+def finished_grid(tmp_path_factory: pytest.TempPathFactory, make_home: Callable[[Path], Path]) -> "Grid":
     """Run a small grid in which one cell fails."""
     from tests.pipeline.grid import grids
 
-    return grids.finished_grid(tmp_path_factory.mktemp("grid"))
+    base = tmp_path_factory.mktemp("grid")
+    make_home(base / "home")
+    return grids.finished_grid(base)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a database of MLflow to copy, because MLflow takes seconds to make one."""
+    import mlflow
+
+    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture(scope="session")
+def make_home(empty_database: Path) -> Callable[[Path], Path]:
+    """Return a function that makes a home folder in which MLflow's database exists."""
+
+    def make(folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        return Path(shutil.copy(empty_database, folder / "mlflow.db")).parent
+
+    return make
+
+
+@pytest.fixture
+def home(make_home: Callable[[Path], Path], tmp_path: Path) -> Path:
+    """Return a home folder in which MLflow's database exists."""
+    return make_home(tmp_path / "home")
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
+
 from pipeline import train
 from pipeline.data.reader import Batch
 from pipeline.training import driver, worker
+from pipeline.training.job import LoopResult, TrainJob
 from pipeline.training.learner import Learner, StepResult
-from pipeline.training.worker import LoopResult, TrainJob
 
 
 def hashes(batch: Batch) -> list[str]:
@@ -28,7 +30,9 @@ def train_loop(arguments: dict[str, TrainJob]) -> LoopResult:
     folder.mkdir(parents=True, exist_ok=True)
     real = Learner.step
 
-    def recorded_step(self: Learner, step: int, batches: Iterable[Batch], count: int = 1) -> StepResult:
+    def recorded_step(
+        self: Learner, step: int, batches: Iterable[Batch], count: int = 1, *more: torch.Tensor
+    ) -> StepResult:
         seen: list[str] = []
 
         def tap() -> Iterator[Batch]:
@@ -36,7 +40,7 @@ def train_loop(arguments: dict[str, TrainJob]) -> LoopResult:
                 seen.extend(hashes(batch))
                 yield batch
 
-        result = real(self, step, tap(), count)
+        result = real(self, step, tap(), count, *more)
         ranks = self.ranks
         name = f"{step:06d}-{ranks.world_size}-{ranks.rank}-{time.time_ns()}"
         (folder / name).write_text("\n".join(seen))
@@ -44,7 +48,7 @@ def train_loop(arguments: dict[str, TrainJob]) -> LoopResult:
             time.sleep(0.05)
         return result
 
-    Learner.step = recorded_step  # type: ignore[method-assign]
+    Learner.step = recorded_step  # type: ignore[assignment, method-assign]
     return worker.train_loop(arguments)
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import psutil
 
-from infra.local import MLflowServer, S3Server, Services, free_port
+from infra.stack import MLflowServer, S3Server, Services, free_port
 
 __all__ = [
     "BUCKET",
@@ -63,8 +63,10 @@ class TwoNodes(ClusterProcess):
     """A Ray cluster of a head and a second node, with one core each."""
 
     SCRIPT = """
-import sys
+import sys, time
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 size = {"num_cpus": 1, "object_store_memory": 10**8}
 cluster = Cluster(initialize_head=True, head_node_args=size)
 node = cluster.add_node(**size)
@@ -72,6 +74,11 @@ print(cluster.address, flush=True)
 for line in sys.stdin:
     if line == "kill\\n":
         cluster.remove_node(node, allow_graceful=False)
+    elif line == "drain\\n":
+        preempted = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        deadline_ms = int((time.time() + 60) * 1000)
+        accepted, _ = GcsClient(cluster.address).drain_node(node.node_id, preempted, "a test", deadline_ms)
+        assert accepted
     else:
         node = cluster.add_node(**size)
     print("done", flush=True)
@@ -80,6 +87,10 @@ for line in sys.stdin:
     def kill(self) -> None:
         """Kill the second node and everything that runs on it."""
         self._request("kill")
+
+    def drain(self) -> None:
+        """Announce that the second node will be taken away in a minute."""
+        self._request("drain")
 
     def add(self) -> None:
         """Start another second node."""
@@ -96,12 +107,12 @@ size = {"num_cpus": 2, "object_store_memory": 10**8}
 cluster = Cluster(initialize_head=True, head_node_args=size)
 print(cluster.address, flush=True)
 for line in sys.stdin:
-    cluster.add_node(**size, num_gpus=int(line))
+    cluster.add_node(**size, num_gpus=int(line), resources={"accelerator_type:T4": 1})
     print("done", flush=True)
 """
 
     def add(self, gpus: int) -> None:
-        """Start a node with two cores and so many pretended GPUs."""
+        """Start a node with two cores and so many pretended GPUs of type T4."""
         self._request(str(gpus))
 
 

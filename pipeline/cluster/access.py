@@ -12,11 +12,11 @@ from ray._private.authentication.authentication_utils import is_token_auth_enabl
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.exceptions import AuthenticationError
 
+from pipeline.cluster.tokens import TOKEN_FILE
 from pipeline.settings import UserError
 from pipeline.storage import one_line
 
 _TIMEOUT_S = 10
-_TOKEN_FILE = "~/.ray/auth_token"  # noqa: S105
 _METHOD = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 """A call without arguments that every Ray head answers."""
 
@@ -57,7 +57,7 @@ def _token_header(address: str) -> list[tuple[str, str]]:
         headers = AuthenticationTokenLoader.instance().get_token_for_http_header()
     except AuthenticationError:
         raise UserError(
-            f"this machine has no token for the Ray cluster at {address}: copy {_TOKEN_FILE} of the head node to the "
+            f"this machine has no token for the Ray cluster at {address}: copy {TOKEN_FILE} of the head node to the "
             "same place here, or set RAY_AUTH_TOKEN to its content"
         ) from None
     return [(name.lower(), value) for name, value in headers.items()]
@@ -77,15 +77,15 @@ def _wrong_token(address: str) -> UserError:
     if not is_token_auth_enabled():
         return UserError(
             f"the Ray cluster at {address} asks for a token, which RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE', '')} "
-            f"switches off here: set RAY_AUTH_MODE=token and copy {_TOKEN_FILE} of the head node to the same place here"
+            f"switches off here: set RAY_AUTH_MODE=token and copy {TOKEN_FILE} of the head node to the same place here"
         )
     if os.environ.get("RAY_AUTH_TOKEN"):
         return UserError(
-            f"the Ray cluster at {address} refuses the token in RAY_AUTH_TOKEN: expected the content of {_TOKEN_FILE} "
+            f"the Ray cluster at {address} refuses the token in RAY_AUTH_TOKEN: expected the content of {TOKEN_FILE} "
             "of the head node"
         )
-    file = os.environ.get("RAY_AUTH_TOKEN_PATH") or _TOKEN_FILE
+    file = os.environ.get("RAY_AUTH_TOKEN_PATH") or TOKEN_FILE
     return UserError(
-        f"the Ray cluster at {address} refuses the token of this machine, {file}: copy {_TOKEN_FILE} of the head node "
+        f"the Ray cluster at {address} refuses the token of this machine, {file}: copy {TOKEN_FILE} of the head node "
         "to it, or set RAY_AUTH_TOKEN to its content"
     )

@@ -12,11 +12,14 @@ import ray.data
 
 from pipeline import terminal
 from pipeline.cluster.access import check_access, unreachable
+from pipeline.cluster.tokens import protect_token
 from pipeline.settings import Config, UserError
 from pipeline.settings.command_line import stop_like_interrupt
 from pipeline.settings.places import ray_address
 from pipeline.storage import one_line
 
+_FEW_CORES = 8
+"""Cores up to which one operator of Ray Data may use all of them."""
 _pending: list[Future[None]] = []
 """The connection that `connect_ahead` has begun, until `connect` takes it."""
 
@@ -65,6 +68,8 @@ def _connect(config: Config) -> None:
     address = ray_address(config)
     if address:
         check_access(address)
+    else:
+        protect_token()
     local = {"include_dashboard": False, "object_store_memory": config.cluster.object_store_mb * 2**20}
     try:
         ray.init(
@@ -83,12 +88,19 @@ def _connect(config: Config) -> None:
         ) from None
 
 
+def _is_small() -> bool:
+    """Tell whether the connected Ray is one node with a few cores."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return len(nodes) == 1 and nodes[0].get("CPU", 0) <= _FEW_CORES
+
+
 def configure() -> None:
     """Apply this process's settings for a Ray that is already connected."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.op_resource_reservation_enabled = False  # with it, a single operator gets only one of two cores
+    if _is_small():  # otherwise a single operator gets only one of two cores
+        context.op_resource_reservation_enabled = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that progress bars are off
     warnings.filterwarnings("ignore", module="ray")

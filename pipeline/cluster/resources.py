@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 import ray
+from ray._common.utils import RESOURCE_CONSTRAINT_PREFIX
 
 from pipeline.settings import Config, UserError
 
@@ -26,14 +27,21 @@ def training_resources(config: Config, per_gpu: int = 1) -> tuple[int, dict[str,
     capacity = Capacity(config, per_gpu)
     # Without GPUs, two workers with half of the cores each are faster than one worker with all of them.
     workers = config.cluster.workers or (max(capacity.gpus, 1) if capacity.use_gpu else min(capacity.cpus, 2))
-    per_worker = config.cluster.cpus_per_worker or capacity.cores_per_worker(workers)
-    if capacity.workers(per_worker) < workers:
+    least = config.cluster.min_workers or workers
+    if least > workers:
+        raise UserError(f"cluster.min_workers is {least}, expected no more than the number of workers, {workers}")
+    # Workers that join later get as many cores as those that fit now.
+    at_first = min(max(capacity.workers(1), least), workers)
+    per_worker = config.cluster.cpus_per_worker or capacity.cores_per_worker(at_first)
+    if capacity.workers(per_worker) < least:
+        key = "min_workers" if config.cluster.min_workers else "workers"
         raise UserError(
-            f"cluster.workers is {workers}, with {per_worker} CPU{' and a GPU' if capacity.use_gpu else ''} each, but "
+            f"cluster.{key} is {least}, with {per_worker} CPU{capacity.gpu_in_words} each, but "
             f"the cluster has room for {capacity.workers(per_worker)} (CPU {capacity.cpus}, GPU {capacity.gpus}, nodes "
             f"{len(capacity.nodes)}): expected fewer"
         )
-    return workers, {"CPU": per_worker, **({"GPU": share_of_gpu(per_gpu)} if capacity.use_gpu else {})}
+    gpu = {"GPU": share_of_gpu(per_gpu), **gpu_type(config)} if capacity.use_gpu else {}
+    return workers, {"CPU": per_worker, **gpu}
 
 
 def trial_resources(config: Config, trials: int) -> tuple[int, int, dict[str, float]]:
@@ -73,6 +81,12 @@ def workers_per_gpu(wanted: int, gpus: int, most: int) -> int:
     return max(min(-(-wanted // max(gpus, 1)), most), 1)
 
 
+def gpu_type(config: Config) -> dict[str, float]:
+    """Return what a worker with a GPU reserves so that it runs on a node with `cluster.accelerator_type`."""
+    kind = config.cluster.accelerator_type
+    return {f"{RESOURCE_CONSTRAINT_PREFIX}{kind}": 0.001} if kind else {}  # of a node's 1, so it limits no worker
+
+
 def share_of_gpu(workers: int) -> float:
     """Return the part of a GPU that each of so many workers reserves, rounded down as Ray counts, so that all fit."""
     return 1 if workers == 1 else math.floor(_UNITS / workers) / _UNITS
@@ -92,16 +106,26 @@ class Capacity:
     """Cores and GPUs of the connected cluster.
 
     Args:
-        config: the setting `cluster.gpu` decides if GPUs are used; if it is not set, they are used if there are any.
+        config: the setting `cluster.gpu` decides if GPUs are used; if it is not set, they are used if there are any. Of
+            the GPUs, only those of `cluster.accelerator_type` count.
         per_gpu: number of workers that share a GPU.
     """
 
     def __init__(self, config: Config, per_gpu: int = 1) -> None:
         self.nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if kind := config.cluster.accelerator_type:
+            typed = f"{RESOURCE_CONSTRAINT_PREFIX}{kind}"
+            self.nodes = [node if typed in node else {**node, "GPU": 0} for node in self.nodes]
+        self._kind = kind
         wanted = config.cluster.gpu
         self.use_gpu: bool = any(node.get("GPU") for node in self.nodes) if wanted is None else wanted
         self.cpus, self.gpus = (int(sum(node.get(kind, 0) for node in self.nodes)) for kind in ("CPU", "GPU"))
         self._per_gpu = per_gpu
+
+    @property
+    def gpu_in_words(self) -> str:
+        """The GPU that each worker needs, as the end of a list; "" if it needs none."""
+        return f" and a GPU{f' of type {self._kind}' if self._kind else ''}" if self.use_gpu else ""
 
     def workers(self, cores: int) -> int:
         """Return how many workers with so many cores fit, each within one node."""

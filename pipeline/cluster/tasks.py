@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -13,14 +14,21 @@ import ray.exceptions
 from ray import cloudpickle
 from ray.data import ActorPoolStrategy
 
-from pipeline.cluster.resources import Capacity, share_of_gpu
+from pipeline import terminal
+from pipeline.cluster.resources import Capacity, gpu_type, share_of_gpu
 from pipeline.settings import Config, UserError
 from pipeline.storage import one_line
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_MOST_BLOCKS = 1000
+_BLOCK_S = 1.0
+"""Seconds of work in a block of tasks. Ray passes on the results of a block together, and repeats the block if its
+process dies; on the other hand, each block takes about 10 ms of the driver."""
+_BLOCKS_OF_CORE = 4
+"""Blocks for each core, if there are tasks enough, so that the cores finish together."""
+_UNRESERVED = 2**28
+"""Bytes of memory that a task may take without a reservation."""
 
 
 @dataclass(frozen=True)
@@ -40,32 +48,43 @@ class GpuPool:
     """The most that fit on the cluster."""
     share: float
     """Part of a GPU that each of them reserves."""
+    type: dict[str, float] = field(default_factory=dict)
+    """What each of them also reserves to run on a node with `cluster.accelerator_type`."""
 
 
 def gpu_pool(config: Config, per_gpu: int) -> GpuPool | None:
     """Return the pool that the connected cluster has room for, or None if it has no GPUs that `cluster.gpu` allows.
 
     Args:
-        config: holds the setting `cluster.gpu`.
+        config: holds the settings `cluster.gpu` and `cluster.accelerator_type`.
         per_gpu: number of processes that share a GPU; each also needs a core.
     """
     capacity = Capacity(config, per_gpu)
     processes = capacity.workers(1) if capacity.use_gpu else 0
-    return GpuPool(processes, share_of_gpu(per_gpu)) if processes else None
+    return GpuPool(processes, share_of_gpu(per_gpu), gpu_type(config)) if processes else None
 
 
 def map_tasks(
-    function: Callable[[T], R], tasks: Sequence[T], gpus: GpuPool | None = None
+    function: Callable[[T], R],
+    tasks: Sequence[T],
+    gpus: GpuPool | None = None,
+    *,
+    seconds: Callable[[T], float] = lambda _: _BLOCK_S,
+    memory: Callable[[T], int] = lambda _: 0,
 ) -> Iterator[R | TaskError[T]]:
     """Run a function on every task with Ray Data, one core each.
 
     Tasks and results can be any objects that can be pickled. They travel as bytes, so Arrow infers no types from them.
+    Consecutive tasks form blocks of about a second of work; the results of a block come together.
 
     Args:
         function: runs in a worker process of the cluster. An exception ends its own task alone.
         tasks: one argument for each call.
         gpus: the processes with GPUs to run in, from `gpu_pool`. Each process keeps its GPU, and what the function
             caches, for all its tasks. None for processes without GPUs.
+        seconds: estimates the time that a task takes; by default, each task is a block.
+        memory: estimates the bytes of memory that a task takes. Tasks that take more than a core's share of a node's
+            memory run last, no more of them at a time than fit into it.
 
     Yields:
         The results as they become ready, in any order; a `TaskError` for a task whose function raised an exception.
@@ -73,8 +92,10 @@ def map_tasks(
     Raises:
         UserError: if Ray itself fails, such as when the system kills worker processes again and again.
     """
+    log = terminal.log_context()
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
+        terminal.print_json(log)
         result, reason = b"", ""
         try:
             result = cloudpickle.dumps(function(cloudpickle.loads(row["task"])))
@@ -84,22 +105,52 @@ def map_tasks(
 
     if not tasks:
         return
-    rows = [{"number": number, "task": cloudpickle.dumps(task)} for number, task in enumerate(tasks)]
-    dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS))
-    if gpus:
-        # Actors, because Ray would start a new process for each task that reserves a GPU.
-        pool = ActorPoolStrategy(size=min(gpus.processes, len(rows)), max_tasks_in_flight_per_actor=1)
-        dataset = dataset.map(_Actor, fn_constructor_args=(run,), compute=pool, num_cpus=1, num_gpus=gpus.share)
-    else:
-        dataset = dataset.map(run, num_cpus=1)
     try:
-        for row in dataset.iter_rows():
-            yield TaskError(tasks[row["number"]], row["reason"]) if row["reason"] else cloudpickle.loads(row["result"])
+        for numbers, needed in _by_memory([memory(task) for task in tasks]):
+            rows = [{"number": number, "task": cloudpickle.dumps(tasks[number])} for number in numbers]
+            blocks = _count_blocks(len(rows), sum(seconds(tasks[number]) for number in numbers))
+            dataset = ray.data.from_items(rows, override_num_blocks=blocks)
+            if gpus:
+                # Actors, because Ray would start a new process for each task that reserves a GPU.
+                pool = ActorPoolStrategy(size=min(gpus.processes, len(rows)), max_tasks_in_flight_per_actor=1)
+                reserved: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus.share, "resources": gpus.type}
+                dataset = dataset.map(_Actor, fn_constructor_args=(run,), compute=pool, **reserved)
+            else:
+                dataset = dataset.map(run, num_cpus=1, **({"memory": needed} if needed else {}))
+            for row in dataset.iter_rows():
+                task = tasks[row["number"]]
+                yield TaskError(task, row["reason"]) if row["reason"] else cloudpickle.loads(row["result"])
     except ray.exceptions.RayError as error:
         raise UserError(
             f"Ray could not finish {len(tasks)} tasks: {one_line(error)}; expected worker processes that live: "
             "free some memory and rerun the same command to resume"
         ) from error
+
+
+def _by_memory(needs: Sequence[int]) -> Iterator[tuple[list[int], int | None]]:
+    """Divide tasks into those that fit into memory on all cores at once, and the others.
+
+    Yields:
+        Numbers of tasks, and the bytes to reserve for each of them, at most those of the largest node.
+    """
+    share, largest = _UNRESERVED, 0
+    if max(needs) > share:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        shares = [int(node.get("memory", 0) / node["CPU"]) for node in nodes if node.get("CPU")]
+        share = max(share, min(shares, default=0))
+        largest = max((int(node.get("memory", 0)) for node in nodes), default=0)
+    small = [number for number, need in enumerate(needs) if need <= share]
+    large = [number for number, need in enumerate(needs) if need > share]
+    if small:
+        yield small, None
+    if large:
+        yield large, min(max(needs[number] for number in large), largest) or None
+
+
+def _count_blocks(tasks: int, seconds: float) -> int:
+    """Return the number of blocks for tasks that take so many seconds together."""
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    return min(tasks, max(math.ceil(seconds / _BLOCK_S), _BLOCKS_OF_CORE * cores))
 
 
 class _Actor:

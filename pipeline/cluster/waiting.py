@@ -15,7 +15,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from pipeline import terminal
-from pipeline.cluster.resources import Capacity
+from pipeline.cluster.resources import Capacity, gpu_type
 from pipeline.settings import Config, UserError
 from pipeline.settings.places import ray_address
 
@@ -50,18 +50,23 @@ class _Need:
     workers: int
     least: int
     """Workers with which it can start."""
+    grows: bool
+    """True if it takes in further workers while it runs."""
     cores: int
     gpu: bool
+    type: Mapping[str, float]
+    """What a worker reserves to get the right type of GPU."""
 
     @property
     def resources(self) -> dict[str, float]:
-        """Resources of all workers together."""
-        return {kind: amount * self.workers for kind, amount in self.bundle.items()}
+        """Cores and GPUs of the workers to wait for."""
+        workers = self.least if self.grows else self.workers
+        return {"CPU": self.cores * workers, **({"GPU": workers} if self.gpu else {})}
 
     @property
     def bundle(self) -> dict[str, float]:
         """Resources of a worker."""
-        return {"CPU": self.cores, **({"GPU": 1} if self.gpu else {})}
+        return {"CPU": self.cores, **({"GPU": 1, **self.type} if self.gpu else {})}
 
     def __str__(self) -> str:
         kind = "GPU" if self.gpu else "worker"
@@ -73,7 +78,9 @@ def wait_for_workers(config: Config, trials: int = 1) -> None:
 
     It waits for GPUs if `cluster.gpu` is true, or if it is not set and the autoscaler says that it may start some. It
     waits for cores if an autoscaler manages the cluster. It asks for `cluster.workers` workers, or for one if that is
-    not set. If GPUs may be used and the cluster neither has nor starts any, one line says so. A local Ray never waits.
+    not set. If there is room for `cluster.min_workers` of them, it goes on when no other has joined for
+    `cluster.resize_s` seconds, because the training takes in those that come later. If GPUs may be used and the cluster
+    neither has nor starts any, one line says so. A local Ray never waits.
 
     Args:
         config: holds the settings `cluster`, `tune.concurrent` and `tune.trials_per_gpu`.
@@ -110,13 +117,15 @@ def read_growth() -> Growth:
 
 def _find_need(config: Config, trials: int, gpu: bool) -> _Need:
     settings, tune = config.cluster, config.tune
-    one = settings.workers or 1
+    one = settings.workers or settings.min_workers or 1
     at_once = min(trials, tune.concurrent or 1)
     cores = settings.cpus_per_worker or 1
     if gpu and one == 1:  # trainings of one worker share GPUs
         shared = min(tune.trials_per_gpu, at_once) if trials > 1 else 1
-        return _Need(-(-at_once // shared), 1, cores, gpu)
-    return _Need(one * at_once, one, cores, gpu)
+        cards = -(-at_once // shared)
+        return _Need(cards, 1, False, cores, gpu, gpu_type(config))
+    grows = settings.min_workers is not None and trials == 1  # a grid is divided once
+    return _Need(one * at_once, settings.min_workers or one, grows, cores, gpu, gpu_type(config))
 
 
 def _count(config: Config, need: _Need) -> int:
@@ -127,20 +136,24 @@ def _count(config: Config, need: _Need) -> int:
 
 def _wait(config: Config, need: _Need) -> None:
     ends = time.monotonic() + config.cluster.wait_s
+    joined_at, before = time.monotonic(), 0
     asked = placement_group([need.bundle] * need.workers)
     try:
         with terminal.stage("", f"waiting for {need}") as stage:
             while (there := _count(config, need)) < need.workers:
-                if time.monotonic() >= ends:
+                now = time.monotonic()
+                joined_at, before = (joined_at if there == before else now), there
+                if now >= ends or (need.grows and there >= need.least and now - joined_at >= config.cluster.resize_s):
                     break
                 stage.update(message=f"waiting for {need}: {there} {'is' if there == 1 else 'are'} there")
                 time.sleep(_LOOK_EVERY_S)
     finally:
         remove_placement_group(asked)
     if there < need.least:
+        kind = config.cluster.accelerator_type
+        gpu = f" with a GPU{f' of type {kind}' if kind else ''}" if need.gpu else ""
         raise UserError(
-            f"the cluster has room for {there} of {need.least} workers"
-            f"{' with a GPU' if need.gpu else ''} of {need.cores} CPU after {config.cluster.wait_s:g} seconds "
-            "(cluster.wait_s): expected nodes that join, fewer cluster.workers"
+            f"the cluster has room for {there} of {need.least} workers{gpu} of {need.cores} CPU after "
+            f"{config.cluster.wait_s:g} seconds (cluster.wait_s): expected nodes that join, fewer cluster.workers"
             f"{', or cluster.gpu=false to train on CPUs' if need.gpu else ''}"
         )

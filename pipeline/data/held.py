@@ -1,17 +1,15 @@
-"""All tiles of a patch set in two tensors: on a GPU, in the process's memory, or in files that are mapped into it."""
+"""All tiles of a patch set in two tensors, on a GPU or in the process's memory."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.patchset import PatchSet
-from pipeline.data.sampler import Ints
+from pipeline.data.random_numbers import Ints
 from sr_model.pixels import Pixels
 
 
@@ -69,19 +67,6 @@ def _gather(tiles: Tensor, first: Tensor, side: int, pin: bool) -> Tensor:
 def held_bytes(patch_set: PatchSet) -> int:
     """Return the size of all tiles."""
     return sum(patch_set.row_groups) * 3 * (patch_set.tile**2 + (patch_set.tile // patch_set.scale) ** 2)
-
-
-def map_tiles(patch_set: PatchSet, folder: Path) -> HeldTiles:
-    """Map an unpacked copy into memory.
-
-    Args:
-        patch_set: the patch set that was unpacked.
-        folder: holds the raw bytes of all tiles, in the files `hr` and `lr`.
-    """
-    hr, lr = (np.memmap(folder / name, np.uint8, "r", shape=shape) for name, shape in _shapes(patch_set).items())
-    with warnings.catch_warnings():  # PyTorch warns that nothing may write to it
-        warnings.simplefilter("ignore", UserWarning)
-        return HeldTiles(torch.from_numpy(hr), torch.from_numpy(lr))
 
 
 def load_tiles(patch_set: PatchSet, parts: Iterable[tuple[Pixels, Pixels]], device: torch.device) -> HeldTiles:

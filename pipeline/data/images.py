@@ -29,7 +29,7 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 READABLE_EXTENSIONS = (*EXTENSIONS, ".gif", ".avif")
 """Lower-case endings of the files that `read_image` decodes."""
 
-_PEAK_BYTES = 24
+PEAK_BYTES = 24
 """Bytes a pixel that decoding an image of up to 4 samples takes at most."""
 
 _Readers = tuple[tuple[Callable[[bytes], bool], Callable[[bytes], ImageFile]], ...]
@@ -114,7 +114,7 @@ def _read(file: ImageFile, max_pixels: int) -> Raster:
         raise
     except Exception:
         # Decoders in C report a lack of memory like damage. An allocation of the size that they need tells.
-        np.empty(_PEAK_BYTES * file.width * file.height, np.uint8)
+        np.empty(PEAK_BYTES * file.width * file.height, np.uint8)
         raise
     return upright(raster)
 

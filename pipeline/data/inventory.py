@@ -69,7 +69,8 @@ def take_inventory(config: Config, images: Sequence[SourceImage], cache_url: str
     if unknown:
         cluster.connect(config)
         limit = sources.byte_limit(config.preprocess.max_pixels)
-        results = cluster.map_tasks(inspect, [InspectionTask(image, limit) for image in unknown])
+        tasks = [InspectionTask(image, limit) for image in unknown]
+        results = cluster.map_tasks(inspect, tasks, seconds=_seconds, memory=_memory)
         saved = time.monotonic()
         try:
             with image_progress("inventory", len(unknown)) as add:
@@ -153,6 +154,16 @@ def inspect(task: InspectionTask) -> InspectedImage:
     except OSError as error:
         rejected = Rejection(RejectionKind.UNREADABLE, f"cannot be read: {one_line(error)}")
     return InspectedImage(image.name, image.location, image.version, digest, *size, image.bytes, rejected)
+
+
+def _seconds(task: InspectionTask) -> float:
+    """Estimate the time of an inspection: a request to a store, or reading from a slow disk."""
+    return 0.02 + task.image.bytes / 1e8
+
+
+def _memory(task: InspectionTask) -> int:
+    """Estimate the bytes of memory that an inspection takes, of which the file is the most."""
+    return 2 * min(task.image.bytes, task.max_bytes)
 
 
 def _failed(error: cluster.TaskError[InspectionTask]) -> InspectedImage:

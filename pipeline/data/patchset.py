@@ -15,6 +15,7 @@ from pipeline.data.manifest import FORMAT, FormatOnly, ImageRecord, Manifest, Sh
 from pipeline.settings import UserError
 from sr_model.pixels import Pixels
 
+_LOCAL_READERS, _STORE_READERS = 4, 48
 _REMEDY = "delete it and rerun pipeline.preprocess, which keeps the undamaged shards"
 
 
@@ -68,12 +69,21 @@ class PatchSet:
         return tuple(rows for shard in self.shards for rows in shard.row_groups)
 
     @cached_property
-    def _group_locations(self) -> list[tuple[str, int]]:
+    def _group_locations(self) -> list[tuple[Shard, int]]:
         return _group_locations(self.shards)
 
     @cached_property
-    def _holdout_locations(self) -> list[tuple[str, int]]:
+    def _holdout_locations(self) -> list[tuple[Shard, int]]:
         return _group_locations(self.holdout)
+
+    def shard_of(self, number: int) -> Shard:
+        """Return the shard that contains a row group, by the row group's index into `row_groups`."""
+        return self._group_locations[number][0]
+
+    @cached_property
+    def readers(self) -> int:
+        """Number of threads that should read row groups at once; in an object store, requests wait for each other."""
+        return _LOCAL_READERS if storage.is_local(storage.locate(self.url)[0]) else _STORE_READERS
 
     def read_group(self, number: int) -> tuple[Pixels, Pixels]:
         """Read the tiles of a row group.
@@ -82,15 +92,17 @@ class PatchSet:
             number: index into `row_groups`.
 
         Returns:
-            HR (n, tile, tile, 3) and LR (n, tile/scale, tile/scale, 3), uint8 and read-only.
+            HR (n, tile, tile, 3) and LR (n, tile/scale, tile/scale, 3), uint8 and read-only. They may be views of the
+            shard's file.
 
         Raises:
             DamagedShardError: if the shard is missing or damaged.
             OSError: if the shard cannot be read.
         """
-        file, group = self._group_locations[number]
+        shard, group = self._group_locations[number]
         rows = self.row_groups[number]
-        return parquet.read_tiles(f"{self.url}/{file}", group, rows, (self.tile, self.tile // self.scale))
+        sides = self.tile, self.tile // self.scale
+        return parquet.read_tiles(f"{self.url}/{shard.file}", shard.bytes, group, rows, sides)
 
     @cached_property
     def holdout_names(self) -> list[str]:
@@ -107,8 +119,8 @@ class PatchSet:
             DamagedShardError: if the shard is missing or damaged.
             OSError: if the shard cannot be read.
         """
-        file, group = self._holdout_locations[number]  # each held-out image is a row group of its own
-        return HeldOutImage(*parquet.read_image(f"{self.url}/{file}", group, self.scale))
+        shard, group = self._holdout_locations[number]  # each held-out image is a row group of its own
+        return HeldOutImage(*parquet.read_image(f"{self.url}/{shard.file}", group, self.scale))
 
     def find_missing(self) -> list[str]:
         """Return the names of the shards that are missing or have another size than the manifest says.
@@ -198,6 +210,6 @@ def describe(patch_set: PatchSet) -> str:
     )
 
 
-def _group_locations(shards: list[Shard]) -> list[tuple[str, int]]:
-    """Return the file and the number within it of every row group."""
-    return [(shard.file, i) for shard in shards for i in range(len(shard.row_groups))]
+def _group_locations(shards: list[Shard]) -> list[tuple[Shard, int]]:
+    """Return the shard and the number within it of every row group."""
+    return [(shard, i) for shard in shards for i in range(len(shard.row_groups))]

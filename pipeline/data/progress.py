@@ -30,6 +30,8 @@ def image_progress(stage: str, total: int) -> Iterator[Callable[[Work], None]]:
     Yields:
         A function to call with the work behind each result.
     """
+    from pipeline import cluster  # here, because what reads images needs no Ray
+
     done = Work(0, 0, 0)
     with terminal.stage(stage, total=total, unit="images") as shown:
 
@@ -40,5 +42,6 @@ def image_progress(stage: str, total: int) -> Iterator[Callable[[Work], None]]:
             if done.images < total and (rate := shown.rate):
                 rates = f"{rate:.1f} images/s, {rate * done.bytes / max(done.images, 1) / 1e6:.1f} MB/s, "
             shown.update(done.images, details=f"{rates}{done.rejected} rejected")
+            cluster.metrics.count_images(stage, work.images, work.rejected)
 
         yield add

@@ -1,29 +1,30 @@
 """Read training samples from a patch set, one micro-batch after another.
 
-A thread prepares micro-batches ahead of time. Held tiles (see `pipeline.data.tiles`) need only the places of the crops,
-which are then gathered with one operation, on a GPU if it holds the tiles. From a streamed patch set, several threads
-read a window of each lane at a time, and crops are cut one by one. Both give the same batches.
+The places of many samples are planned at once. A thread prepares micro-batches ahead of time: it waits for the row
+groups that a micro-batch needs, which other threads read a window ahead, and gathers all crops with one operation. From
+held tiles (see `pipeline.data.held`), a GPU gathers the crops if it holds them. All ways give the same batches.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.gathering import copy_squares
 from pipeline.data.held import HeldTiles
 from pipeline.data.patchset import PatchSet
-from pipeline.data.sampler import Ints, SampleOrder, Window, augmentations, micro_batches
-from pipeline.data.tiles import READERS, RowGroups, Tiles
-from sr_model.pixels import Pixels
+from pipeline.data.random_numbers import Ints
+from pipeline.data.sampler import Augmentations, SampleOrder, augmentations, micro_batches
+from pipeline.data.tiles import Tiles
+from pipeline.data.windows import Loaded, RowGroups, Windows
 
 T = TypeVar("T")
 
@@ -46,9 +47,10 @@ class Batch(NamedTuple):
 class BatchReader:
     """Reads a rank's micro-batches ahead of time, one step after another.
 
-    Memory holds `ahead` micro-batches and, if the patch set is streamed, the row groups of two windows for each of the
-    rank's lanes. If a GPU holds the tiles, only places of crops are ready ahead of time, and a micro-batch is gathered
-    when it is asked for, without waiting for the GPU.
+    Memory holds `ahead` micro-batches and, unless the tiles are held, the row groups of two windows for each of the
+    rank's lanes; those of local shards are mapped, so the system can drop and read them again. If a GPU holds the
+    tiles, only places of crops are ready ahead of time, and a micro-batch is gathered when it is asked for, without
+    waiting for the GPU.
 
     Args:
         patch_set: the patch set to read.
@@ -59,7 +61,7 @@ class BatchReader:
         augment: flip and turn the patches.
         rank: this worker's rank.
         world: number of workers.
-        tiles: where tiles are; the default is the patch set itself, which is streamed.
+        tiles: where tiles are; the default is the patch set itself.
         pin: put batches in page-locked memory, from which a GPU copies asynchronously.
         ahead: number of micro-batches to have ready.
     """
@@ -83,8 +85,7 @@ class BatchReader:
         self._batch, self._micro, self._crop, self._augment = batch, micro_batch, crop, augment
         self._rank, self._world, self._pin, self._ahead = rank, world, pin, ahead
         self._slack = (patch_set.tile - crop) // patch_set.scale
-        self._first_tile = np.cumsum([0, *patch_set.row_groups])
-        self._lanes: dict[int, _Lane] = {}
+        self._windows: Windows | None = None
 
     def sizes(self, step: int) -> list[int]:
         """Return the sizes of the rank's micro-batches in a step.
@@ -100,43 +101,40 @@ class BatchReader:
             OSError: if a row group cannot be read.
         """
         tiles = self._tiles
-        if isinstance(tiles, HeldTiles):
-            planned = self._plan(tiles, start, stop)
-            if tiles.device.type == "cpu":
-                batches = _read_ahead((self._gather(tiles, places) for places in planned), self._ahead)
-            else:  # the calling thread gathers, so that the GPU does so between the caller's other work
-                batches = (self._gather(tiles, places) for places in _read_ahead(planned, self._ahead))
-        else:
-            batches = _read_ahead(self._stream(tiles, start, stop), self._ahead)
+        if not isinstance(tiles, HeldTiles):
+            batches = _read_ahead(self._read_groups(tiles, start, stop), self._ahead)
+        elif tiles.device.type == "cpu":
+            places = self._places(tiles, start, stop)
+            batches = _read_ahead((self._gather(tiles, each) for each in places), self._ahead)
+        else:  # the calling thread gathers, so that the GPU does so between the caller's other work
+            places = _read_ahead(self._places(tiles, start, stop), self._ahead)
+            batches = (self._gather(tiles, each) for each in places)
         with closing(batches):
             yield from batches
 
     @property
     def loaded_groups(self) -> int:
-        """Number of streamed row groups in memory or being read."""
-        windows = [window for lane in self._lanes.values() for window in lane.windows.values()]
-        return sum(len(window.groups) for window in windows)
+        """Number of row groups in memory or being read, if the tiles are not held."""
+        return self._windows.loaded_groups if self._windows else 0
 
-    def _shares(self, steps: range) -> list[Ints]:
-        """Return the positions of each of the rank's micro-batches."""
-        return [
-            positions
-            for step in steps
-            for positions in np.split(
-                self._order.share(step, self._batch, self._rank, self._world), np.cumsum(self.sizes(step))[:-1]
-            )
-        ]
-
-    def _plan(self, tiles: HeldTiles, start: int, stop: int) -> Generator[Tensor]:
-        """Yield (3, n) int64 for each micro-batch: the crops' first HR and LR pixels, and their orientations."""
+    def _plan(self, start: int, stop: int) -> Generator[_Plan]:
         at_once = -(-_PLANNED * self._world // self._batch)
         for first in range(start, stop, at_once):
-            shares = self._shares(range(first, min(first + at_once, stop)))
-            samples = self._order.samples_at(np.concatenate(shares))
+            steps = range(first, min(first + at_once, stop))
+            positions = [self._order.share(step, self._batch, self._rank, self._world) for step in steps]
+            ends = np.cumsum([0, *(size for step in steps for size in self.sizes(step))])
+            together = np.concatenate(positions)
+            samples = self._order.samples_at(together)
             chosen = augmentations(samples, self._order.seed, self._slack, self._augment)
-            places = np.stack([*tiles.first_pixels(samples.tile, chosen.y, chosen.x), chosen.orientation])
-            for part in np.split(places, np.cumsum([len(share) for share in shares])[:-1], axis=1):
-                rows = torch.from_numpy(np.ascontiguousarray(part))
+            yield _Plan(together, samples.tile, chosen, list(pairwise(ends.tolist())))
+
+    def _places(self, tiles: HeldTiles, start: int, stop: int) -> Generator[Tensor]:
+        """Yield (3, n) int64 for each micro-batch: the crops' first HR and LR pixels, and their orientations."""
+        for plan in self._plan(start, stop):
+            chosen = plan.chosen
+            places = np.stack([*tiles.first_pixels(plan.tile, chosen.y, chosen.x), chosen.orientation])
+            for first, last in plan.micro_batches:
+                rows = torch.from_numpy(np.ascontiguousarray(places[:, first:last]))
                 yield rows.pin_memory() if self._pin else rows
 
     def _gather(self, tiles: HeldTiles, places: Tensor) -> Batch:
@@ -144,99 +142,63 @@ class BatchReader:
         hr, lr = tiles.gather(places[:2], self._crop, self._pin and tiles.device.type == "cpu")
         return Batch(lr, hr, places[2])
 
-    def _stream(self, tiles: RowGroups, start: int, stop: int) -> Generator[Batch]:
-        try:
-            with ThreadPoolExecutor(READERS, thread_name_prefix="tiles") as pool:
-                for step in range(start, stop):
-                    for positions in self._shares(range(step, step + 1)):
-                        yield self._cut_batch(positions, tiles, pool)
-        finally:
-            self._lanes = {}
+    def _read_groups(self, tiles: RowGroups, start: int, stop: int) -> Generator[Batch]:
+        lanes = range(self._rank, self._order.lanes, self._world)
+        with closing(Windows(self._order, lanes, tiles)) as windows:
+            self._windows = windows
+            for plan in self._plan(start, stop):
+                yield from self._cut(plan, windows)
 
-    def _cut_batch(self, positions: Ints, tiles: RowGroups, pool: ThreadPoolExecutor) -> Batch:
-        count, scale, side = len(positions), self._set.scale, self._crop // self._set.scale
-        batch = Batch(
-            torch.empty((count, side, side, 3), dtype=torch.uint8, pin_memory=self._pin),
-            torch.empty((count, self._crop, self._crop, 3), dtype=torch.uint8, pin_memory=self._pin),
-            torch.empty(count, dtype=torch.int64, pin_memory=self._pin),
-        )
-        lr, hr, orientation = (part.numpy() for part in batch)
-        for i, position in enumerate(positions.tolist()):
-            window, index = self._order.locate(position)
-            loaded = self._loaded_window(window, tiles, pool)
-            tile_hr, tile_lr = loaded.tiles(index)
-            y, x = loaded.y[index], loaded.x[index]
-            lr[i] = tile_lr[y : y + side, x : x + side]
-            y, x = y * scale, x * scale
-            hr[i] = tile_hr[y : y + self._crop, x : x + self._crop]
-            orientation[i] = loaded.orientation[index]
-        return batch
-
-    def _loaded_window(self, window: Window, tiles: RowGroups, pool: ThreadPoolExecutor) -> _LoadedWindow:
-        """Return a window whose row groups are in memory or being read, and start reading the lane's next window."""
-        lane = self._lanes.get(window.lane)
-        if lane is None or lane.current != window:
-            before = lane.windows if lane else {}
-            known = {number: group for loaded in before.values() for number, group in loaded.groups.items()}
-
-            def read_group(number: int) -> _Group:
-                if number not in known:
-                    known[number] = pool.submit(tiles.read_group, number)
-                return known[number]
-
-            needed = (window, self._order.next_window(window))
-            lane = _Lane(window, {w: before.get(w) or self._load_window(w, read_group) for w in needed})
-            self._lanes[window.lane] = lane
-        return lane.windows[window]
-
-    def _load_window(self, window: Window, read_group: Callable[[int], _Group]) -> _LoadedWindow:
-        samples = self._order.samples(window)
-        chosen = augmentations(samples, self._order.seed, self._slack, self._augment)
-        group = np.searchsorted(self._first_tile, samples.tile, side="right") - 1
-        return _LoadedWindow(
-            {number: read_group(number) for number in self._order.window_groups(window)},
-            group.tolist(),
-            (samples.tile - self._first_tile[group]).tolist(),
-            chosen.y.tolist(),
-            chosen.x.tolist(),
-            chosen.orientation.tolist(),
-        )
+    def _cut(self, plan: _Plan, windows: Windows) -> Generator[Batch]:
+        """Yield a plan's micro-batches, each as soon as the row groups that it needs are in memory."""
+        side, small, scale = self._set.tile, self._set.tile // self._set.scale, self._set.scale
+        window, index = self._order.locate(plan.positions)
+        groups, row = self._order.table.locate(plan.tile)
+        numbers, slot = np.unique(groups, return_inverse=True)
+        in_hr = 3 * scale * (plan.chosen.y * side + plan.chosen.x)
+        in_lr = 3 * (plan.chosen.y * small + plan.chosen.x)
+        orientation = plan.chosen.orientation.astype(np.int64)
+        places = np.zeros((len(numbers), 4), np.int64)
+        loaded: dict[int, Loaded] = {}  # keeps the memory at the places
+        for first, last in plan.micro_batches:
+            hr, lr = np.empty(last - first, np.int64), np.empty(last - first, np.int64)
+            kept: list[dict[int, Loaded]] = []
+            for begin, end in _runs(window[first:last], first):
+                if windows.move_to(int(window[begin]), int(index[begin])):
+                    kept.append(loaded)  # for the crops from earlier windows in this micro-batch
+                    loaded = {}
+                needed = slot[begin:end]
+                for new in set(needed.tolist()) - loaded.keys():
+                    loaded[new] = windows.wait_for(int(numbers[new]))
+                    places[new] = loaded[new].places
+                hr_tile, hr_stride, lr_tile, lr_stride = places[needed].T
+                hr[begin - first : end - first] = hr_tile + row[begin:end] * hr_stride + in_hr[begin:end]
+                lr[begin - first : end - first] = lr_tile + row[begin:end] * lr_stride + in_lr[begin:end]
+            batch = Batch(
+                torch.from_numpy(copy_squares(lr, self._crop // scale, 3 * small)),
+                torch.from_numpy(copy_squares(hr, self._crop, 3 * side)),
+                torch.from_numpy(orientation[first:last]),
+            )
+            yield Batch(*(part.pin_memory() for part in batch)) if self._pin else batch
 
 
-_Group = Future[tuple[Pixels, Pixels]] | tuple[Pixels, Pixels]
-"""The HR and LR tiles of a row group, perhaps still being read."""
+class _Plan(NamedTuple):
+    """The places of a rank's next n samples."""
+
+    positions: Ints
+    """(n,) in the whole training."""
+    tile: Ints
+    """(n,) numbers of the tiles."""
+    chosen: Augmentations
+    micro_batches: list[tuple[int, int]]
+    """Begin and end of each micro-batch in the n samples."""
 
 
-@dataclass
-class _LoadedWindow:
-    """A window's row groups and, for each of its samples in order, its location, crop and orientation."""
-
-    groups: dict[int, _Group]
-    group: list[int]
-    """Number of the sample's row group."""
-    row: list[int]
-    """Row of the sample's tile within its row group."""
-    y: list[int]
-    """Origin of the crop within the tile, LR pixels."""
-    x: list[int]
-    orientation: list[int]
-
-    def tiles(self, index: int) -> tuple[Pixels, Pixels]:
-        """Return the HR and LR tile of a sample, after waiting for its row group if necessary."""
-        number, row = self.group[index], self.row[index]
-        tiles = self.groups[number]
-        if isinstance(tiles, Future):
-            tiles = self.groups[number] = tiles.result()
-        return tiles[0][row], tiles[1][row]
-
-
-@dataclass(frozen=True)
-class _Lane:
-    """The loaded windows of a lane."""
-
-    current: Window
-    windows: dict[Window, _LoadedWindow]
-    """The current window and the next one."""
+def _runs(values: Ints, offset: int) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of each run of equal values, counted from `offset`."""
+    if len(values):
+        changes = np.flatnonzero(np.diff(values)) + 1
+        yield from pairwise([offset, *(changes + offset).tolist(), offset + len(values)])
 
 
 def _read_ahead(items: Generator[T], ahead: int) -> Generator[T]:

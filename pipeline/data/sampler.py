@@ -1,24 +1,24 @@
 """The order of training samples, as pure functions of the position, so a resumed run needs no saved state.
 
 A sample is `(tile, k)`, the k-th random crop of a stored tile. Seed and epoch determine which row groups each of a
-fixed number of lanes gets, and a lane's samples are shuffled within windows of a fixed number of tiles. Position i of
-an epoch comes from lane `i mod lanes`. Every rank owns whole lanes and reads only the row groups of these lanes.
-Optimizer step g takes the positions [g*B, (g+1)*B), independent of their division into ranks and micro-batches.
+fixed number of lanes gets (see `pipeline.data.lanes`), and a lane's samples are shuffled within windows of a fixed
+number of tiles. Position i of an epoch comes from lane `i mod lanes`. Every rank owns whole lanes and reads only the
+row groups of these lanes. Optimizer step g takes the positions [g*B, (g+1)*B), independent of their division into ranks
+and micro-batches.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
-_U64 = npt.NDArray[np.uint64]
+from pipeline.data.lanes import LANES, Lanes, RowGroupTable
+from pipeline.data.random_numbers import Ints, fold, mix, permutation
 
 
 class Samples(NamedTuple):
@@ -40,11 +40,6 @@ class Window(NamedTuple):
     """Counts the lane's windows within the epoch."""
 
 
-class _WindowContent(NamedTuple):
-    samples: Samples
-    groups: tuple[int, ...]
-
-
 @dataclass(frozen=True, eq=False)
 class SampleOrder:
     """The sequence of samples over all epochs.
@@ -57,7 +52,7 @@ class SampleOrder:
         ValueError: if there are fewer row groups than lanes.
     """
 
-    row_groups: tuple[int, ...]
+    row_groups: tuple[int, ...] | RowGroupTable
     """Tiles in each row group, over all shards in manifest order."""
     seed: int
     """Training seed."""
@@ -67,101 +62,92 @@ class SampleOrder:
     """Number of tiles that a lane shuffles together."""
     crops_per_tile: int
     """Random crops of each tile in an epoch."""
+    kind: Literal["dealt", "permuted"] = "dealt"
+    """How row groups come to lanes, as the setting `data.order`. Time and memory of "permuted" do not grow with the
+    number of row groups."""
 
     def __post_init__(self) -> None:
-        if len(self.row_groups) < self.lanes:
-            raise ValueError(f"{self.lanes} lanes for {len(self.row_groups)} row groups, expected at least one each")
+        if self.table.count < self.lanes:
+            raise ValueError(f"{self.lanes} lanes for {self.table.count} row groups, expected at least one each")
+
+    @cached_property
+    def table(self) -> RowGroupTable:
+        """The row groups."""
+        return self.row_groups if isinstance(self.row_groups, RowGroupTable) else RowGroupTable.of(self.row_groups)
 
     @cached_property
     def tiles(self) -> int:
         """Number of tiles in the patch set."""
-        return sum(self.row_groups)
+        return self.table.tiles
 
     @cached_property
     def epoch_length(self) -> int:
         """Number of samples in an epoch."""
         return self.tiles // self.lanes * self.crops_per_tile * self.lanes
 
+    @cached_property
+    def windows(self) -> int:
+        """Number of windows of each lane in an epoch."""
+        return -(-(self.tiles // self.lanes) // self.window)
+
     def lane(self, positions: Ints) -> Ints:
         """Return the lanes of the samples at these positions of the whole training, in the same shape."""
         return positions % self.epoch_length % self.lanes
 
-    def locate(self, position: int) -> tuple[Window, int]:
-        """Return the window of the sample at a position of the whole training, and its index in the window."""
-        epoch, i = divmod(position, self.epoch_length)
-        turn, lane = divmod(i, self.lanes)
-        number, index = divmod(turn, self.window * self.crops_per_tile)
-        return Window(epoch, lane, number), index
+    def locate(self, positions: Ints) -> tuple[Ints, Ints]:
+        """Return where lanes are at positions of the whole training.
+
+        Returns:
+            The windows, counted over all epochs, and the indices of the samples in them, each in the shape of
+            `positions`. All lanes come to their next window at the same time.
+        """
+        epoch, i = np.divmod(positions, self.epoch_length)
+        number, index = np.divmod(i // self.lanes, self.window * self.crops_per_tile)
+        return epoch * self.windows + number, index
 
     def samples_at(self, positions: Ints) -> Samples:
         """Return the samples at n positions of the whole training, in the order of the positions."""
-        epoch, i = np.divmod(positions, self.epoch_length)
-        turn, lane = np.divmod(i, self.lanes)
-        number, index = np.divmod(turn, self.window * self.crops_per_tile)
+        counted, index = self.locate(positions)
+        lane = self.lane(positions)
         tile, k = np.empty_like(positions), np.empty_like(positions)
-        windows, which = np.unique(np.stack([epoch, lane, number]), axis=1, return_inverse=True)
-        for w, window in enumerate(windows.T.tolist()):
-            (chosen,) = np.nonzero(which.reshape(-1) == w)
-            samples = self.samples(Window(*window))
+        found, which = np.unique(counted * self.lanes + lane, return_inverse=True)
+        by_window = np.argsort(which, kind="stable")
+        ends = np.cumsum(np.bincount(which, minlength=len(found)))[:-1]
+        for key, chosen in zip(found.tolist(), np.split(by_window, ends), strict=False):  # nothing splits into one part
+            samples = self.samples(self.window_of(*divmod(key, self.lanes)))
             tile[chosen], k[chosen] = samples.tile[index[chosen]], samples.k[index[chosen]]
-        return Samples(epoch, tile, k)
+        return Samples(positions // self.epoch_length, tile, k)
+
+    def window_of(self, counted: int, lane: int) -> Window:
+        """Return a lane's window by its number over all epochs."""
+        epoch, number = divmod(counted, self.windows)
+        return Window(epoch, lane, number)
 
     def samples(self, window: Window) -> Samples:
         """Return the samples of a window, in the order in which its lane provides them."""
-        return self._content(window).samples
-
-    def window_groups(self, window: Window) -> tuple[int, ...]:
-        """Return the sorted numbers of the row groups that contain a window's tiles."""
-        return self._content(window).groups
-
-    def next_window(self, window: Window) -> Window:
-        """Return the window that follows in the same lane."""
-        last = (self.tiles // self.lanes - 1) // self.window
-        if window.number < last:
-            return window._replace(number=window.number + 1)
-        return Window(window.epoch + 1, window.lane, 0)
+        return self._samples(window)
 
     def groups(self, epoch: int, lane: int) -> Ints:
         """Return the numbers of the row groups that a lane gets in an epoch, in reading order."""
-        return self._deal(epoch)[lane]
+        return self._lanes.groups(epoch, lane)
 
     @cached_property
-    def _deal(self) -> Callable[[int], list[Ints]]:
-        @lru_cache(maxsize=2)
-        def deal(epoch: int) -> list[Ints]:
-            hands: list[list[int]] = [[] for _ in range(self.lanes)]
-            poorest = [(0, lane) for lane in range(self.lanes)]
-            for group in permutation(len(self.row_groups), self.seed, epoch).tolist():
-                size, lane = poorest[0]
-                hands[lane].append(group)
-                heapq.heapreplace(poorest, (size + self.row_groups[group], lane))
-            return [np.array(hand, np.int64) for hand in hands]
-
-        return deal
+    def _lanes(self) -> Lanes:
+        return LANES[self.kind](self.table, self.seed, self.lanes)
 
     @cached_property
-    def _content(self) -> Callable[[Window], _WindowContent]:
-        sizes = np.array(self.row_groups, np.int64)
-        first_tile = np.cumsum(sizes) - sizes
-
+    def _samples(self) -> Callable[[Window], Samples]:
         @lru_cache(maxsize=4 * self.lanes)
-        def content(window: Window) -> _WindowContent:
+        def samples(window: Window) -> Samples:
             epoch, lane, number = window
-            dealt = self.groups(epoch, lane)
-            ends = np.cumsum(sizes[dealt])
             rows = np.arange(number * self.window, min((number + 1) * self.window, self.tiles // self.lanes))
-            again, row = np.divmod(rows, ends[-1])
-            place = np.searchsorted(ends, row, side="right")
-            tile = first_tile[dealt[place]] + row - (ends - sizes[dealt])[place]
-            k = np.arange(self.crops_per_tile)
-            # A lane with too few tiles starts again; its tiles then get other crops.
-            crops = (again * self.crops_per_tile)[:, None] + k
+            tile, turn = self._lanes.tiles(epoch, lane, rows)
+            crops = (turn * self.crops_per_tile)[:, None] + np.arange(self.crops_per_tile)
             order = permutation(crops.size, self.seed, *window)
-            groups = tuple(np.unique(dealt[place]).tolist())
             tiles = tile.repeat(self.crops_per_tile)[order]
-            return _WindowContent(Samples(np.full(len(tiles), epoch), tiles, crops.reshape(-1)[order]), groups)
+            return Samples(np.full(len(tiles), epoch), tiles, crops.reshape(-1)[order])
 
-        return content
+        return samples
 
     def share(self, step: int, batch: int, rank: int, world: int) -> Ints:
         """Return the positions of an optimizer step that a rank owns, those with `lane mod world == rank`.
@@ -184,6 +170,11 @@ class SampleOrder:
         positions = np.arange(step * batch, (step + 1) * batch)
         counts: list[int] = np.bincount(self.lane(positions) % world, minlength=world).tolist()
         return counts
+
+
+def imbalance(lanes: int, world: int) -> float:
+    """Return how many times as many lanes as on average the rank with the most of them has; all ranks wait for it."""
+    return -(-lanes // world) * world / lanes
 
 
 def micro_batches(shares: list[int], micro_batch: int, rank: int) -> list[int]:
@@ -223,35 +214,8 @@ def augmentations(samples: Samples, seed: int, slack: int, turn: bool) -> Augmen
         slack: LR pixels that a crop can move within its tile; 0 if it fills the tile.
         turn: flip and turn the crops.
     """
-    state = _fold(np.full(len(samples.tile), seed), *samples)
-    y, x, bits = (_mix(state + np.uint64(i)) for i in range(3))
+    state = fold(np.full(len(samples.tile), seed), *samples)
+    y, x, bits = (mix(state + np.uint64(i)) for i in range(3))
     origins = np.uint64(slack + 1)
     orientation = (bits & np.uint64(7 if turn else 0)).astype(np.uint8)
     return Augmentations((y % origins).astype(np.int64), (x % origins).astype(np.int64), orientation)
-
-
-def permutation(count: int, *key: int) -> Ints:
-    """Return a random order of range(count), which is the same for the same key on every machine and version."""
-    state = _fold(*(np.array([part]) for part in (count, *key)))
-    bits = _mix(state + np.arange(count, dtype=np.uint64) * _GAMMA)
-    return np.argsort(bits, kind="stable")
-
-
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _fold(*parts: Ints) -> _U64:
-    """Hash several arrays of integers to one of 64-bit numbers, elementwise."""
-    state = np.zeros(parts[0].shape, dtype=np.uint64)
-    for part in parts:
-        state = _mix(state ^ part.astype(np.uint64))
-    return state
-
-
-def _mix(z: _U64) -> _U64:
-    """Apply one step of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014)."""
-    z = z + _GAMMA
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: _U64 = z ^ (z >> np.uint64(31))
-    return mixed

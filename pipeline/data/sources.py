@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from pipeline import storage
 from pipeline.data import archives, datasets
 from pipeline.data.images import EXTENSIONS
-from pipeline.data.listing import Listing, SourceImage, describe_left_out, list_files
+from pipeline.data.listing import Listing, SourceImage, describe, describe_left_out, list_files
 from pipeline.data.locations import BuiltinLocation, FileLocation, Location
 from pipeline.data.rejection import RejectedImageError, RejectionKind
 from pipeline.downloads import download
@@ -117,6 +118,24 @@ def read_bytes(location: Location, max_bytes: int | None = None) -> bytes:
     if content is None:
         raise FileNotFoundError(f"{location} is gone")
     return content
+
+
+def is_unchanged(location: Location, version: str) -> bool:
+    """Tell whether a local file still has the version that its `SourceImage` states, without reading it.
+
+    Args:
+        location: the location of the `SourceImage`.
+        version: its version.
+
+    Returns:
+        False if that is unknown, as it is for files elsewhere and members of archives.
+    """
+    if not isinstance(location, FileLocation):
+        return False
+    fs, path = storage.locate(location.url)
+    with suppress(FileNotFoundError):
+        return storage.is_local(fs) and describe("", location, fs.info(path)).version == version
+    return False
 
 
 def byte_limit(max_pixels: int) -> int:

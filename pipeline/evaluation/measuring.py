@@ -101,7 +101,7 @@ class Evaluation:
                     ]
                     for image in self.images
                 ],
-                "methods": [[method.name, method.content, method.self_ensemble] for method in self.methods],
+                "methods": [method.identity() for method in self.methods],
                 "names": list(self.names),
                 "show_lr": self.show_lr,
                 "distance": features.distance_identity(config),
@@ -191,6 +191,7 @@ def score_images(config: Config, evaluation: Evaluation, folder: str, stage: str
                 storage.report_once(f"images are scored on the CPU, because {reason}")
             results.append(result)
             shown.update(len(results))
+            cluster.metrics.count_images("evaluate", 1, rejected=0)
     results.sort(key=lambda result: result.number)
     sets: dict[str, SetScores] = {}
     for image, result in zip(evaluation.images, results, strict=True):

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from pipeline import storage
 from pipeline.networks.sources import BICUBIC, ModelKind, ModelSource
-from pipeline.networks.upscalers import NetworkUpscaler, SelfEnsemble, load_upscaler
+from pipeline.networks.upscalers import Consistent, NetworkUpscaler, SelfEnsemble, load_upscaler
 from pipeline.networks.weights import build_network, load_weights
 from pipeline.settings import Config, UserError
 from sr_model.degrade import upscale_bicubic
 from sr_model.networks import NetworkSettings
+from sr_model.networks.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,15 @@ class Method:
     """Identifies what it computes, wherever its weights lie. So a worker notices other weights at the same place."""
     self_ensemble: bool = False
     """True if the image is enlarged in eight orientations, and the mean is taken."""
+    sampling: Sampling | None = None
+    """How a network that draws images in steps does so; None for its own number of steps."""
+    consistent: bool = False
+    """True if images are corrected so that, reduced, they are nearly the LR image."""
+
+    def identity(self) -> list[object]:
+        """Return what tells it apart from other methods; it does not depend on where weights lie."""
+        drawn = [[self.sampling.steps, self.sampling.seed, self.sampling.solver]] if self.sampling else []
+        return [self.name, self.content, self.self_ensemble, *drawn, *(["consistent"] if self.consistent else [])]
 
 
 def bicubic(scale: int) -> Method:
@@ -100,10 +110,12 @@ def _load(method: Method, device: torch.device) -> Callable[[Tensor], Tensor]:
             return partial(upscale_bicubic, scale=method.scale)  # rounds halves up, as in the published scores
         # None means the GPU, too, but lets ONNX models compute on the CPU if onnxruntime cannot use the GPU.
         where = None if device.type == "cuda" else device.type
-        upscaler = load_upscaler(source, method.scale, where, precision="fp32")
+        upscaler = load_upscaler(source, method.scale, where, precision="fp32", sampling=method.sampling)
     else:
         net = build_network(method.scale, source.model, source.seed).eval()
         if source.weights:
             load_weights(net, source.weights)
         upscaler = NetworkUpscaler(net.to(device), precision="fp32")
-    return (SelfEnsemble(upscaler) if method.self_ensemble else upscaler).enlarge
+    if method.self_ensemble:
+        upscaler = SelfEnsemble(upscaler)
+    return (Consistent(upscaler) if method.consistent else upscaler).enlarge

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -13,12 +13,14 @@ from pipeline.evaluation import methods
 from pipeline.evaluation.measuring import Evaluation, list_images, score_images
 from pipeline.evaluation.methods import Method
 from pipeline.evaluation.results import match_results
+from pipeline.evaluation.sampled import Drawing, Series, describe
 from pipeline.evaluation.scores import BICUBIC, Scores, read_scores
 from pipeline.networks.sources import ModelKind, ModelSource, find_model
 from pipeline.networks.upscalers import load_upscaler
 from pipeline.settings import Config, UserError
 from pipeline.settings.evaluation import split_name
 from pipeline.storage import printable, redact
+from sr_model.networks.sampling import Sampling
 
 _RESERVED = ("hr", "lr")
 """Names of the versions of an image that no model may have."""
@@ -36,6 +38,15 @@ class Candidate:
     text: str
     """The candidate as the person named it."""
     source: ModelSource | Listing
+    sampling: Sampling | None = None
+    """How a network that draws images in steps does so; None for its own number of steps."""
+    series: str = ""
+    """Label of the network without its sampling."""
+
+    @property
+    def is_network(self) -> bool:
+        """True for a model with weights."""
+        return isinstance(self.source, ModelSource) and self.source.kind is not ModelKind.BICUBIC
 
 
 @dataclass(frozen=True)
@@ -45,10 +56,17 @@ class ModelScores:
     folder: str
     """Path or URL of the folder with scores.json and the shown images."""
     scores: Scores
+    remarks: list[str]
+    """What belongs below the table of scores, such as warnings."""
 
 
 def evaluate_models(
-    config: Config, texts: Sequence[str], self_ensemble: bool = False, folder: str | None = None
+    config: Config,
+    texts: Sequence[str],
+    self_ensemble: bool = False,
+    folder: str | None = None,
+    drawing: Drawing = Drawing(),  # noqa: B008 (it cannot be changed)
+    consistent: bool = False,
 ) -> ModelScores:
     """Score models on the configured benchmark sets, beside bicubic, or read the scores if they were measured before.
 
@@ -58,14 +76,19 @@ def evaluate_models(
             images that another tool has enlarged.
         self_ensemble: enlarge every image in eight orientations with each network.
         folder: path or URL to write to; by default a folder of its own below `evaluations` in the home.
+        drawing: the numbers of steps, and the seeds, with which each model that draws images in steps is scored.
+        consistent: correct the images of each network so that, reduced, they are nearly the LR image.
 
     Raises:
-        UserError: if a model, a set or an image cannot be used, or the models have different scales.
+        UserError: if a model, a set or an image cannot be used, the models have different scales, or none of them has
+            the steps that were asked for.
     """
     with terminal.stage("", "looking for models and images"):
         found = [find_candidate(text, config) for text in dict.fromkeys(texts)]
-        candidates = _distinct([_ensembled(candidate) for candidate in found] if self_ensemble else found)
-        config = config.model_copy(update={"scale": _common_scale(config, candidates)})
+        loaded = _look_at_networks(config, found)
+        config = config.model_copy(update={"scale": _common_scale(config, loaded)})
+        drawn = _with_samplings(found, loaded, drawing) if drawing.is_chosen else found
+        candidates = _distinct([_marked(candidate, self_ensemble, consistent) for candidate in drawn])
     for name, place in config.evaluate.benchmarks.items():
         print(benchmark_sets.list_set(name, place, config.scale, config.downloads).summary(), flush=True)
     images = list_images(config)
@@ -83,13 +106,15 @@ def evaluate_models(
             continue
         else:
             content = methods.sha256(source.weights)
-            ways.append(Method(candidate.label, config.scale, source, content, self_ensemble))
+            sampling = candidate.sampling
+            ways.append(Method(candidate.label, config.scale, source, content, self_ensemble, sampling, consistent))
         names.append(candidate.label)
     evaluation = Evaluation(config.scale, images, ways, names, show_lr=True)
     identity = evaluation.identify(config)
     folder = folder or f"{config.outputs}/evaluations/{identity}"
     scores = read_scores(folder, identity) or score_images(config, evaluation, folder, "evaluate")
-    return ModelScores(folder, replace(scores, problems=[*problems, *scores.problems]))
+    remarks = describe(_series(candidates), scores)
+    return ModelScores(folder, replace(scores, problems=[*problems, *scores.problems]), remarks)
 
 
 def find_candidate(text: str, config: Config) -> Candidate:
@@ -148,21 +173,70 @@ def _distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
     return named
 
 
-def _ensembled(candidate: Candidate) -> Candidate:
-    """Mark the label of a network whose images are enlarged in eight orientations."""
-    source = candidate.source
-    network = isinstance(source, ModelSource) and source.kind is not ModelKind.BICUBIC
-    return replace(candidate, label=f"{candidate.label} (x8)") if network else candidate
+def _marked(candidate: Candidate, self_ensemble: bool, consistent: bool) -> Candidate:
+    """Mark the label of a network with what is done beside enlarging images once."""
+    marks = [*(["x8"] if self_ensemble else []), *(["consistent"] if consistent else [])]
+    if not marks or not candidate.is_network:
+        return candidate
+    return replace(candidate, label=f"{candidate.label} ({', '.join(marks)})")
 
 
-def _common_scale(config: Config, candidates: Sequence[Candidate]) -> int:
-    """Return the scale of all networks, which are loaded once to check them; without networks, the configured one."""
-    scales = {}
+@dataclass(frozen=True)
+class _Network:
+    """The facts about a network that its weights say."""
+
+    label: str
+    scale: int
+    samples: bool
+
+
+def _look_at_networks(config: Config, candidates: Sequence[Candidate]) -> dict[str, _Network]:
+    """Load each network once to check it, and return the facts about it by its text."""
+    facts = {}
     for candidate in candidates:
-        source = candidate.source
-        if isinstance(source, ModelSource) and source.kind is not ModelKind.BICUBIC:
-            scales[candidate.label] = load_upscaler(source, config.scale, "cpu", precision="fp32").scale
+        if candidate.is_network:
+            assert isinstance(candidate.source, ModelSource)
+            upscaler = load_upscaler(candidate.source, config.scale, "cpu", precision="fp32")
+            facts[candidate.text] = _Network(candidate.label, upscaler.scale, upscaler.samples)
+    return facts
+
+
+def _common_scale(config: Config, networks: Mapping[str, _Network]) -> int:
+    """Return the scale of all networks; without networks, the configured one."""
+    scales = {network.label: network.scale for network in networks.values()}
     if len(set(scales.values())) > 1:
         found = ", ".join(f"{label} enlarges {scale} times" for label, scale in scales.items())
         raise UserError(f"the models have different scales ({found}): expected models of one scale in one table")
     return next(iter(scales.values()), config.scale)
+
+
+def _with_samplings(
+    candidates: Sequence[Candidate], networks: Mapping[str, _Network], drawing: Drawing
+) -> list[Candidate]:
+    """Replace each network that draws images in steps by one candidate for each number of steps and each seed."""
+    if not any(network.samples for network in networks.values()):
+        raise UserError(
+            "none of the models draws images in steps: expected one that was trained with train.method=flow, or none "
+            "of --steps, --seeds and --solver"
+        )
+    drawn = []
+    for candidate in candidates:
+        if candidate.text in networks and networks[candidate.text].samples:
+            for sampling in drawing.samplings():
+                label = drawing.label(candidate.label, sampling)
+                drawn.append(replace(candidate, label=label, series=candidate.label, sampling=sampling))
+        else:
+            drawn.append(candidate)
+    return drawn
+
+
+def _series(candidates: Sequence[Candidate]) -> list[Series]:
+    """Group the candidates that are one model with several samplings."""
+    found: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        if candidate.sampling:
+            found.setdefault(candidate.text, []).append(candidate)
+    return [
+        Series(same[0].series, tuple((one.sampling, one.label) for one in same if one.sampling))
+        for same in found.values()
+    ]

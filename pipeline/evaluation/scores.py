@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -40,6 +41,21 @@ METRICS = {
 }
 """Label of each metric. ST-LPIPS and the SqueezeNet distance are measured only where they are configured, and scores of
 earlier versions have no SSIM (RGB), ST-LPIPS and LR-PSNR."""
+
+_LOWER_IS_BETTER = frozenset({"st_lpips", "distance"})
+
+
+def higher_is_better(metric: str) -> bool:
+    """Tell whether a higher value of a metric, a key of `METRICS`, means a better image."""
+    return metric not in _LOWER_IS_BETTER
+
+
+def is_better(metric: str, value: float, other: float | None) -> bool:
+    """Tell whether a value of a metric is better than another one, if there is another; NaN never is."""
+    if other is None or math.isnan(value):
+        return not math.isnan(value)
+    return value > other if higher_is_better(metric) else value < other
+
 
 Metrics = dict[str, float]
 """Values by the name of their metric, a key of `METRICS`."""

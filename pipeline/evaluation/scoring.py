@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -19,7 +19,7 @@ from pipeline.evaluation.scores import Metrics
 from pipeline.networks import features
 from pipeline.networks.devices import tf32
 from sr_model.degrade import downscale, upscale_bicubic
-from sr_model.metrics import SMALLEST, Score, consistency, score, ssim_rgb
+from sr_model.metrics import SMALLEST, Score, consistency, phase_energy, score, ssim_rgb
 from sr_model.pixels import Pixels, to_input, to_pixels, to_tensor
 
 
@@ -111,6 +111,33 @@ def feature_distance(squeezenet: str, sr: Tensor, hr: Tensor) -> float:
         hr: the ground truth, of the same shape and on the same device.
     """
     return float(features.load_distance(squeezenet, hr.device)(to_input(sr), to_input(hr)))
+
+
+FURTHER: dict[str, Callable[[Tensor, Tensor, Tensor, str], Metrics]] = {
+    "st_lpips": lambda sr, _, hr, __: {"st_lpips": _st_lpips({"sr": sr}, hr)["sr"]},
+    "distance": lambda sr, _, hr, squeezenet: {"distance": feature_distance(squeezenet, sr, hr)},
+    "lr_psnr": lambda sr, lr, _, __: {"lr_psnr": consistency(sr, lr)},
+    "phase_energy": lambda sr, lr, hr, _: {
+        "phase_energy": phase_energy(sr, hr.shape[-1] // lr.shape[-1]),
+        "true_phase_energy": phase_energy(hr, hr.shape[-1] // lr.shape[-1]),
+    },
+}
+"""Metrics beside PSNR and SSIM that validations measure where a method of training asks for them. Each is computed from
+the enlarged image, the LR image, the ground truth, and the URL of SqueezeNet's weights."""
+
+
+@tf32(False)
+def measure_further(names: Sequence[str], sr: Tensor, lr: Tensor, hr: Tensor, squeezenet: str = "") -> Metrics:
+    """Measure metrics of `FURTHER`.
+
+    Args:
+        names: the metrics.
+        sr: the enlarged image, (C, H, W) uint8.
+        lr: the image that was enlarged, (C, H/s, W/s) uint8.
+        hr: the ground truth, with the shape of `sr`. All images are on one device.
+        squeezenet: URL of the weights, from `features.prepare_distance`, if "distance" is measured.
+    """
+    return {key: value for name in names for key, value in FURTHER[name](sr, lr, hr, squeezenet).items()}
 
 
 def mean_scores(scores: Sequence[Metrics]) -> Metrics:

@@ -44,7 +44,7 @@ def write(request: Request) -> str:
         "library_name": IMPLEMENTATION,
         "scale": request.net.scale,
         "torch_dtype": "float16" if request.precision == "fp16" else "float32",
-        **request.settings.model_dump(mode="json", exclude={"name", "init"}),
+        **request.settings.model_dump(mode="json", exclude={"name", *request.settings.not_in_weights}),
     }
     card = _card(request)
     write_weights(request, f"{folder}/model.safetensors", contiguous(request.net), request.architecture.name)

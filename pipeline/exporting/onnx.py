@@ -34,6 +34,11 @@ def write(request: Request) -> str:
     Raises:
         UserError: if a package of the extra `onnx` is missing, or the model does not compute what PyTorch computes.
     """
+    if request.net.noise_channels:
+        raise UserError(
+            f"{request.weights} is a {request.architecture.title}, which draws noise, and an ONNX model cannot: "
+            "expected the format safetensors, or the network that it starts from"
+        )
     for package in ("onnx", "onnxscript", "onnxruntime"):
         try:
             importlib.import_module(package)

@@ -40,6 +40,7 @@ from pipeline.reporting import comparison, records, registration
 from pipeline.settings import Config, UserError, with_values
 from pipeline.storage import one_line
 from pipeline.training import description, preflight, runs
+from pipeline.training.initial import locate_initial
 from pipeline.training.methods import find_method
 from pipeline.training.planning import Plan
 from pipeline.training.ranks import Ranks
@@ -253,7 +254,7 @@ def measure_plans(
     task = ray.remote(num_cpus=threads, num_gpus=int(gpu), max_retries=0)(measure)
     with terminal.stage("measure a step", total=len(missing), unit="cells") as shown:
         for done, cell in enumerate(missing, start=1):
-            config = features.prepare_terms(cell.config)
+            config = locate_initial(features.prepare_terms(cell.config))
             try:
                 plans[cell.label] = ray.get(task.remote(config, cell.patch_set.url, threads, gpu))
                 storage.write_document(url, plans)
@@ -353,5 +354,6 @@ def _score(cell: Cell, outcome: Outcome, folder: str, records_folder: str | None
         stopped=trained is None,
         history=history,
         seconds=runs.seconds(history),
+        threads=trained.result.threads * trained.result.workers if trained and trained.result.device == "cpu" else 0,
         sets=measured.sets,
     )

@@ -87,6 +87,39 @@ def save(folder: str, record: TrainingRecord, weights: str, scores: Scores | Non
         cards.write_card(folder, complete)
 
 
+def add_variants(folder: str, label: str, scores: Scores) -> int:
+    """Add the variants among scores to the record of a label; a variant that is there is scored on further sets.
+
+    Args:
+        folder: path or URL of all records.
+        label: label of the record.
+        scores: scores of `pipeline.interpolate` or of `pipeline.evaluate --steps`.
+
+    Returns:
+        Number of variants among the scores.
+
+    Raises:
+        UserError: if there is no such record, or the scores have no variant.
+        DamagedFileError: if the record is damaged.
+    """
+    record = records.read(folder, label)
+    if record is None:
+        raise UserError(f"{folder} has no record {label}, expected one of {', '.join(records.names(folder))}")
+    found = records.read_variants(scores)
+    if not found:
+        raise UserError(
+            "the scores have neither shares nor steps, expected those of pipeline.interpolate --sets or of "
+            "pipeline.evaluate --steps"
+        )
+    merged = {variant.name: variant for variant in record.variants}
+    for variant in found:
+        known = merged.get(variant.name, variant)
+        merged[variant.name] = replace(variant, scores={**known.scores, **variant.scores})
+    ordered = sorted(merged.values(), key=lambda variant: (variant.dial, variant.value))
+    storage.write_document(f"{folder}/{records.folder_name(label)}/record.json", replace(record, variants=ordered))
+    return len(found)
+
+
 def restore(folder: str, record: TrainingRecord, home: str) -> bool:
     """Recreate the folder of a training from its record.
 
@@ -147,7 +180,7 @@ def _portable_scores(entry: SetScores) -> SetScores:
 
 def _portable(config: Config) -> dict[str, JsonValue]:
     """Return the settings without those of this machine, and files by their names alone."""
-    settings = config.model_dump(mode="json", exclude={"home", "cache", "tracking", "tune", "cluster"})
+    settings = config.model_dump(mode="json", exclude={"home", "cache", "log_format", "tracking", "tune", "cluster"})
     del settings["data"]["scratch"]
     return {key: _without_folders(value) for key, value in settings.items()}
 

@@ -19,6 +19,7 @@ import ray.tune.schedulers
 
 from pipeline import cluster, storage, tracking
 from pipeline.data import patchset
+from pipeline.evaluation.scores import higher_is_better
 from pipeline.grid.cells import Cell, Outcome, Outcomes, State, lacks_mlflow_run, save_record, training_folder
 from pipeline.grid.events import Ended, Event, Failed, Interrupted, Progressed, Started, apply_event
 from pipeline.grid.live_table import LiveTable
@@ -26,6 +27,7 @@ from pipeline.settings import Config, UserError
 from pipeline.storage import one_line
 from pipeline.tracking import JournalRecord
 from pipeline.training import driver, runs
+from pipeline.training.methods import find_method
 from pipeline.training.stopping import OutOfTime, StopTraining, check_time
 
 _SERVER_PATIENCE_S = 600
@@ -133,7 +135,7 @@ def read_stopped(config: Config, folder: str) -> dict[str, int]:
 def _stopped_url(config: Config, folder: str) -> str:
     """Return the place of the stopped cells; another scheduler or other settings of it have a file of their own."""
     settings = config.tune
-    name = storage.fingerprint([settings.scheduler, settings.metric, settings.grace])
+    name = storage.fingerprint([settings.scheduler, _metric(config), settings.grace])
     return f"{folder}/stopped-{name}.json"
 
 
@@ -169,8 +171,8 @@ def _make_tuner(
         scheduler = _Scheduler(
             stop_files=[job.stop_file for job in jobs],
             time_attr="step",
-            metric=settings.metric,
-            mode="max",
+            metric=_metric(config),
+            mode="max" if higher_is_better(_metric(config).removeprefix("val/")) else "min",
             max_t=steps + 1,
             grace_period=settings.grace,
         )
@@ -191,6 +193,11 @@ def _make_tuner(
             checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
+
+
+def _metric(config: Config) -> str:
+    """Return the validation metric that a scheduler compares."""
+    return config.tune.metric or f"val/{find_method(config).selects(config)}"
 
 
 class _Scheduler(ray.tune.schedulers.ASHAScheduler):  # type: ignore[misc]

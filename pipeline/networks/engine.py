@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.networks.devices import free_bytes, has_bf16, tf32
 from sr_model.networks.super_resolver import SuperResolver
+from sr_model.noise import beside_noise
 from sr_model.streaming import can_stream, stream, values_per_column
 from sr_model.tiling import Span, affordable_side, spans
 
@@ -38,14 +39,16 @@ _TYPICAL_CHANNELS = 64
 _MOST_BYTES = 2**29
 """Most bytes for what layers keep between strips, or for a tile; and never more than a quarter of what is free."""
 _NARROWEST = 64
-"""Least side of a part that is computed at once, in LR pixels, without its overlap."""
+"""Least side of a part that is computed at once, in LR pixels, without its overlap; that of a strip is also at least
+its overlap, so that no more than two thirds of the work are done twice."""
 
 
 class Engine:
     """A network that is prepared for computing.
 
     A network of plain layers (`SuperResolver.for_inference`) is computed in strips of rows, and any other one in tiles
-    that overlap by its receptive field. Either way, memory is bounded and no seam shows.
+    that overlap by its receptive field. Either way, memory is bounded and no seam shows. A network that samples gets
+    noise that depends on its seed and on the place of a pixel alone.
 
     Args:
         net: the network, on any device; it stays as it is.
@@ -58,6 +61,7 @@ class Engine:
     def __init__(self, net: SuperResolver, precision: Precision = "auto", tile: int | None = None) -> None:
         self.scale = net.scale
         self._margin, self._tile = net.receptive_radius, tile
+        self._noise_channels, self._seed = net.noise_channels, net.sampling.seed if net.sampling else 0
         self._device = next(net.parameters()).device
         plain = net.for_inference().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._exact = _Form(plain, torch.float32)
@@ -115,6 +119,7 @@ class Engine:
             # Few devices compute with uint16, and a byte is sent four times as fast as a float.
             part = part.float().to(self._device) if part.dtype == torch.uint16 else part.to(self._device).float()
             part = part.div_(largest).expand(-1, 3, -1, -1)
+            part = beside_noise(part, self._seed, self._noise_channels, some, columns.seen)
             return part.contiguous(memory_format=torch.channels_last)
 
         kept, across = rows.kept(self.scale), columns.kept(self.scale)
@@ -129,8 +134,9 @@ class Engine:
         free = min(_MOST_BYTES, free_bytes(self._device) / 4) / images
         if not can_stream(self._exact.net):
             return max(affordable_side(free / 1e6, self._margin), _NARROWEST)
-        columns = free / (values_per_column(self._exact.net) * torch.float32.itemsize)
-        return max(int(columns) - 2 * self._margin, _NARROWEST)
+        values = values_per_column(self._exact.net, 3 + self._noise_channels)
+        columns = free / (values * torch.float32.itemsize)
+        return max(int(columns) - 2 * self._margin, _NARROWEST, self._margin)
 
     def _agree(self) -> bool:
         """Tell whether the fast form and the exact one make about the same of a test image."""
@@ -201,10 +207,14 @@ def _centre_output(plain: nn.Sequential) -> Tensor | None:
 
 
 def _split_head(plain: nn.Sequential) -> tuple[nn.Sequential, nn.Sequential]:
-    """Divide a network behind its first convolution, which reads the image: bf16 has no more than 256 grey levels."""
+    """Divide a network behind the layer that reads the image: bf16 has no more than 256 grey levels."""
     layers = list(plain)
-    first = next(index for index, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)) + 1
+    first = next(index for index, layer in enumerate(layers) if _has_convolution(layer)) + 1
     return nn.Sequential(*layers[:first]), nn.Sequential(*layers[first:])
+
+
+def _has_convolution(layer: nn.Module) -> bool:
+    return any(isinstance(part, nn.Conv2d) for part in layer.modules())
 
 
 def _fast_precision(device: torch.device) -> Precision:

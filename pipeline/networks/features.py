@@ -15,6 +15,7 @@ from pipeline import storage
 from pipeline.downloads import download
 from pipeline.networks.weights import parse_weights, serialise
 from pipeline.settings import Config, Train, UserError
+from pipeline.settings.methods import measured_metrics
 from pipeline.storage import fingerprint, one_line
 from sr_model import squeezenet
 from sr_model.pretrained import Pretrained
@@ -35,11 +36,19 @@ _ST_LPIPS = Path(__file__).resolve().parent / "metrics" / "st-lpips" / "model.sa
 def prepare_terms(config: Config) -> Config:
     """Store the pretrained weights of the objective's terms in the outputs' home, and name them in the configuration.
 
-    The driver calls this once; workers never download.
+    If validations measure the SqueezeNet distance, its weights are stored and named, too. The driver calls this once;
+    workers never download.
 
     Raises:
-        UserError: if weights cannot be found or downloaded, or lack what a term needs.
+        UserError: if weights cannot be found or downloaded, or lack what a term or the distance needs.
     """
+    if "distance" in measured_metrics(config):
+        squeezenet = prepare_distance(config)
+        if not squeezenet:
+            raise UserError(
+                "tune.metric is val/distance, expected evaluate.squeezenet to name the weights of this distance"
+            )
+        config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"squeezenet": squeezenet})})
     needed = config.train.pretrained()
     if not needed:
         return config

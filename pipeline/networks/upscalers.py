@@ -16,6 +16,7 @@ from pipeline.networks.sources import ModelKind, ModelSource
 from pipeline.networks.weights import load_network
 from pipeline.settings import UserError
 from sr_model.degrade import imresize
+from sr_model.networks.sampling import Sampling
 from sr_model.networks.super_resolver import SuperResolver
 
 Progress = Callable[[int, int], object]
@@ -26,6 +27,8 @@ _BICUBIC_STRIP = 2**22
 """Values of the enlarged image that bicubic interpolation computes at once, in float64."""
 _BICUBIC_REACH = 2
 """LR pixels to each side that an interpolated pixel depends on."""
+_CONSISTENT_REACH = 4
+"""LR pixels to each side that a correction depends on: 2 for the reduction and 2 for the interpolation."""
 
 
 class Part(NamedTuple):
@@ -42,6 +45,8 @@ class Upscaler(ABC):
 
     scale: int
     """Factor by which height and width grow."""
+    samples: bool = False
+    """True for a network that draws images in steps."""
 
     @abstractmethod
     def parts(self, lr: Tensor) -> Iterator[Part]:
@@ -109,7 +114,7 @@ class NetworkUpscaler(Upscaler):
     """
 
     def __init__(self, net: SuperResolver, precision: Precision = "auto", tile: int | None = None) -> None:
-        self.scale = net.scale
+        self.scale, self.samples = net.scale, net.sampling is not None
         self._engine = Engine(net, precision, tile)
 
     @property
@@ -161,12 +166,42 @@ class SelfEnsemble(Upscaler):
         yield Part(0, 0, total.div_(8))
 
 
+class Consistent(Upscaler):
+    """Another upscaler whose images, reduced with MATLAB's bicubic, are nearly the LR image (back-projection).
+
+    The LR image minus the reduced image is enlarged with bicubic interpolation and added once (Irani and Peleg 1991).
+    It takes 4 bytes of memory for each value of the image.
+    """
+
+    def __init__(self, upscaler: Upscaler) -> None:
+        self.scale = upscaler.scale
+        self._upscaler = upscaler
+
+    def parts(self, lr: Tensor) -> Iterator[Part]:
+        """Enlarge an image in strips of rows; see `Upscaler.parts`."""
+        channels, height, width = lr.shape
+        scale = self.scale
+        whole = torch.empty(channels, height * scale, width * scale)
+        for top, left, values in self._upscaler.parts(lr):
+            whole[:, top : top + values.shape[1], left : left + values.shape[2]] = values.clamp(0, 1)
+        count = max(_BICUBIC_STRIP // (channels * width * scale**2), 8)
+        for start in range(0, height, count):
+            stop = min(start + count, height)
+            first, last = max(start - _CONSISTENT_REACH, 0), min(stop + _CONSISTENT_REACH, height)
+            wanted = _plain(lr)[:, first:last].view(lr.dtype).to("cpu", torch.float64) / _LARGEST[lr.dtype]
+            lack = wanted - imresize(whole[:, first * scale : last * scale], (last - first, width))
+            correction = imresize(lack, ((last - first) * scale, width * scale))
+            own = slice((start - first) * scale, (stop - first) * scale)
+            yield Part(start * scale, 0, whole[:, start * scale : stop * scale] + correction[:, own])
+
+
 def load_upscaler(
     source: ModelSource,
     scale: int = 4,
     device: str | None = None,
     precision: Precision = "auto",
     tile: int | None = None,
+    sampling: Sampling | None = None,
 ) -> Upscaler:
     """Load a model.
 
@@ -179,15 +214,18 @@ def load_upscaler(
             the PSNR of photographs changes by less than 0.01 dB. Other models than networks of this project take
             "auto" and "fp32" alone.
         tile: LR pixels, widest part of an image that is computed at once; by default what there is memory for.
+        sampling: how a network that draws images in steps does so; by default in its own number of steps, seed 0.
 
     Raises:
         UserError: if there is no such device, the model cannot be computed in the precision, the file cannot be read,
-            or no network has its weights.
+            no network has its weights, or a sampling is asked of a model that makes its image at once.
     """
     if device == "cuda" and (fault := cuda_fault()):
         raise UserError(f"the device cuda cannot be used ({fault}): expected the device cpu")
     if source.kind is not ModelKind.SAFETENSORS and precision not in ("auto", "fp32"):
         raise UserError(f"{source.text} cannot be computed in {precision}, expected auto or fp32 for such a model")
+    if source.kind is not ModelKind.SAFETENSORS and sampling:
+        raise _no_steps(source)
     if source.kind is ModelKind.BICUBIC:
         return BicubicUpscaler(scale)
     if source.kind is ModelKind.ONNX:
@@ -197,7 +235,19 @@ def load_upscaler(
     device = device or best_device().type
     if precision == "fp16" and device == "cpu":
         raise UserError("the precision fp16 needs a GPU, expected auto, fp32 or bf16 on a CPU")
-    return NetworkUpscaler(load_network(source.weights).to(device), precision, tile)
+    net = load_network(source.weights)
+    if sampling:
+        if net.sampling is None:
+            raise _no_steps(source)
+        net.sampling = sampling
+    return NetworkUpscaler(net.to(device), precision, tile)
+
+
+def _no_steps(source: ModelSource) -> UserError:
+    return UserError(
+        f"{source.text} makes its image at once, so it has neither steps nor a seed: expected a model that was trained "
+        "with train.method=flow, or none of --steps, --seed and --solver"
+    )
 
 
 def _plain(lr: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from pipeline.networks.devices import tf32
 from sr_model.networks.super_resolver import SuperResolver
+from sr_model.noise import beside_noise
 from sr_model.pixels import Pixels, to_eight_bit, to_input, to_pixels, to_tensor
 from sr_model.tiling import TILE, affordable_side, tiles
 
@@ -51,10 +52,10 @@ def upscale(net: SuperResolver, lr: Tensor, tile: int = TILE) -> Tensor:
         neighbours.
     """
     channels, height, width = lr.shape
-    device = next(net.parameters()).device
+    device, seed = next(net.parameters()).device, net.sampling.seed if net.sampling else 0
 
     def read(rows: slice, columns: slice) -> Tensor:
-        return to_input(lr[:, rows, columns].to(device))
+        return beside_noise(to_input(lr[:, rows, columns].to(device)), seed, net.noise_channels, rows, columns)
 
     out = lr.new_empty(height * net.scale, width * net.scale, channels).permute(2, 0, 1)
     for top, left, sr in tiles(net, height, width, read, tile):

@@ -12,6 +12,7 @@ from pipeline.networks import bundled
 from pipeline.reporting import pages, records
 from pipeline.reporting.records import TrainingRecord
 from pipeline.settings import Config, architecture
+from pipeline.settings.methods import DEFAULT_METHOD
 from sr_model.terms import TERMS
 
 _COLUMNS = ("psnr_y", "ssim_y", "psnr_rgb", "distance")
@@ -89,8 +90,12 @@ def describe_network(*configs: Config) -> str:
 
 
 def describe_objective(config: Config) -> str:
-    """Return the weighted terms of the objective, such as "1 l1 + 0.02 perceptual (conv2_2 of vgg19)"."""
-    return " + ".join(_describe_term(config, name, weight) for name, weight in config.train.loss.items())
+    """Return the weighted terms of the objective, such as "1 l1 + 0.02 perceptual (conv2_2 of vgg19)".
+
+    The name of the method follows, unless it is the default.
+    """
+    terms = " + ".join(_describe_term(config, name, weight) for name, weight in config.train.loss.items())
+    return terms if config.train.method == DEFAULT_METHOD else f"{terms}, with the method {config.train.method}"
 
 
 def _describe_term(config: Config, name: str, weight: float) -> str:

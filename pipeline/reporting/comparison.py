@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline import storage, terminal
-from pipeline.evaluation.scores import HELD_OUT, METHODS, METRICS, PROTOCOL, Metrics, SetScores
+from pipeline.evaluation.scores import HELD_OUT, METHODS, METRICS, PROTOCOL, Metrics, SetScores, higher_is_better
 from pipeline.evaluation.tables import aligned, common_metrics, format_value
 from pipeline.networks.weights import count_parameters
-from pipeline.reporting import pages, report
+from pipeline.reporting import pages, plane, report
+from pipeline.reporting.records import Variant
 from pipeline.settings import Config
 from pipeline.tracking import JournalRecord, TrackedRun, Tracker, describe_model
 
@@ -80,6 +81,10 @@ class Row:
     """Journal of the training, in order of steps."""
     seconds: float = 0.0
     """Seconds of training, all sessions together."""
+    threads: int = 0
+    """CPU threads of the training, all workers together; 0 if it ran on GPUs, or is not known."""
+    variants: list[Variant] = field(default_factory=list)
+    """Scores of the same weights at other positions of a dial."""
     sets: dict[str, SetScores] = field(default_factory=dict)
     """Scores by the name of the set; empty if the cell was not scored."""
 
@@ -87,6 +92,11 @@ class Row:
     def title(self) -> str:
         """The label; that of a stopped cell says after how many steps it was stopped."""
         return f"{self.label} (stopped at step {self.steps})" if self.stopped else self.label
+
+    @property
+    def core_hours(self) -> float | None:
+        """Hours of training times CPU threads; None if it ran on GPUs, or is not known."""
+        return self.seconds * self.threads / 3600 if self.threads else None
 
     @functools.cached_property
     def effort(self) -> Metrics:
@@ -136,11 +146,15 @@ def write(
     held_out = _means(scored, HELD_OUT)
     labels = [BICUBIC, *(row.title for row in scored), report.TRUTH]
     note = NOTE if _published(rows) else ""
+    points = plane.list_points(rows)
+    positions, drawing = plane.plane_table(points), plane.draw_plane(points)
     page = pages.render(
         "grid.html.j2",
         title=config.name,
         table=scores,
         cells=cells,
+        positions=positions,
+        plane=drawing,
         missing=missing(rows),
         best=best(rows),
         protocol=PROTOCOL,
@@ -157,6 +171,7 @@ def write(
     ).encode()
     files = {
         "results.md": "\n".join([markdown(scores), note, "", markdown(cells), *missing(rows), best(rows), ""]).encode(),
+        **({"plane.md": markdown(positions).encode(), "plane.svg": drawing.encode()} if drawing else {}),
         "results.csv": _csv(rows),
         "report.html": page,
     }
@@ -254,14 +269,15 @@ def best_row(rows: Sequence[Row], metric: str) -> Row | None:
 
     Args:
         rows: the cells.
-        metric: "psnr_y" (higher is better), "distance" or "st_lpips" (lower is better).
+        metric: a key of `METRICS`.
     """
     scored = {row.label: row for row in rows if HELD_OUT in row.sets and not row.stopped}
     means = {label: row.sets[HELD_OUT].mean["trained"] for label, row in scored.items()}
     values = {label: mean[metric] for label, mean in means.items() if metric in mean}
     if not values:
         return None
-    return scored[max(values, key=lambda label: values[label] if metric == "psnr_y" else -values[label])]
+    choose = max if higher_is_better(metric) else min
+    return scored[choose(values, key=lambda label: values[label])]
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:

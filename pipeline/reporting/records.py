@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from pipeline import storage
-from pipeline.evaluation.scores import SetScores
+from pipeline.evaluation.scores import Metrics, Scores, SetScores
 from pipeline.settings import Config, UserError, explain
 from pipeline.tracking import JournalRecord, TrainingResult
 
@@ -44,6 +45,36 @@ class Machine:
     """Logical CPU cores."""
     memory_gb: float
     """Memory in GiB."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The scores of a model at one position of its dial, such as a share of another model or a number of steps."""
+
+    name: str
+    """Such as "alpha 0.2" or "4 steps"."""
+    dial: str
+    """"alpha" or "steps"."""
+    value: float
+    scores: dict[str, Metrics]
+    """Mean scores by the name of the set."""
+
+
+_DIALS = {"alpha": re.compile(r"alpha (\d+(?:\.\d+)?)"), "steps": re.compile(r"(\d+) steps?")}
+"""Names of variants in the scores of `pipeline.interpolate` and of `pipeline.evaluate --steps`, by dial."""
+
+
+def read_variants(scores: Scores) -> list[Variant]:
+    """Return the variants among the methods of scores, whose names end with the position of a dial."""
+    found: dict[str, Variant] = {}
+    for set_name, entry in scores.sets.items():
+        for method, metrics in entry.mean.items():
+            name = method.rpartition(", ")[2]
+            for dial, pattern in _DIALS.items():
+                if match := pattern.fullmatch(name):
+                    variant = found.setdefault(name, Variant(name, dial, float(match[1]), {}))
+                    variant.scores[set_name] = metrics
+    return sorted(found.values(), key=lambda variant: (variant.dial, variant.value))
 
 
 _REMEDY = "restore it, such as from version control, or delete its folder"
@@ -103,6 +134,8 @@ class TrainingRecord:
     machine: Machine
     versions: Annotated[dict[str, str], AfterValidator(_check_versions)]
     """Versions of Python and of the packages that matter, by name."""
+    variants: list[Variant] = field(default_factory=list)
+    """Further scores of the same weights: mixed with another model, or with other numbers of steps."""
 
     @property
     def threads(self) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline import storage, tracking
-from pipeline.evaluation.scores import HELD_OUT, PROTOCOL_VERSION, SetScores
+from pipeline.evaluation.scores import HELD_OUT, PROTOCOL_VERSION, SetScores, higher_is_better
 from pipeline.reporting.comparison import Row, best_row, perceptual_metric
 from pipeline.settings import Config
+from pipeline.settings.methods import METHODS
 from pipeline.tracking import ModelVersion, TrackedRun, Tracker
 
 
 def send_best(config: Config, rows: Sequence[Row], parent: TrackedRun, tracker: Tracker) -> None:
-    """Log the scores of the cell with the highest PSNR to the grid's run, and register the best cells.
+    """Log the scores of the best cell to the grid's run, and register the best cells.
+
+    The metric that selects weights during the training, by default PSNR, also decides which cell is the best.
 
     Args:
         config: settings of the grid.
@@ -20,7 +23,7 @@ def send_best(config: Config, rows: Sequence[Row], parent: TrackedRun, tracker: 
         parent: MLflow run of the grid.
         tracker: gives access to the runs of the cells.
     """
-    leading = best_row(rows, "psnr_y")
+    leading = best_row(rows, METHODS[config.train.method].selects(config))
     if leading:
         parent.log_metrics(leading.flat_scores)
         parent.set_tags({"best_cell": leading.label})
@@ -64,7 +67,7 @@ def register_best(config: Config, rows: Sequence[Row], origin: str, parent: Trac
                 ),
                 alias,
                 f"{HELD_OUT}/{metric}",
-                metric == "psnr_y",
+                higher_is_better(metric),
             )
     return complete
 

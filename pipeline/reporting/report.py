@@ -8,10 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from PIL import Image
 
 from pipeline import storage
@@ -19,11 +17,9 @@ from pipeline.evaluation.scores import HELD_OUT, METHODS, Metrics, Scores
 from pipeline.evaluation.scoring import busiest_crop
 from pipeline.evaluation.tables import common_metrics, format_value
 from pipeline.reporting import pages
+from pipeline.reporting.drawing import plain_text, rendered
 from pipeline.settings import Config, architecture
 from pipeline.tracking import JournalRecord
-
-matplotlib.use("Agg")  # works without a display
-matplotlib.rcParams["svg.hashsalt"] = "report"  # the same drawing gives the same file
 
 TRUTH = "ground truth (HR)"
 """Label of the HR image."""
@@ -149,8 +145,8 @@ def crops_figure(images: Sequence[ShownImage], labels: Sequence[str]) -> bytes:
     for row, image in zip(axes, images, strict=False):
         for axis, label in zip(row, labels, strict=True):
             axis.imshow(image.crops[label], interpolation="nearest")
-            axis.set_title(_plain(image.caption(label)), fontsize=10)
-    return _rendered(figure, "png")
+            axis.set_title(plain_text(image.caption(label)), fontsize=10)
+    return rendered(figure, "png")
 
 
 def curves(histories: Mapping[str, Sequence[JournalRecord]], bicubic: float | None) -> str:
@@ -166,7 +162,7 @@ def curves(histories: Mapping[str, Sequence[JournalRecord]], bicubic: float | No
         validation = [r for r in history if r.kind == "validation" and "val/psnr_y" in r.metrics]
         left.plot([r.step for r in train], [r.metrics["train/objective"] for r in train], lw=1)
         scores = [r.metrics["val/psnr_y"] for r in validation]
-        right.plot([r.step for r in validation], scores, marker="o", ms=3, label=_plain(label))
+        right.plot([r.step for r in validation], scores, marker="o", ms=3, label=plain_text(label))
     left.set(xlabel="step", title="training objective", yscale="log")
     if bicubic is not None:
         right.axhline(bicubic, ls="--", lw=1, color="gray", label="bicubic")
@@ -174,20 +170,8 @@ def curves(histories: Mapping[str, Sequence[JournalRecord]], bicubic: float | No
     for axis in (left, right):
         axis.grid(alpha=0.3)
     right.legend(fontsize=8)
-    svg = _rendered(figure, "svg").decode()
+    svg = rendered(figure, "svg").decode()
     return svg[svg.index("<svg") :]
-
-
-def _plain(text: str) -> str:
-    """Return a text that matplotlib shows as it is: it would take what is between two dollar signs for a formula."""
-    return text.replace("$", r"\$")
-
-
-def _rendered(figure: Figure, kind: str) -> bytes:
-    sink = io.BytesIO()
-    figure.savefig(sink, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else None)
-    plt.close(figure)
-    return sink.getvalue()
 
 
 def _data_url(image: Image.Image, kind: str) -> str:

@@ -17,16 +17,29 @@ from pipeline.evaluation import scoring
 from pipeline.evaluation.scores import HELD_OUT, Metrics
 from pipeline.networks import upscaling
 from pipeline.networks.weights import load_network
-from pipeline.reporting import cards, comparison, pages, records, report
+from pipeline.reporting import cards, comparison, pages, plane, records, report
 from pipeline.reporting.comparison import Row
 from pipeline.reporting.records import TrainingRecord
 from pipeline.settings import UserError
 
-LITERATURE = {
-    "SRResNet": {"Set5": 32.05, "Set14": 28.49},
-    "SRResNet with VGG22": {"Set5": 30.51, "Set14": 27.19},
-}
-"""PSNR (Y) in dB from table 1 of Ledig et al. 2017 (arXiv:1609.04802), by network and set."""
+
+@dataclass(frozen=True)
+class Literature:
+    """Scores of a paper, at x4."""
+
+    label: str
+    network: str
+    """Value of `model.name` of the records that it is shown beside."""
+    psnr_y: Metrics
+    """PSNR (Y) in dB by set."""
+
+
+LITERATURE = (
+    Literature("SRResNet", "srresnet", {"Set5": 32.05, "Set14": 28.49}),
+    Literature("SRResNet with VGG22", "srresnet", {"Set5": 30.51, "Set14": 27.19}),
+    Literature("SRCNN 9-5-5, luma", "srcnn", {"Set5": 30.48, "Set14": 27.50}),
+)
+"""Table 1 of Ledig et al. 2017 (arXiv:1609.04802) for SRResNet, and Dong et al. 2015 (arXiv:1501.00092) for SRCNN."""
 
 CROPS = (("Set5", "butterfly"), ("Set14", "comic"), ("Set14", "zebra"))
 """Sets and images whose crops are shown."""
@@ -56,7 +69,7 @@ class Spread:
 def write_page(
     found: Sequence[TrainingRecord], seeds: Sequence[TrainingRecord], folder: str, out: Path, benchmarks: Path | None
 ) -> None:
-    """Write results.md and results-curves.svg, and with benchmark images also results-crops.png and result.png.
+    """Write results.md and its drawings, and with benchmark images also results-crops.png and result.png.
 
     result.png shows only the record with the highest PSNR on held-out images.
 
@@ -75,6 +88,8 @@ def write_page(
     first = configs[found[0].label]
     short = records.configuration(seeds[0]) if seeds else None
     spreads = _spreads(seeds)
+    points = plane.list_points(rows)
+    drawing = plane.draw_plane(points)
     page = pages.render(
         "results.md.j2",
         records=found,
@@ -88,6 +103,7 @@ def write_page(
         efforts=comparison.markdown(comparison.cell_table(rows)),
         note=comparison.NOTE,
         perceptual=_perceptual(found),
+        plane=comparison.markdown(plane.plane_table(points)) if drawing else "",
         spreads=spreads,
         pairs=[(a, b) for a, b in itertools.combinations(spreads, 2) if a.set == b.set],
         short=short,
@@ -98,6 +114,8 @@ def write_page(
     (out / "results.md").write_text(page)
     curves = report.curves({record.label: record.history for record in found}, None)
     (out / "results-curves.svg").write_text(curves)
+    if drawing:
+        (out / "results-plane.svg").write_text(drawing)
     if benchmarks:
         best = comparison.best_row(rows, "psnr_y")
         one = [record for record in found if best and record.label == best.label]
@@ -120,6 +138,8 @@ def record_row(record: TrainingRecord, folder: str = "") -> Row:
         steps=record.result.steps,
         history=record.history,
         seconds=record.seconds,
+        threads=record.threads if record.result.device == "cpu" else 0,
+        variants=record.variants,
         sets=record.scores,
     )
 
@@ -135,7 +155,7 @@ def _psnr(found: Sequence[TrainingRecord]) -> dict[str, Metrics]:
 def _set_names(found: Sequence[TrainingRecord]) -> list[str]:
     """Return the sets that were scored: those with published values first, held-out images last."""
     names = dict.fromkeys(name for record in found for name in record.scores)
-    return sorted(names, key=lambda name: (name not in LITERATURE["SRResNet"], name == HELD_OUT))
+    return sorted(names, key=lambda name: (name not in LITERATURE[0].psnr_y, name == HELD_OUT))
 
 
 def _scale(found: Sequence[TrainingRecord]) -> int:
@@ -146,6 +166,7 @@ def _headline(found: Sequence[TrainingRecord]) -> list[list[str]]:
     """Return a header and a row for bicubic, for each record, and for each published result."""
     sets = _set_names(found)
     known = _scale(found) == 4
+    networks = {records.configuration(record).model.name for record in found}
     bicubic = {
         name: next(record.scores[name].mean["bicubic"]["psnr_y"] for record in found if name in record.scores)
         for name in sets
@@ -154,7 +175,7 @@ def _headline(found: Sequence[TrainingRecord]) -> list[list[str]]:
         comparison.BICUBIC: bicubic,
         **{f"**{label}**": values for label, values in _psnr(found).items()},
         **{entry.label: entry.psnr_y for entry in comparison.PUBLISHED if known},
-        **{f"literature: {label}": values for label, values in LITERATURE.items() if known},
+        **{f"literature: {entry.label}": entry.psnr_y for entry in LITERATURE if known and entry.network in networks},
     }
     table = [["", *sets]]
     for label, values in rows.items():
@@ -165,7 +186,7 @@ def _headline(found: Sequence[TrainingRecord]) -> list[list[str]]:
 def _distances(found: Sequence[TrainingRecord]) -> list[str]:
     """Return a sentence for each benchmark set that compares the best record with the literature."""
     lines = []
-    for name, target in LITERATURE["SRResNet"].items() if _scale(found) == 4 else ():
+    for name, target in LITERATURE[0].psnr_y.items() if _scale(found) == 4 else ():
         values = {label: row[name] for label, row in _psnr(found).items() if name in row}
         if values:
             label = max(values, key=lambda label: values[label])

@@ -6,7 +6,6 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from matplotlib import pyplot as plt
 from PIL import Image
@@ -14,12 +13,12 @@ from PIL import Image
 from pipeline import storage, terminal, tracking
 from pipeline.evaluation import tables
 from pipeline.evaluation.models import evaluate_models
+from pipeline.evaluation.sampled import Drawing
 from pipeline.evaluation.scores import METRICS, ImageScores, Metrics, Scores, SetScores, comparison_file
 from pipeline.evaluation.scoring import busiest_crop
+from pipeline.reporting.drawing import plain_text
 from pipeline.settings import Config
 from sr_model.pixels import Pixels
-
-matplotlib.use("Agg")  # works without a display
 
 _CROP = 128
 """Side of a shown crop in HR pixels."""
@@ -36,6 +35,8 @@ class Scoreboard:
     scores: Scores
     files: list[str]
     """Paths or URLs of what was written."""
+    remarks: list[str]
+    """What belongs below the table, such as warnings."""
 
     @property
     def table(self) -> str:
@@ -50,6 +51,8 @@ def score_models(
     folder: str | None = None,
     csv: str | None = None,
     track: bool = False,
+    drawing: Drawing = Drawing(),  # noqa: B008 (it cannot be changed)
+    consistent: bool = False,
 ) -> Scoreboard:
     """Score models, and write the scores.
 
@@ -60,12 +63,14 @@ def score_models(
         folder: see `evaluate_models`.
         csv: path or URL of a further CSV file.
         track: log the scores and files to MLflow.
+        drawing: see `evaluate_models`.
+        consistent: see `evaluate_models`.
 
     Raises:
         UserError: if a model, a set or an image cannot be used, or MLflow cannot be reached.
         OSError: if a file cannot be written.
     """
-    found = evaluate_models(config, models, self_ensemble, folder)
+    found = evaluate_models(config, models, self_ensemble, folder, drawing, consistent)
     table = tables.scores_csv(found.scores)
     files = {"scores.csv": table}
     with terminal.stage("", "drawing comparisons"):
@@ -79,7 +84,7 @@ def score_models(
     if track:
         _send(config, models, found.folder, found.scores, files)
     written = [f"{found.folder}/{name}" for name in ("scores.json", *files)]
-    return Scoreboard(found.scores, [*written, *([csv] if csv else [])])
+    return Scoreboard(found.scores, [*written, *([csv] if csv else [])], found.remarks)
 
 
 def draw_comparison(name: str, entry: SetScores) -> bytes:
@@ -107,11 +112,11 @@ def draw_comparison(name: str, entry: SetScores) -> bytes:
                 axis.imshow(crops[column], interpolation="nearest")
             else:
                 axis.imshow(np.full((_CROP, _CROP, 3), 255, np.uint8))
-            axis.set_xlabel(_plain(_caption(image, column)), fontsize=7)
+            axis.set_xlabel(plain_text(_caption(image, column)), fontsize=7)
     for axis, column in zip(axes[0], columns, strict=True):
         title = {"lr": "LR", "hr": "HR"}.get(column, column)
-        axis.set_title(_plain(title if len(title) <= 24 else f"{title[:23]}…"), fontsize=8)
-    figure.suptitle(_plain(name), fontsize=9)
+        axis.set_title(plain_text(title if len(title) <= 24 else f"{title[:23]}…"), fontsize=8)
+    figure.suptitle(plain_text(name), fontsize=9)
     sink = io.BytesIO()
     figure.savefig(sink, format="png", dpi=160)
     plt.close(figure)
@@ -147,11 +152,6 @@ def _caption(image: ImageScores, column: str) -> str:
     values[0] += " dB"
     last = f"\n{METRICS['st_lpips']} {values.pop()}" if "st_lpips" in metrics else ""
     return f"{' / '.join(values)}{last}"
-
-
-def _plain(text: str) -> str:
-    """Return a text that matplotlib shows as it is: it would take what is between two dollar signs for a formula."""
-    return text.replace("$", r"\$")
 
 
 def _send(config: Config, models: Sequence[str], folder: str, scores: Scores, files: Mapping[str, bytes]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 from starlette.requests import ClientDisconnect, Request
 from werkzeug.exceptions import HTTPException
@@ -55,9 +56,13 @@ async def read_image(request: Request, most_bytes: int) -> bytes | Refusal:
 
 async def discard(request: Request) -> None:
     """Read and forget the body of a request that is refused, for a few seconds at most."""
+    await _discard(request.stream())
+
+
+async def _discard(stream: AsyncIterator[bytes]) -> None:
     try:
         async with asyncio.timeout(_LINGER_S):
-            async for _ in request.stream():
+            async for _ in stream:
                 pass
     except (TimeoutError, ClientDisconnect):
         return
@@ -69,9 +74,10 @@ async def _read(request: Request, most_bytes: int) -> bytes | Refusal:
         await discard(request)
         return _too_large(most_bytes)
     body = bytearray()
+    stream = request.stream()
     try:
         async with asyncio.timeout(_PATIENCE_S):
-            async for part in request.stream():
+            async for part in stream:
                 body += part
                 if len(body) > most_bytes:
                     break
@@ -79,7 +85,7 @@ async def _read(request: Request, most_bytes: int) -> bytes | Refusal:
                 return bytes(body)
     except TimeoutError:
         return Refusal(408, f"the image did not arrive within {_PATIENCE_S} seconds")
-    await discard(request)
+    await _discard(stream)
     return _too_large(most_bytes)
 
 

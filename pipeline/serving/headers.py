@@ -10,6 +10,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipeline.storage import one_line
+
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -57,7 +59,7 @@ class Protection:
         host = headers.get("host", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
         if self._hosts and name not in self._hosts:
-            return _forbidden(f"the server is called {name[:80]}, expected {' or '.join(self._hosts)}")
+            return _forbidden(f"the server is called {one_line(name, 80)}, expected {' or '.join(self._hosts)}")
         if scope["method"] != "GET" and _is_of_another_site(headers):
             return _forbidden("a page of another site sent the request, expected the page of this server or a program")
         return None

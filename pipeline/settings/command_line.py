@@ -112,7 +112,12 @@ def parse_with(
         config = Config(**merge(parse_yaml(text, str(origin)), options))
     except ValidationError as error:
         raise UserError(explain(error, origin)) from None
-    return resolve(config), given_flags
+    config = resolve(config)
+    if config.log_format == "json":
+        from pipeline.terminal import LogContext, print_json, stage_name  # here, because it takes time to import
+
+        print_json(LogContext(stage=module), stage_name)
+    return config, given_flags
 
 
 def split_settings(values: Sequence[str]) -> tuple[list[str], list[str]]:

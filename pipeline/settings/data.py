@@ -74,15 +74,21 @@ class Data(BaseModel):
     of a step do not depend on N. There must be at least N lanes; a multiple of N is best."""
     window: int = Field(256, ge=1)
     """Tiles of a lane that are shuffled together; this bounds the memory that a lane takes."""
+    order: Literal["dealt", "permuted"] = "dealt"
+    """How the row groups of an epoch come to the lanes. "dealt" deals them in a random order, so that all lanes have
+    the same number of tiles; it takes time and memory for each row group: a million take a second and 80 MB a worker.
+    "permuted" computes where each row group comes, in a time and memory that do not depend on their number; where the
+    last row group of a shard is smaller than the others, its tiles come more often."""
     augment: bool = True
     """Apply random flips and quarter turns."""
     hold: Literal["auto", "device", "map", "stream"] = "auto"
     """Where tiles are held: "device" copies all of them into the memory of each worker's GPU (without GPUs, into the
-    memory of each worker) and cuts patches there; "map" makes an unpacked copy on each node, which its workers map into
-    memory; "stream" reads the patch set directly. "auto" uses the GPU if they take at most 40% of its free memory or of
-    `train.memory_mb`, else maps if the copy fits `hold_mb` and half of the free disk space, else streams. The batches
-    are the same in all cases."""
+    memory of each worker) and cuts patches there; "map" copies the shards of a patch set in an object store to a disk
+    of each node, while training reads them; "stream" makes no copies. "auto" uses the GPU if the tiles take at most 40%
+    of its free memory or of `train.memory_mb`, and otherwise copies the shards that fit `hold_mb` and half of the free
+    disk space. Shards in a local folder are mapped into memory and never copied to a disk. The batches are the same in
+    all cases."""
     hold_mb: float = Field(8000, ge=0)
-    """Size of the unpacked tiles in MB up to which "auto" maps."""
+    """MB of shards that "auto" copies to a disk of each node."""
     scratch: str | None = None
-    """Folder for unpacked tiles on each node; the default is in the system's temporary folder."""
+    """Folder for copied shards on each node; the default is in the system's temporary folder."""

@@ -65,17 +65,21 @@ class Cluster(BaseModel):
     workers: int | None = Field(None, ge=1)
     """Number of training workers. By default one per GPU; without GPUs two, or one on a single core."""
     min_workers: int | None = Field(None, ge=1)
-    """Smallest number of workers to continue with after a node is lost; training returns to `workers` when a node is
-    available again. By default training waits for a replacement."""
+    """Smallest number of workers to start with, and to continue with after a node is lost; training grows to `workers`
+    when nodes are available. By default training waits for all of them."""
     resize_s: float = Field(60, gt=0)
-    """Seconds between checks for a lost worker's replacement. Used only with `min_workers`."""
+    """Seconds between checks for nodes that have joined, and for which the start waits for further ones. Used only with
+    `min_workers`."""
     cpus_per_worker: int | None = Field(None, ge=1)
     """Number of CPU cores per training worker. By default the cluster's cores are divided evenly."""
     gpu: bool | None = None
     """Train and evaluate on GPUs. By default they are used if the cluster has any, or if its autoscaler says that it
     can start some."""
+    accelerator_type: str | None = Field(None, examples=["H100"])
+    """Type of GPU to train and evaluate on, by Ray's name, such as "H100", "A100-80G", "L4" or "T4". By default any."""
     wait_s: float = Field(900, ge=0)
-    """Seconds to wait for nodes of a cluster that can grow, until it has room for the workers; 0 to wait for none. A
+    """Seconds to wait for nodes of a cluster that can grow, until it has room for the workers; 0 to wait for none. For
+    the replacement of a lost node, training waits as long, or without limit if an autoscaler manages the cluster. A
     local Ray never waits."""
     stop_after: str | None = Field(None, examples=["11.5 hours"])
     """Time after which training stops with a checkpoint, such as "11.5 hours" or "40 minutes", counted from the start

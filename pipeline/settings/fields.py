@@ -21,6 +21,17 @@ STRICT = ConfigDict(
 )
 
 
+class MethodSettings(BaseModel):
+    """Settings of a method of training; empty for a method that has none."""
+
+    model_config = STRICT
+
+    @property
+    def unused_sections(self) -> list[str]:
+        """Sections inside these settings that do not take part."""
+        return []
+
+
 def absolute_path(path: str) -> str:
     """Make a local path absolute, because workers run in other folders; return a URL unchanged.
 
@@ -32,6 +43,20 @@ def absolute_path(path: str) -> str:
     if storage.unicode_name(path) != path:
         raise ValueError("a path in UTF-8: rename it, or make a link to it and name the link")
     return path if storage.is_url(path) else str(Path(os.path.expanduser(path)).absolute())  # noqa: PTH111
+
+
+def absolute_model(text: str) -> str:
+    """Make the local path of a model absolute; return any other name of a model unchanged.
+
+    Other names are URLs, models of MLflow, and bundled models: a name alone at which no file or folder lies.
+
+    Raises:
+        ValueError: if the text cannot be a path.
+    """
+    path = absolute_path(text)
+    is_name = not any(sign in text for sign in "/\\") and not text.endswith((".safetensors", ".onnx"))
+    named = text.startswith(("models:/", "runs:/")) or (is_name and not os.path.lexists(path))
+    return text if named else path
 
 
 def absolute_source(source: str) -> str:

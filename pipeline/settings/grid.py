@@ -34,8 +34,9 @@ class Tune(BaseModel):
     """Additional cells: for each label, the settings by dotted key that differ from the configuration."""
     scheduler: Literal["none", "asha"] = "none"
     """Early stopping of cells: "none", or "asha" to stop those that fall behind (asynchronous successive halving)."""
-    metric: str = "val/psnr_y"
-    """Validation metric that the scheduler compares. Benchmark metrics are not allowed to select."""
+    metric: str | None = None
+    """Validation metric that the scheduler compares, by default the one that selects the best weights: `val/psnr_y`, or
+    a perceptual distance in adversarial training. Benchmark metrics are not allowed to select."""
     grace: int = Field(500, ge=1)
     """Number of steps before the scheduler may stop a cell."""
     concurrent: int | None = Field(None, ge=1)
@@ -61,8 +62,8 @@ class Tune(BaseModel):
 
     @field_validator("metric")
     @classmethod
-    def _validation_metric(cls, value: str) -> str:
-        if not value.startswith("val/"):
+    def _validation_metric(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("val/"):
             raise ValueError("a metric of held-out images, such as val/psnr_y or val/ssim_y")
         return value
 

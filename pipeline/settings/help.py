@@ -20,7 +20,7 @@ _COMMON = (
 )  # fmt: skip
 """Settings that most users change, in the order in which --help lists them."""
 
-_PATCH_SET = ("home", "cache", "source", "scale", "preprocess")
+_PATCH_SET = ("home", "cache", "log_format", "source", "scale", "preprocess")
 _TRAINING = ("name", *_PATCH_SET, "data", "model", "train", "evaluate", "cluster")
 _CONCERNED: dict[str, tuple[str, ...]] = {
     "run": (*_TRAINING, "tracking"),

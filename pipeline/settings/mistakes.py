@@ -40,9 +40,12 @@ def explain(error: ValidationError, origin: str | None = None) -> str:
         location = location[:-1]
     key, expected = _expected_at(location)
     if kind in _UNKNOWN_KEY:
+        key = _known_inside(key, value)
         return f"unknown key {key}{suggest(key)}{where}"
     if kind in _UNKNOWN_NETWORK:
-        key, expected = "model.name", " or ".join(known_networks())
+        key = f"{key}.name"
+        tags = str(first.get("ctx", {}).get("expected_tags", "")).replace("'", "").split(", ")
+        expected = " or ".join(tags if tags != [""] else known_networks())
         value = value.get("name") if isinstance(value, dict) else value
     elif kind in _OWN_CHECKS:
         expected = one_line(first["msg"].partition("error, ")[2])
@@ -76,7 +79,7 @@ def suggest(key: str) -> str:
         return f": {ADVICE_BY_WORD[word]}"
     known = known_keys()
     if key in known:
-        return f", which is a setting of {' and '.join(networks_with(key.rpartition('.')[2]))}, see model.name"
+        return f", which is a setting of {' and '.join(networks_with(key.split('.')[1]))}, see model.name"
     by_word = {plain_word(name): name for name in known}
     same_end = [name for name in known if word == plain_word(name.rpartition(".")[2])]
     last = plain_word(key.rpartition(".")[2])
@@ -89,6 +92,16 @@ def suggest(key: str) -> str:
         or next(iter(difflib.get_close_matches(key, known, n=1)), None)
     )
     return f", did you mean {found}?" if found else ""
+
+
+def _known_inside(key: str, value: Any) -> str:
+    """Return the key of a setting in a section that is unknown as a whole, because another network has it."""
+    while isinstance(value, dict) and value:
+        name, value = next(iter(value.items()))
+        if not any(f"{known}.".startswith(f"{key}.{name}.") for known in known_keys()):
+            break
+        key = f"{key}.{name}"
+    return key
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:

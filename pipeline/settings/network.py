@@ -60,9 +60,10 @@ def known_networks() -> list[str]:
 
 
 def without_network_name(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """Drop the network's name, which pydantic inserts into the location of a mistake in a union of networks."""
-    in_union = len(ARCHITECTURES) > 1 and len(location) > 1 and location[0] == "model" and location[1] in ARCHITECTURES
-    return (location[0], *location[2:]) if in_union else location
+    """Drop networks' names, which pydantic inserts into the location of a mistake in a union of networks."""
+    if location[:1] != ("model",):
+        return location
+    return tuple(part for part in location if part not in ARCHITECTURES)
 
 
 def default_model() -> NetworkSettings:

@@ -14,14 +14,18 @@ from pipeline.settings.schema import Config
 
 
 def resolve(config: Config) -> Config:
-    """Fill in `home`, `cache`, `tracking.uri` and `tune.new_records`, and make them absolute.
+    """Fill in `home`, `cache`, `log_format`, `tracking.uri` and `tune.new_records`, and make places absolute.
 
-    This module alone reads the environment variables SR_HOME, SR_CACHE, SR_SETS, MLFLOW_TRACKING_URI and RAY_ADDRESS,
-    and the current folder. The result means the same in every process and on every node, so call this before Ray
-    starts: Ray changes the current folder of the processes it starts. A resolved configuration is returned as it is.
+    This module alone reads the environment variables SR_HOME, SR_CACHE, SR_SETS, SR_LOG_FORMAT, MLFLOW_TRACKING_URI
+    and RAY_ADDRESS, and the current folder. The result means the same in every process and on every node, so call this
+    before Ray starts: Ray changes the current folder of the processes it starts. A resolved configuration is returned
+    as it is.
 
     Args:
         config: settings as the user gave them.
+
+    Raises:
+        UserError: if SR_LOG_FORMAT has another value than "text" or "json".
 
     Returns:
         A copy with absolute places. `tracking.uri` stays None if `home` is a URL and no tracking server was named.
@@ -37,10 +41,18 @@ def resolve(config: Config) -> Config:
         update={
             "home": home,
             "cache": cache,
+            "log_format": config.log_format or _log_format(),
             "tracking": config.tracking.model_copy(update={"uri": uri}),
             "tune": config.tune.model_copy(update={"new_records": new_records or records}),
         }
     )
+
+
+def _log_format() -> str:
+    found = os.environ.get("SR_LOG_FORMAT") or "text"
+    if found not in ("text", "json"):
+        raise UserError(f"SR_LOG_FORMAT is {found}, expected text or json")
+    return found
 
 
 def sets_folder(given: str | None) -> str | None:

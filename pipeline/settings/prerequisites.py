@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from pipeline.settings.errors import UserError
 from pipeline.settings.places import ray_address
@@ -36,8 +37,9 @@ def check_prerequisites(config: Config, trains: bool = False, scores: bool = Fal
 def _files(config: Config, trains: bool, scores: bool) -> Iterator[tuple[str, str]]:
     """Yield the dotted key and the path or URL of each file that a setting names."""
     if trains:
-        if config.train.init_from:
-            yield "train.init_from", config.train.init_from
+        start = config.train.init_from
+        if start and (is_url(start) or Path(start).is_absolute()):  # other names are looked up later
+            yield "train.init_from", start
         for weights in config.train.pretrained().values():
             if weights.source != "torchvision":
                 yield weights.setting, weights.source

@@ -19,6 +19,7 @@ from pipeline.settings.errors import UserError
 from pipeline.settings.evaluation import Evaluate
 from pipeline.settings.fields import absolute_path, absolute_source
 from pipeline.settings.grid import Tune
+from pipeline.settings.methods import DEFAULT_METHOD
 from pipeline.settings.network import Model, default_model, known_networks
 from pipeline.settings.training import Train
 from pipeline.storage import redact
@@ -63,6 +64,9 @@ class Config(BaseSettings):
     """Settings for scoring a trained network."""
     tune: Tune = Tune()
     """Settings of the grid that `python -m pipeline.tune` trains."""
+    log_format: Literal["text", "json"] | None = None
+    """Form of what a command prints: "text" for people, "json" for programs that collect logs, with a JSON object in
+    each line. By default $SR_LOG_FORMAT or, if that is not set, "text"."""
     tracking: Tracking = Tracking()
     """Settings of MLflow."""
     cluster: Cluster = Cluster()
@@ -168,7 +172,8 @@ class Config(BaseSettings):
     @property
     def training_label(self) -> str:
         """Beginning of the name of the training that this configuration describes, such as "srresnet-x4-bn-mse"."""
-        return f"{self.name}-x{self.scale}-{self.model.label}-{'+'.join(self.train.loss)}"
+        method = "" if self.train.method == DEFAULT_METHOD else f"-{self.train.method}"
+        return f"{self.name}-x{self.scale}-{self.model.label}-{'+'.join(self.train.loss)}{method}"
 
     @property
     def registered_model(self) -> str | None:
@@ -186,7 +191,7 @@ class Config(BaseSettings):
 
         The text leaves out the places that `resolve` sets, because each machine has its own, and the secrets in URLs.
         """
-        places: Any = {"home": True, "cache": True, "tracking": {"uri"}, "tune": {"new_records"}}
+        places: Any = {"home": True, "cache": True, "log_format": True, "tracking": {"uri"}, "tune": {"new_records"}}
         return yaml.safe_dump(_redacted(self.model_dump(mode="json", exclude=places)), sort_keys=False)
 
 

@@ -8,20 +8,26 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, Field, create_model, field_validator, model_validator
 
-from pipeline.settings.fields import STRICT, Decay, Weight, absolute_path
+from pipeline.settings.fields import STRICT, Decay, MethodSettings, Weight, absolute_model, absolute_path
+from pipeline.settings.methods import DEFAULT_METHOD, METHODS, has_settings
 from sr_model.pretrained import Pretrained
 from sr_model.terms import TERMS, TermSettings
 
 if TYPE_CHECKING:
-    TermSections = BaseModel
+    Sections = BaseModel
 else:
-    TermSections = create_model(
-        "TermSections",
+    Sections = create_model(
+        "Sections",
         __config__=STRICT,
         **{
             kind.name: (kind.settings, Field(kind.settings(), description=f'Settings of the term "{kind.name}".'))
             for kind in TERMS.values()
             if kind.settings is not TermSettings
+        },
+        **{
+            kind.name: (kind.settings, Field(kind.settings(), description=f'Settings of the method "{kind.name}".'))
+            for kind in METHODS.values()
+            if has_settings(kind)
         },
     )
 
@@ -30,13 +36,14 @@ _LONGEST = 1e12
 """Steps, epochs or minutes of a training."""
 
 
-class Train(TermSections):
+class Train(Sections):
     """The training run."""
 
     model_config = STRICT
 
-    method: str = "supervised"
-    """Way of training: "supervised" minimises the objective `loss`."""
+    method: str = DEFAULT_METHOD
+    """Way of training: "supervised" minimises the objective `loss`; "gan" also trains a discriminator (SRGAN);
+    "flow" trains the network "refiner", which draws images in steps."""
     length: str = "1000 steps"
     """Length, such as "1000 steps", "20 epochs" or "25 minutes". Minutes include validation and are turned into steps
     before the start, by measuring a few steps."""
@@ -93,7 +100,8 @@ class Train(TermSections):
     seed: int = 0
     """Seed of the initial weights, the sample order and the augmentation."""
     init_from: str | None = None
-    """Initial weights: a .safetensors file (path or URL) of the same network."""
+    """Initial weights of the same network: a .safetensors file, the folder of a training or workflow, a bundled model,
+    or models:/NAME@ALIAS or runs:/ID of MLflow."""
     validate_every: int = Field(200, ge=1)
     """Steps between validations on the held-out images, or a multiple of it where `validate_s` leaves some out."""
     validate_s: float = Field(0, ge=0)
@@ -113,9 +121,17 @@ class Train(TermSections):
         """The settings of a term of the objective; empty for a term that has none."""
         return getattr(self, name, None) or TermSettings()
 
+    def method_settings(self) -> MethodSettings:
+        """The settings of the method; empty for a method that has none, or is not known."""
+        kind = METHODS.get(self.method)
+        return getattr(self, self.method) if kind and has_settings(kind) else MethodSettings()
+
     def unused_sections(self) -> list[str]:
-        """Sections of terms that do not take part in the objective."""
-        return [name for name, kind in TERMS.items() if kind.settings is not TermSettings and name not in self.loss]
+        """Dotted keys of the sections of terms and methods that do not take part, and of those inside the method's."""
+        terms = [name for name, kind in TERMS.items() if kind.settings is not TermSettings and name not in self.loss]
+        methods = [name for name, kind in METHODS.items() if has_settings(kind) and name != self.method]
+        inner = [f"{self.method}.{name}" for name in self.method_settings().unused_sections]
+        return [*terms, *methods, *inner]
 
     def term_starts(self) -> dict[str, float]:
         """Share of the steps after which each term of the objective joins the others."""
@@ -150,7 +166,7 @@ class Train(TermSections):
     @field_validator("init_from")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
-        return value if value is None else absolute_path(value)
+        return value if value is None else absolute_model(value)
 
     @field_validator("loss")
     @classmethod

@@ -9,6 +9,8 @@ import fsspec
 from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 
+fsspec.config.conf.setdefault("s3", {}).setdefault("config_kwargs", {"max_pool_connections": 64})
+"""Requests to S3 that a process makes at the same time; the default of botocore is 10."""
 _SCHEME = "[A-Za-z][A-Za-z0-9+.-]*"
 _URL = re.compile(f"(?P<chain>(?:{_SCHEME}::)*){_SCHEME}://")
 

@@ -170,6 +170,11 @@ def stage(label: str, message: str = "", total: float | None = None, unit: str =
                 outer._show(visible=True)
 
 
+def stage_name() -> str:
+    """Return the name of the innermost stage that has one and is under way; "" without one."""
+    return next((shown._label for shown in reversed(_stack) if shown._label), "")
+
+
 def make_console() -> Console:
     """Return a console for standard output, which is a terminal only if it can be written to as one.
 

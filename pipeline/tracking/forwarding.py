@@ -7,13 +7,14 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
 from pipeline import storage
 from pipeline.tracking.journal import JournalReader, JournalRecord
-from pipeline.tracking.mlflow_store import TrackedRun, system_metrics
+from pipeline.tracking.machine import system_metrics
+from pipeline.tracking.mlflow_store import MOST_METRICS, TrackedRun
 from pipeline.tracking.notes import SentImages
 
 _PAUSE_S = 15
@@ -47,6 +48,11 @@ class Forwarder:
         note = storage.read_expendable(self._note_url, SentImages)
         self._sent_images: list[str] = note.files if note else []
 
+    @property
+    def backlog(self) -> int:
+        """Number of records that MLflow has not received yet."""
+        return len(self._unsent)
+
     def read_new(self) -> list[JournalRecord]:
         """Read the new records, and return them; a later call of the other methods sends them."""
         new = list(self._reader.new())
@@ -59,10 +65,11 @@ class Forwarder:
         new = self.read_new()
         if time.monotonic() >= self._retry_at:
             while self._unsent:
-                if not self._send(self._unsent[0]):
+                part = self._unsent[: _count_together(self._unsent)]
+                if not (self._run.log_history(part) and self._send_images(part[-1])):
                     self._retry_at = time.monotonic() + _PAUSE_S
                     break
-                self._unsent.pop(0)
+                del self._unsent[: len(part)]
         return new
 
     def forward_system_metrics(self) -> None:
@@ -104,9 +111,7 @@ class Forwarder:
             )
         return not self._unsent
 
-    def _send(self, record: JournalRecord) -> bool:
-        if not self._run.log_metrics(record.metrics, record.step, record.time):
-            return False
+    def _send_images(self, record: JournalRecord) -> bool:
         for key, file in record.images.items():
             image = None if file in self._sent_images else _read_image(f"{self._reader.url}/{file}")
             if image is None:
@@ -116,6 +121,18 @@ class Forwarder:
             self._sent_images.append(file)
             storage.write_document(self._note_url, SentImages(self._sent_images))
         return True
+
+
+def _count_together(records: Sequence[JournalRecord]) -> int:
+    """Return how many records fit into one request: up to one with images, which follow it, and at least one."""
+    metrics = 0
+    for count, record in enumerate(records):
+        metrics += len(record.metrics)
+        if count and metrics > MOST_METRICS:
+            return count
+        if record.images:
+            return count + 1
+    return len(records)
 
 
 def _read_image(url: str) -> Image.Image | None:

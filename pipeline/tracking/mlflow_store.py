@@ -16,7 +16,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pipeline import terminal
 from pipeline.settings import Config, UserError
 from pipeline.storage import one_line, redact
 from pipeline.tracking.contact import RefusedError, contact, deleted_error, sqlite_file
+from pipeline.tracking.journal import JournalRecord
 from pipeline.tracking.logged_models import TrainedModel, find_model_id, send_model
 from pipeline.tracking.notes import read_run_note, write_run_note
 from pipeline.tracking.provenance import code_hash, commit, has_ended, user_name
@@ -39,6 +40,9 @@ _DESCRIPTION = (
     "images are under Model metrics, bicubic_sr_hr: bicubic, network and truth at each validation; click one to "
     "enlarge it. `val/psnr_y` is the PSNR of the held-out images in dB. The artifact config.yaml has all settings."
 )
+
+MOST_METRICS = 1000
+"""Number of metrics that MLflow takes in one request."""
 
 _SHOWN_WIDTH = 960
 """Width in pixels to which small images are enlarged, so that MLflow's preview shows single pixels."""
@@ -121,7 +125,8 @@ class Tracker:
         """
         run = self._resume_or_create(folder, name, tags, parent)
         try:
-            yield run
+            with terminal.logged_as(run.id):
+                yield run
         except (KeyboardInterrupt, SystemExit):
             self._end_with_children(run, "KILLED")
             raise
@@ -149,7 +154,7 @@ class Tracker:
             request(self._client)
         except Exception as error:  # from MLflow, or from the client of a database or an object store
             reason = one_line(error, 200)
-            if getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE":
+            if _is_refusal(error):
                 print(f"{self._place} rejects a record, which is skipped ({reason})", file=sys.stderr)
                 return True
             if not self._warned:
@@ -276,6 +281,31 @@ class TrackedRun:
         entries = [Metric(key, value, when, step) for key, value in metrics.items()]
         return self._tracker.call(lambda client: client.log_batch(self.id, metrics=entries))
 
+    def log_history(self, records: Sequence[JournalRecord]) -> bool:
+        """Log the metrics of many records in one request; return False if MLflow did not receive them.
+
+        Args:
+            records: together they have at most `MOST_METRICS` metrics, or they are a single one.
+        """
+        from mlflow.entities import Metric
+
+        entries = [
+            Metric(key, value, record.time, record.step) for record in records for key, value in record.metrics.items()
+        ]
+        refused: list[Exception] = []
+
+        def send(client: Any) -> None:
+            try:
+                client.log_batch(self.id, metrics=entries)
+            except Exception as error:
+                if len(records) == 1 or not _is_refusal(error):
+                    raise
+                refused.append(error)
+
+        if not self._tracker.call(send):
+            return False
+        return all(self.log_history([record]) for record in records) if refused else True
+
     def log_image(self, image: Image.Image, key: str, step: int) -> bool:
         """Add an image of a step to the run's image grid; return False if MLflow did not receive it.
 
@@ -332,6 +362,11 @@ class TrackedRun:
         self.ended = self._tracker.call(lambda client: client.set_terminated(self.id, status))
 
 
+def _is_refusal(error: Exception) -> bool:
+    """Tell whether MLflow refuses a request for good, rather than being away."""
+    return getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE"
+
+
 def find_problem(config: Config) -> UserError | None:
     """Return why MLflow cannot be used, or None if it can. Nothing is created, and it takes no more than seconds.
 
@@ -351,23 +386,6 @@ def find_problem(config: Config) -> UserError | None:
     except UserError as error:
         return error
     return None
-
-
-def system_metrics() -> Callable[[], dict[str, float]]:
-    """Return a function that measures processor, memory, disk, network and GPUs of this machine, by MLflow's names."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    with without_info_logs():
-        monitor = SystemMetricsMonitor(run_id="")
-
-    def measure() -> dict[str, float]:
-        monitor.collect_metrics()
-        values = {f"system/{key}": float(value) for key, value in monitor.aggregate_metrics().items()}
-        for part in monitor.monitors:
-            part.clear_metrics()
-        return values
-
-    return measure
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 from sr_model.networks import from_weights
+from sr_model.noise import beside_noise
 from sr_model.pixels import to_eight_bit, to_input, to_pixels, to_tensor
 from sr_model.tiling import tiles
 
@@ -43,13 +44,14 @@ class SuperResolutionModel(PythonModel):  # type: ignore[misc]
     def _enlarge(self, image: Any) -> Any:
         lr = to_tensor(image)
         _, height, width = lr.shape
-        device, scale = next(self._net.parameters()).device, self._net.scale
+        net, scale = self._net, self._net.scale
+        device, seed = next(net.parameters()).device, net.sampling.seed if net.sampling else 0
         sr = torch.empty(3, scale * height, scale * width, dtype=torch.uint8)
 
         def read(rows: slice, columns: slice) -> torch.Tensor:
-            return to_input(lr[:, rows, columns].to(device))
+            return beside_noise(to_input(lr[:, rows, columns].to(device)), seed, net.noise_channels, rows, columns)
 
-        for top, left, part in tiles(self._net, height, width, read):
+        for top, left, part in tiles(net, height, width, read):
             pixels = to_eight_bit(part[0])
             sr[:, top : top + pixels.shape[1], left : left + pixels.shape[2]] = pixels
         return to_pixels(sr)

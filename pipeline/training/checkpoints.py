@@ -7,6 +7,7 @@ the other files. No checkpoint is ever overwritten, so the earlier ones stay saf
 from __future__ import annotations
 
 import hashlib
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -14,6 +15,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline import storage
+from pipeline.cluster import metrics
 from pipeline.tracking import Best
 
 Files = dict[str, bytes]
@@ -114,11 +116,14 @@ class Checkpoints:
         return [int(name) for name in storage.names(self.url) if name.isdecimal()]
 
     def _write(self, files: Files, state: _StateFile) -> None:
+        started = time.monotonic()
         step = state.state.step
         url = f"{self.url}/{step:09d}"
         for name, content in files.items():
             storage.write(f"{url}/{name}", content)
         storage.write_document(f"{url}/state.json", state)
+        training = self.url.removesuffix("/checkpoints").rpartition("/")[2]
+        metrics.observe_checkpoint(training, time.monotonic() - started)
         for old in [other for other in self.steps() if other <= step][: -self._keep]:
             storage.remove(f"{self.url}/{old:09d}")
 

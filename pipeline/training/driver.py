@@ -20,13 +20,17 @@ from pipeline.storage import one_line
 from pipeline.tracking import Forwarder, TrackedRun, Tracker
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.description import log_patch_set, run_parameters, run_tags
+from pipeline.training.figures import show_figures
+from pipeline.training.initial import check_initial, locate_initial, store_initial
+from pipeline.training.job import LoopResult, TrainJob
 from pipeline.training.methods import find_method
-from pipeline.training.planning import Plan
+from pipeline.training.planning import Plan, describe_imbalance, sample_order
 from pipeline.training.preflight import check_gpus
 from pipeline.training.progress import Watch, show_progress
 from pipeline.training.runs import Trained, find_training, missing_weights, open_training, training_folder
-from pipeline.training.stopping import PERMANENT, OutOfTime, StoppableTrainer, StopTraining, check_time
-from pipeline.training.worker import LoopResult, TrainJob, sample_order, train_loop
+from pipeline.training.stopping import PERMANENT, OutOfTime, StopTraining, check_time
+from pipeline.training.trainer import Patience, StoppableTrainer
+from pipeline.training.worker import train_loop
 
 
 def train(
@@ -58,7 +62,8 @@ def train(
         StopTraining: if `should_stop` returned True before the training ended.
         OutOfTime: if the training stopped at `stop_at`, or did not start because that time had passed.
     """
-    find_method(config)
+    kind = find_method(config)
+    described, config = config, locate_initial(config)
     folder = training_folder(config, patch_set)
     finished = find_training(config, patch_set)
     if finished and finished.tracked and (not parent or parent in finished.tracked):
@@ -73,15 +78,16 @@ def train(
         with Tracker(config).run(folder, cell or name, run_tags(config, patch_set.name, cell), parent) as run:
             forwarder = Forwarder(f"{folder}/journal", run)
             if run.new or not finished:
-                run.describe(run_parameters(config, cell), config)
+                run.describe(run_parameters(described, cell), described)
                 log_patch_set(run, config, patch_set)
             if not finished:
-                _write_settings(config, folder)
+                check_initial(config)
+                _write_settings(described, folder)
                 # Workers' output is not shown, so damaged checkpoints are reported here.
                 Checkpoints(f"{folder}/checkpoints", 1).restore()
-                prepared = features.prepare_terms(config)
+                prepared = store_initial(features.prepare_terms(config), folder)
                 trainer = make_trainer(prepared, patch_set, folder, stop_at, per_gpu, checked=bool(cell))
-                with show_progress(folder) if watch is None else nullcontext(watch) as told:
+                with show_progress(folder, kind.remark) if watch is None else nullcontext(watch) as told:
                     _fit(
                         trainer,
                         folder,
@@ -170,16 +176,22 @@ def _fit(
 ) -> None:
     """Run Ray Train, and meanwhile forward the journal and, if `system_metrics`, how busy this machine is."""
     watch(forwarder.read_new(), True)
+    name = folder.rpartition("/")[2]
 
     def forward() -> None:
-        watch(forwarder.forward_new(), False)
+        new = forwarder.forward_new()
+        watch(new, False)
+        show_figures(name, new, forwarder.backlog)
         if system_metrics:
             forwarder.forward_system_metrics()
         if should_stop() and open_training(folder) is None:
             trainer.stop()
             raise StopTraining(f"training {folder} was stopped")
 
-    cluster.run_in_thread(lambda: run_trainer(trainer, folder), "ray-train", forward)
+    try:
+        cluster.run_in_thread(lambda: run_trainer(trainer, folder), "ray-train", forward)
+    finally:
+        cluster.metrics.show_pause(name)
 
 
 def make_trainer(
@@ -213,6 +225,8 @@ def make_trainer(
     for key, value in (("data.lanes", config.data.lanes), ("train.global_batch", config.train.global_batch)):
         if value < workers:
             raise UserError(f"{key} is {value}, expected at least the number of workers, {workers}")
+    if warning := describe_imbalance(config.data.lanes, config.cluster.min_workers or workers, workers):
+        storage.report_once(warning)
     if "GPU" in resources and not checked:
         check_gpus(config, workers)
     shown = config.evaluate.benchmarks if config.evaluate.while_training else {}
@@ -227,12 +241,13 @@ def make_trainer(
         },
         plan_only=plan_only,
         stop_at=stop_at,
+        log=terminal.log_context(),
     )
     fs, root = storage.locate(f"{config.outputs}/trainings")
     fewest = config.cluster.min_workers
     return StoppableTrainer(
         train_loop,
-        local=ray_address(config) is None,
+        patience=Patience(config.cluster.wait_s, cluster.read_growth().managed) if ray_address(config) else None,
         train_loop_config={"job": job},
         torch_config=ray.train.torch.TorchConfig(timeout_s=config.cluster.timeout_s),
         scaling_config=ray.train.ScalingConfig(
@@ -266,6 +281,12 @@ def run_trainer(trainer: StoppableTrainer, folder: str) -> Plan:
         if permanent := next((failure for failure in failures.values() if isinstance(failure, PERMANENT)), None):
             raise UserError(f"training {folder} stopped: {permanent}") from error
         rank, failure = min(failures.items(), key=lambda item: item[0])
+        if isinstance(error, ray.train.ControllerError):
+            raise UserError(
+                f"training {folder} ends, because Ray Train cannot start its workers ({one_line(failure, 400)}): "
+                "expected nodes with room for them within cluster.wait_s; rerun the command to resume from the newest "
+                "checkpoint"
+            ) from error
         raise UserError(
             f"training failed: worker {rank}: {one_line(failure, 10**6)[-400:]}; expected no more than "
             f"cluster.max_failures lost workers; rerun the command to resume from the newest checkpoint in {folder}"

@@ -10,10 +10,11 @@ from pipeline.networks import features
 from pipeline.networks.weights import count_parameters
 from pipeline.settings import Config, architecture
 from pipeline.training.driver import make_trainer, run_trainer
+from pipeline.training.initial import check_initial, locate_initial
 from pipeline.training.methods import find_method
+from pipeline.training.planning import sample_order
 from pipeline.training.runs import training_folder
 from pipeline.training.schedule import learning_rate
-from pipeline.training.worker import sample_order
 
 
 def describe_plan(config: Config, patch_set: PatchSet) -> str:
@@ -26,6 +27,8 @@ def describe_plan(config: Config, patch_set: PatchSet) -> str:
         UserError: if the configuration does not fit the patch set or the cluster.
     """
     find_method(config)
+    config = locate_initial(config)
+    check_initial(config)
     folder = training_folder(config, patch_set)
     order = sample_order(config, patch_set)
     with tempfile.TemporaryDirectory() as scratch:

@@ -13,34 +13,37 @@ import copy
 import io
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 
 import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data.reader import Batch
 from pipeline.networks.devices import tf32
 from pipeline.networks.weights import to_safetensors
 from pipeline.settings import Config
 from pipeline.training.checkpoints import LossScale, SkipCounts
-from pipeline.training.methods import Phase, Sample, Setup, find_method
-from pipeline.training.methods.method import shipped_network
+from pipeline.training.methods import Method, Phase, Sample, Setup, find_method
+from pipeline.training.methods.method import AVERAGE, shipped_network
 from pipeline.training.precision import LossScaler, Precision
 from pipeline.training.ranks import Ranks
 from pipeline.training.schedule import ema_decay, learning_rate
+from pipeline.training.trained import trained
 from sr_model.pixels import to_unit
 
-_EMA = "ema"
 _OPTIMIZERS = "optimizer.pt"
 
 _STEPS_AHEAD = 2
 """Steps that the process may prepare on a GPU before it looks at the outcome of a step."""
+
+
+_Numbered = tuple[Batch, Tensor]
+"""A micro-batch, and the positions of its samples."""
 
 
 @dataclass(frozen=True)
@@ -80,61 +83,6 @@ class _Outcome:
     """After it, `flags` is valid; None if it is valid at once."""
 
 
-@dataclass
-class _Statistics:
-    """Buffers of a module, such as BatchNorm's running statistics, and their values before a step."""
-
-    buffers: list[Tensor]
-    _before: list[Tensor] = field(default_factory=list)
-
-    def save(self) -> None:
-        self._before = [torch.cat([b.flatten() for b in alike]) for alike in self._by_dtype()]
-
-    def restore_unless(self, finite: Tensor) -> None:
-        for alike, before in zip(self._by_dtype(), self._before, strict=True):
-            kept = torch.where(finite, torch.cat([b.flatten() for b in alike]), before)
-            parts = kept.split([b.numel() for b in alike])
-            torch._foreach_copy_(alike, [part.view_as(b) for part, b in zip(parts, alike, strict=True)])
-
-    def _by_dtype(self) -> list[list[Tensor]]:
-        dtypes = dict.fromkeys(buffer.dtype for buffer in self.buffers)
-        return [[buffer for buffer in self.buffers if buffer.dtype == dtype] for dtype in dtypes]
-
-
-@dataclass(frozen=True)
-class _Module:
-    """A trained module as the engine drives it."""
-
-    net: nn.Module
-    wrapped: nn.Module
-    """The module, wrapped by DDP if there are several ranks."""
-    optimizers: Sequence[torch.optim.Optimizer]
-    statistics: _Statistics
-    graphs: bool
-    """True if forward and backward pass are CUDA graphs, which write their results to the same memory each time."""
-
-    def clear_gradients(self, accumulates: bool) -> None:
-        self.net.zero_grad(set_to_none=True)
-        if self.graphs and accumulates:
-            for p in self.net.parameters():
-                p.grad = torch.zeros_like(p)  # otherwise the gradient would be the graph's own memory
-
-    def update(self, rate: float, finite: Tensor) -> None:
-        """Make a step of the optimizers if `finite`.
-
-        An optimizer that reads `found_inf`, as PyTorch's fused ones do, decides on the device; the process waits for
-        the device before the step of any other.
-        """
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            if getattr(optimizer, "_step_supports_amp_scaling", False):
-                optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-                optimizer.step()
-            elif finite:
-                optimizer.step()
-
-
 class Learner:
     """Trains the modules of a method; every rank has one and makes the same steps.
 
@@ -158,10 +106,11 @@ class Learner:
     ) -> None:
         self.settings, self.steps, self.ranks = config.train, steps, ranks
         self._precision = precision
-        self._method = find_method(config).create(Setup(config, steps, ranks.device, precision))
+        setup = Setup(config, steps, ranks.device, precision, ranks.world_size)
+        self._method: Method = find_method(config).create(setup)
         self.ema = copy.deepcopy(shipped_network(self._method)).eval().requires_grad_(False)
         self._modules = {
-            name: _wrap(trainee.module, trainee.optimizers, ranks, compiled, graphs)
+            name: trained(trainee, self._learning_rate, ranks, compiled, graphs)
             for name, trainee in self._method.trainees.items()
         }
         own, averaged = self.net.state_dict(), self.ema.state_dict()
@@ -184,7 +133,7 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """Learning rate of the last step."""
+        """Learning rate of the shipped network in the last step."""
         rate: float = self._modules[self._method.shipped].optimizers[0].param_groups[0]["lr"]
         return rate
 
@@ -193,7 +142,7 @@ class Learner:
         """State of the loss scale, which waits for the device; None unless the precision is fp16."""
         return self._scaler.state() if self._scaler else None
 
-    def step(self, step: int, batches: Iterable[Batch], count: int = 1) -> StepResult:
+    def step(self, step: int, batches: Iterable[Batch], count: int = 1, positions: Tensor | None = None) -> StepResult:
         """Make optimizer step number `step` (from 0) with this rank's samples.
 
         A phase whose loss or gradient is not finite on any rank is skipped on all, and so are the later phases of the
@@ -203,12 +152,15 @@ class Learner:
             step: number of the step, which sets the learning rate and the decay of the moving average.
             batches: the micro-batches, read one by one. All ranks need the same number, without samples if need be.
             count: number of micro-batches.
+            positions: (n,) int64, positions of this rank's samples in the order of the whole training; by default this
+                rank has all samples of the step.
         """
         phases = self._method.phases(step)
-        batches = islice(batches, count)
+        numbered: Iterable[_Numbered] = _number(islice(batches, count), step * self.settings.global_batch, positions)
         if len(phases) > 1:
-            batches = list(batches)
-        rate = learning_rate(step, self.steps, self.settings)
+            numbered = list(numbered)
+        for module in self._modules.values():
+            module.set_learning_rate(step)
         sums: dict[str, Tensor] = {}
         norms: dict[str, Tensor] = {}
         suspects: dict[str, Tensor] = {}
@@ -216,9 +168,9 @@ class Learner:
         with tf32(self._precision == "tf32"):
             for phase in phases:
                 module = self._modules[phase.trainee]
-                phase_sums, norm = self._accumulate(phase, batches, count)
+                phase_sums, norm = self._accumulate(phase, numbered, count)
                 finite = finite & norm.isfinite()
-                module.update(rate, finite)
+                module.update(finite)
                 for other in self._modules.values():
                     other.statistics.restore_unless(finite)
                 if phase.trainee == self._method.shipped:
@@ -255,7 +207,10 @@ class Learner:
                 skipped.append(SkippedStep(outcome.step, self._culprits(outcome.suspects), self.skips))
         return skipped
 
-    def _accumulate(self, phase: Phase, batches: Iterable[Batch], count: int) -> tuple[dict[str, Tensor], Tensor]:
+    def _learning_rate(self, step: int) -> float:
+        return learning_rate(step, self.steps, self.settings)
+
+    def _accumulate(self, phase: Phase, batches: Iterable[_Numbered], count: int) -> tuple[dict[str, Tensor], Tensor]:
         """Accumulate the gradient of a phase over the micro-batches, and clip it."""
         module = self._modules[phase.trainee]
         for name, other in self._modules.items() if len(self._modules) > 1 else ():
@@ -264,12 +219,12 @@ class Learner:
             other.statistics.save()
         module.clear_gradients(accumulates=count > 1)
         sums: dict[str, Tensor] = {}
-        for i, batch in enumerate(batches):
-            if module.graphs:
+        for i, (batch, positions) in enumerate(batches):
+            if any(other.graphs for other in self._modules.values()):
                 torch.compiler.cudagraph_mark_step_begin()
             synchronised = i == count - 1 or self.ranks.world_size == 1
             with nullcontext() if synchronised else module.wrapped.no_sync():  # type: ignore[operator]
-                loss, values = self._micro_step(phase, batch)
+                loss, values = self._micro_step(phase, batch, positions)
                 # DDP divides the sum over ranks by their number. A loss that is not finite makes the gradient of all
                 # ranks NaN, even if its own gradient is finite, so that all ranks skip the step.
                 factor = torch.where(loss.detach().isfinite(), float(self.ranks.world_size), math.nan)
@@ -289,7 +244,7 @@ class Learner:
         torch._foreach_mul_(gradients, (self.settings.clip_norm / (norm + 1e-6)).clamp(max=1.0) / scale)
         return norm
 
-    def _micro_step(self, phase: Phase, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _micro_step(self, phase: Phase, batch: Batch, positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         # A rank without samples takes part in the synchronisation with a sample of weight 0. It stays out of
         # BatchNorm's statistics in eval mode.
         lr, hr, orientation = batch
@@ -302,8 +257,10 @@ class Learner:
         weight = 1.0 / self.settings.global_batch
         if len(lr) == 0:
             lr, hr, orientation = (part.new_zeros((1, *part.shape[1:])) for part in batch)
-            weight = 0.0
-        loss = phase.loss(modules, Sample(to_unit(lr, device, orientation), to_unit(hr, device, orientation)))
+            weight, positions = 0.0, positions.new_zeros(1)
+        modules[AVERAGE] = self.ema
+        images = to_unit(lr, device, orientation), to_unit(hr, device, orientation)
+        loss = phase.loss(modules, Sample(*images, positions.to(device, non_blocking=True)))
         total = loss.total.sum() * weight
         return total, {"objective": total.detach(), **{name: t.sum() * weight for name, t in loss.terms.items()}}
 
@@ -349,25 +306,16 @@ class Learner:
             self._scaler.load(loss_scale)
 
     def _networks(self) -> dict[str, nn.Module]:
-        return {**{name: module.net for name, module in self._modules.items()}, _EMA: self.ema}
+        return {**{name: module.net for name, module in self._modules.items()}, AVERAGE: self.ema}
 
 
-def _wrap(
-    net: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    ranks: Ranks,
-    compiled: bool,
-    graphs: bool | None,
-) -> _Module:
-    # Launching the kernels of a small network takes a GPU's host longer than the kernels themselves take, so they are
-    # recorded once as CUDA graphs, except with DDP, which adds its own operations between them.
-    graphs = compiled and ranks.device.type == "cuda" and (ranks.world_size == 1 if graphs is None else graphs)
-    if compiled:
-        net.compile(mode="reduce-overhead" if graphs else None)
-    wrapped: nn.Module = net
-    if ranks.world_size > 1:
-        wrapped = DistributedDataParallel(net, gradient_as_bucket_view=True)
-    return _Module(net, wrapped, optimizers, _Statistics(list(net.buffers())), graphs)
+def _number(batches: Iterable[Batch], first: int, positions: Tensor | None) -> Iterator[_Numbered]:
+    """Give the samples of micro-batches their positions, which begin at `first` and have no gaps if none are given."""
+    done = 0
+    for batch in batches:
+        end = done + len(batch.lr)
+        yield batch, first + torch.arange(done, end) if positions is None else positions[done:end]
+        done = end
 
 
 def _copy_to_host(flags: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:

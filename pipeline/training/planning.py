@@ -12,7 +12,8 @@ from typing import Annotated, Protocol
 import torch
 from pydantic import Field
 
-from pipeline.data.sampler import SampleOrder
+from pipeline.data.patchset import PatchSet
+from pipeline.data.sampler import SampleOrder, imbalance
 from pipeline.settings import Config, Train, UserError
 from pipeline.training import memory
 from pipeline.training.precision import Precision, choose_precision, common_precision
@@ -24,6 +25,9 @@ COMPILED_FROM = 2000
 
 _STEPS_COMPARED = 8
 """Steps whose shares are compared: where the global batch is no multiple of the lanes, shares differ between steps."""
+
+_BALANCED = 1.15
+"""Samples of the busiest worker over the average up to which `describe_imbalance` says nothing."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,41 @@ def plan_training(
         validation_s=validation_s,
         measure=measure,
         steps=steps,
+    )
+
+
+def sample_order(config: Config, patch_set: PatchSet) -> SampleOrder:
+    """The order of samples that the configuration defines on a patch set.
+
+    Raises:
+        UserError: if the patch set has too few row groups for the lanes.
+    """
+    data = config.data
+    crops = data.crops_per_tile or max(round((patch_set.tile / data.crop) ** 2), 1)
+    try:
+        return SampleOrder(patch_set.row_groups, config.train.seed, data.lanes, data.window, crops, data.order)
+    except ValueError as error:
+        raise UserError(
+            f"data.lanes is {data.lanes}, but the patch set has {len(patch_set.row_groups)} row groups: "
+            "expected fewer lanes, a smaller preprocess.row_group or more images"
+        ) from error
+
+
+def describe_imbalance(lanes: int, fewest: int, most: int) -> str | None:
+    """Return a sentence if some number of workers gets such unequal numbers of lanes that most of them wait.
+
+    Args:
+        lanes: number of lanes.
+        fewest: smallest number of workers that the training can have.
+        most: the largest.
+    """
+    workers = max(range(fewest, most + 1), key=lambda workers: imbalance(lanes, workers))
+    ratio = imbalance(lanes, workers)
+    if ratio <= _BALANCED:
+        return None
+    return (
+        f"data.lanes is {lanes}: if there are {workers} workers, one of them trains on {ratio:.2f} times as many "
+        f"samples as the average, and the others wait for it; data.lanes {8 * most} keeps that at or below 1.13"
     )
 
 

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from pipeline import storage, terminal
+from pipeline.evaluation.scores import METRICS, higher_is_better
 from pipeline.tracking import JournalRecord
 from pipeline.training.planning import Plan
+
+Remark = Callable[[Sequence[Mapping[str, float]]], str]
+"""Returns a sentence about recorded means, oldest first, each with its "step"; "" if there is nothing to say."""
+
+_REMEMBERED = 1000
+"""Records of means that a remark may be about."""
 
 Watch = Callable[[Sequence[JournalRecord], bool], None]
 """Called with new records of the journal, and with True if they are those of earlier sessions."""
 
 
 @contextmanager
-def show_progress(folder: str) -> Iterator[Watch]:
+def show_progress(folder: str, remark: Remark = lambda _: "") -> Iterator[Watch]:
     """Show the training in a folder while the block runs: its steps, and a line for each session and validation.
+
+    Args:
+        folder: path or URL of the training.
+        remark: returns a sentence about the recorded means, which is printed when it changes; "" for none.
 
     Yields:
         A function to call with the records of the journal.
     """
     with terminal.stage("train", "the workers are starting", unit="steps") as stage:
-        yield _Progress(stage, folder).show
+        yield _Progress(stage, folder, remark).show
 
 
 class _Progress:
-    def __init__(self, stage: terminal.Stage, folder: str) -> None:
-        self._stage, self._folder = stage, folder
+    def __init__(self, stage: terminal.Stage, folder: str, remark: Remark) -> None:
+        self._stage, self._folder, self._remark = stage, folder, remark
+        self._means: deque[dict[str, float]] = deque(maxlen=_REMEMBERED)
+        self._said = ""
         self._first_step = 0
         self._total = 0.0
         self._held_out = self._speed = ""
@@ -46,7 +60,7 @@ class _Progress:
             elif record.kind == "session" and not earlier:
                 self._begin_session(record)
                 step = None
-            elif "train/objective" in record.metrics:
+            elif record.kind == "train":
                 self._take_means(record, earlier)
                 step = None if earlier else record.step
         self._stage.update(step)
@@ -65,19 +79,28 @@ class _Progress:
 
     def _take_means(self, record: JournalRecord, earlier: bool) -> None:
         metrics = record.metrics
+        self._means.append({**metrics, "step": record.step})
         if earlier:
             return
+        sentence = self._remark(self._means)
+        if sentence.partition(": ")[2] != self._said.partition(": ")[2]:  # its figures change at each record
+            self._said = sentence
+            if sentence:
+                print(f"train: step {record.step}: {sentence}", flush=True)
         if self._total != metrics["train/steps_total"]:
             self._total = metrics["train/steps_total"]
             self._stage.begin_at(self._first_step, int(self._total))
-        self._speed = (
-            f"loss {metrics['train/objective']:.5f}, {metrics['train/patches_per_s']:.1f} patches/s, "
-            f"lr {metrics['train/lr']:.1e}"
-        )
+        loss = f"loss {metrics['train/objective']:.5f}, " if "train/objective" in metrics else ""
+        self._speed = f"{loss}{metrics['train/patches_per_s']:.1f} patches/s, lr {metrics['train/lr']:.1e}"
 
     def _show_validation(self, record: JournalRecord, earlier: bool) -> None:
         if "val/psnr_y" in record.metrics:
             psnr = record.metrics["val/psnr_y"]
-            self._held_out = f"{psnr:.2f} dB at step {record.step}"
+            distances = "".join(
+                f", {METRICS[name]} {record.metrics[f'val/{name}']:.4f}"
+                for name in METRICS
+                if not higher_is_better(name) and f"val/{name}" in record.metrics
+            )
+            self._held_out = f"{psnr:.2f} dB{distances} at step {record.step}"
             if not earlier:
-                print(f"train: step {record.step}, held-out PSNR (Y) {psnr:.3f} dB", flush=True)
+                print(f"train: step {record.step}, held-out PSNR (Y) {psnr:.3f} dB{distances}", flush=True)

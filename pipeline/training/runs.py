@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from pydantic import JsonValue
 from pipeline import storage, tracking
 from pipeline.data.patchset import PatchSet
 from pipeline.networks import features
-from pipeline.settings import Config, UserError
+from pipeline.settings import Config, Data, UserError
+from pipeline.settings.methods import DEFAULT_METHOD
 from pipeline.storage import fingerprint
 from pipeline.tracking import JournalReader, JournalRecord, TrainingResult
-from pipeline.training.methods import METHODS
+from pipeline.training.initial import identify_initial
 from sr_model.networks import DEFAULT
 
 ALGORITHM = 2
@@ -103,32 +103,36 @@ def identify(config: Config, patch_set: str) -> Identity:
     train: Any = shaping["train"]
     for name, needed in config.train.pretrained().items():
         train[name]["weights"] = features.identify(needed)
-    if config.train.init_from:
-        weights = storage.read(config.train.init_from)
-        if weights is None:
-            raise UserError(f"train.init_from is {config.train.init_from}, expected an existing .safetensors file")
-        train["init_from"] = hashlib.sha256(weights).hexdigest()
+    if start := identify_initial(config):
+        train["init_from"] = start
     return shaping
 
 
 def shaping_settings(config: Config, patch_set: str) -> Identity:
     """All that shapes a training's weights, with files by their names.
 
-    The names of the default network and of the default method are left out.
+    The names of the default network, method and sample order are left out.
 
     Args:
         config: the pipeline's configuration.
         patch_set: name of the patch set.
     """
-    unused = set(config.train.unused_sections())
-    default_method = {"method"} if config.train.method == next(iter(METHODS)) else set()
+    default_method = ["method"] if config.train.method == DEFAULT_METHOD else []
+    left_out: Any = {}
+    for key in (*_NOT_SHAPING["train"], *default_method, *config.train.unused_sections()):
+        section, _, inner = key.partition(".")
+        if inner:
+            left_out.setdefault(section, set()).add(inner)
+        else:
+            left_out[section] = True
+    default_order = {"order"} if config.data.order == Data().order else set()
     default_network = {"name"} if config.model.name == DEFAULT else set()
     return {
         "algorithm": ALGORITHM,
         "patch_set": patch_set,
-        "data": config.data.model_dump(mode="json", exclude=_NOT_SHAPING["data"]),
+        "data": config.data.model_dump(mode="json", exclude=_NOT_SHAPING["data"] | default_order),
         "model": config.model.model_dump(mode="json", exclude=default_network),
-        "train": config.train.model_dump(mode="json", exclude=_NOT_SHAPING["train"] | unused | default_method),
+        "train": config.train.model_dump(mode="json", exclude=left_out),
     }
 
 

@@ -17,6 +17,7 @@ from pipeline.data.rejection import RejectedImageError
 from pipeline.evaluation import scoring
 from pipeline.networks.upscaling import tile_within, upscale
 from pipeline.settings import Config, UserError
+from pipeline.settings.methods import measured_metrics
 from pipeline.tracking import Journal
 from pipeline.training.ranks import Ranks
 from sr_model.metrics import Comparison, compare
@@ -54,10 +55,11 @@ class _Compared:
 
     number: int
     comparison: Comparison
+    further: dict[str, float]
     images: dict[str, str]
 
     def read(self) -> _Scored:
-        return _Scored(self.number, asdict(self.comparison.score()), self.images)
+        return _Scored(self.number, {**asdict(self.comparison.score()), **self.further}, self.images)
 
 
 class Validator:
@@ -80,6 +82,7 @@ class Validator:
         journal: Journal,
     ) -> None:
         self._config, self._patch_set, self._ranks, self._journal = config, patch_set, ranks, journal
+        self._further = [name for name in measured_metrics(config) if name in scoring.FURTHER]
         self._held_out = len(patch_set.holdout_names)
         self._benchmarks = [(f"bench/{name}", image) for name, images in benchmarks.items() for image in images]
         self._sets: Sequence[str] = [HELD_OUT] * self._held_out + [name for name, _ in self._benchmarks]
@@ -102,6 +105,8 @@ class Validator:
         metrics = {}
         for name in dict.fromkeys(self._sets):
             means = scoring.mean_scores([entry.scores for entry in scored if self._sets[entry.number] == name])
+            if truth := means.get("true_phase_energy"):  # a mean of ratios would be that of the flattest image
+                means["phase_ratio"] = means["phase_energy"] / truth
             metrics.update({f"{name}/{key}": value for key, value in means.items()})
         return Validation(metrics, {key: file for entry in scored for key, file in entry.images.items()})
 
@@ -114,7 +119,8 @@ class Validator:
             strip = scoring.comparison_strip(image, sr, self._config.scale)
             name = f"{number}_{storage.plain_name(image.name)}"
             images[f"bicubic_sr_hr/{name}"] = self._journal.save_image(f"{name}-{step:09d}", strip)
-        return _Compared(number, compare(sr, hr, border=self._config.scale), images)
+        further = scoring.measure_further(self._further, sr, lr, hr, self._config.evaluate.squeezenet or "")
+        return _Compared(number, compare(sr, hr, border=self._config.scale), further, images)
 
     def _image(self, number: int) -> HeldOutImage:
         if number < self._held_out:

@@ -9,7 +9,6 @@ import copy
 import math
 import os
 import time
-from dataclasses import dataclass, field
 
 import torch
 
@@ -18,53 +17,23 @@ from pipeline.data import patchset
 from pipeline.data.benchmark_sets import BenchmarkImage
 from pipeline.data.patchset import PatchSet
 from pipeline.data.reader import BatchReader
-from pipeline.data.sampler import SampleOrder
 from pipeline.data.tiles import Tiles, open_tiles
+from pipeline.evaluation.scores import is_better
 from pipeline.networks.weights import build_network, load_weights, to_safetensors
 from pipeline.settings import Config, UserError
 from pipeline.tracking import Best, Journal, RecordKind, TrainingResult
 from pipeline.training import memory
 from pipeline.training.checkpoints import Checkpoints, Files, TrainingState
+from pipeline.training.job import LoopResult, TrainJob
 from pipeline.training.learner import Learner, SkippedStep
 from pipeline.training.meter import Meter
-from pipeline.training.planning import Plan, plan_training
+from pipeline.training.methods import find_method
+from pipeline.training.planning import Plan, plan_training, sample_order
 from pipeline.training.probe import has_compiler
 from pipeline.training.ranks import Ranks
+from pipeline.training.session import NodeLeavesError, Session, ray_session
 from pipeline.training.validation import HELD_OUT, Validation, Validator, stop_watching, watch_for_hangs
 from sr_model.networks.super_resolver import SuperResolver
-
-_SELECTION = f"{HELD_OUT}/psnr_y"
-"""Metric that chooses the best weights."""
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """The work of all workers of a training."""
-
-    config: Config
-    patch_set: str
-    """URL of the patch set."""
-    folder: str
-    """Path or URL of the training."""
-    threads: int
-    """CPU threads of a worker without a GPU."""
-    benchmarks: dict[str, list[BenchmarkImage]] = field(default_factory=dict)
-    """Images that validations score for display only, by the name of their set."""
-    plan_only: bool = False
-    """True to plan and measure without training."""
-    stop_at: float | None = None
-    """Unix time after which the training writes a checkpoint and ends early; None for no limit."""
-
-
-@dataclass(frozen=True)
-class LoopResult:
-    """The end of a worker's loop: the plan, or a mistake that no restart would mend."""
-
-    plan: Plan | None = None
-    stopped_at: int | None = None
-    """Number of finished steps, if the training ended early because its time was up."""
-    mistake: str | None = None
-    """One sentence."""
 
 
 def train_loop(arguments: dict[str, TrainJob]) -> LoopResult:
@@ -88,7 +57,7 @@ def train_loop(arguments: dict[str, TrainJob]) -> LoopResult:
         torch.set_num_threads(job.threads)
     try:
         patch_set = ranks.call_on_all(lambda: _check_inputs(job))
-        worker = Worker(job.config, patch_set, job.folder, ranks, job.benchmarks, job.stop_at)
+        worker = Worker(job.config, patch_set, job.folder, ranks, job.benchmarks, ray_session(ranks, job))
         return worker.dry_run() if job.plan_only else worker.run()
     except UserError as error:  # all ranks raise it alike
         return LoopResult(mistake=str(error))
@@ -100,7 +69,7 @@ def _check_inputs(job: TrainJob) -> PatchSet:
     """Open what a training reads, which may fail on some node only."""
     config = job.config
     if config.train.init_from:
-        load_weights(build_network(config.scale, config.model, 0), config.train.init_from)
+        load_weights(build_network(config.scale, config.model, 0).started(), config.train.init_from)
     return patchset.load(job.patch_set)
 
 
@@ -113,7 +82,7 @@ class Worker:
         folder: path or URL of the training.
         ranks: this process among the ranks.
         benchmarks: images that are scored for display only, by the name of their set.
-        stop_at: Unix time after which the training writes a checkpoint and ends early.
+        session: what may end the training early; by default nothing.
     """
 
     def __init__(
@@ -123,7 +92,7 @@ class Worker:
         folder: str,
         ranks: Ranks,
         benchmarks: dict[str, list[BenchmarkImage]] | None = None,
-        stop_at: float | None = None,
+        session: Session | None = None,
     ) -> None:
         self.config, self.patch_set, self.folder, self.ranks = config, patch_set, folder, ranks
         self.order = sample_order(config, patch_set)
@@ -131,7 +100,7 @@ class Worker:
         self._checkpoints = Checkpoints(f"{folder}/checkpoints", config.train.keep_checkpoints + 1)
         self._validator = Validator(config, patch_set, benchmarks or {}, ranks, self._journal)
         self._best: Best | None = None
-        self._stop_at = stop_at
+        self._session = session or Session(ranks)
         self._saved_at = self._validated_at = time.monotonic()
 
     def run(self) -> LoopResult:
@@ -139,6 +108,7 @@ class Worker:
 
         Raises:
             UserError: on all ranks alike, if training diverged or checkpoints cannot be written.
+            NodeLeavesError: on all ranks alike, after a checkpoint, if a node is about to be taken away.
         """
         settings, ranks = self.config.train, self.ranks
         tiles = self.open_tiles()  # first, because a plan measures the memory that they leave
@@ -153,20 +123,22 @@ class Worker:
         started = time.monotonic()
         batches = watch_for_hangs(reader.read(done, plan.steps), self.config.cluster.timeout_s)
         batches = meter.time_waiting(batches)
-        stopped = False
+        stopped = leaves = False
         while done < plan.steps and not stopped:
             sizes = reader.sizes(done)
-            result = learner.step(done, batches, len(sizes))
+            own = self.order.share(done, settings.global_batch, ranks.rank, ranks.world_size)
+            result = learner.step(done, batches, len(sizes), torch.from_numpy(own))
             done += 1
             meter.add(result, sum(sizes))
             logged = done % settings.log_every == 0 or done == plan.steps
-            time_up = self._is_time_up(logged)
+            leaves = self._session.must_leave(done)
+            ends = leaves or self._session.is_time_up(logged)
             checkpoint = done == plan.steps or self._is_due(
                 done, settings.checkpoint_every, settings.checkpoint_s, self._saved_at
             )
-            for skipped in learner.take_skipped(wait=logged or checkpoint or time_up):
+            for skipped in learner.take_skipped(wait=logged or checkpoint or ends):
                 self._record_skip(skipped)
-            stopped = time_up and not learner.skips.in_a_row  # after a skipped step there is nothing to save
+            stopped = ends and not learner.skips.in_a_row  # after a skipped step there is nothing to save
             checkpoint |= stopped
             if logged or checkpoint:  # so that no mean spans an interruption
                 self._record_progress(learner, meter, done)
@@ -181,8 +153,11 @@ class Worker:
                 if checkpoint and not learner.skips.in_a_row:
                     self._save_checkpoint(learner, done)
         ranks.call_on_all(self._checkpoints.wait, "the last checkpoint cannot be written (the earlier ones are whole)")
+        self._session.end()
         if done < plan.steps:
             self._journal.flush()
+            if leaves:
+                raise NodeLeavesError(done)
         elif ranks.rank == 0:
             self._write_result(learner, plan, metrics, time.monotonic() - started)
         stop_watching()
@@ -193,12 +168,6 @@ class Worker:
         if done % every:
             return False
         return seconds == 0 or self.ranks.gather(time.monotonic() - last >= seconds)[0]
-
-    def _is_time_up(self, logged: bool) -> bool:
-        """Tell on all ranks alike whether the training has to end early; several ranks ask at a record alone."""
-        if self._stop_at is None or (self.ranks.world_size > 1 and not logged):
-            return False
-        return self.ranks.gather(time.time() >= self._stop_at)[0]
 
     def dry_run(self) -> LoopResult:
         """Plan and measure without training."""
@@ -329,24 +298,26 @@ class Worker:
         validation: Validation = self._validator.validate(net, done)
         self._validated_at = time.monotonic()
         self._record("validation", done, validation.metrics, validation.images, flush=True)
-        score = validation.metrics.get(_SELECTION, -math.inf)
-        if done and score > (self._best.value if self._best else -math.inf):
-            self._best = Best(done, score, _SELECTION)
+        metric = find_method(self.config).selects(self.config)
+        score = validation.metrics.get(f"{HELD_OUT}/{metric}", math.nan)
+        if done and is_better(metric, score, self._best.value if self._best else None):
+            self._best = Best(done, score, f"{HELD_OUT}/{metric}")
             self.ranks.call_on_all(lambda: self._write_weights(net, "best"), "cannot write the best weights")
         return validation.metrics
 
     def _save_checkpoint(self, learner: Learner, done: int) -> None:
         self._journal.flush()
         self._saved_at = time.monotonic()
+        state = TrainingState(done, learner.skips, self._best, learner.loss_scale)
 
         def save() -> None:
             if self.ranks.rank == 0:
-                state = TrainingState(done, learner.skips, self._best, learner.loss_scale)
                 self._checkpoints.save(learner.save(), state)
 
         self.ranks.call_on_all(
             save, f"training stops at step {done}: its checkpoint cannot be written (the earlier ones are whole)"
         )
+        self._session.add_checkpoint(state)
 
     def _write_result(self, learner: Learner, plan: Plan, metrics: dict[str, float], seconds: float) -> None:
         self._write_weights(learner.ema, "model")
@@ -381,20 +352,3 @@ class Worker:
             self._journal.append(kind, step, metrics, images)
             if flush:
                 self._journal.flush()
-
-
-def sample_order(config: Config, patch_set: PatchSet) -> SampleOrder:
-    """The order of samples that the configuration defines on a patch set.
-
-    Raises:
-        UserError: if the patch set has too few row groups for the lanes.
-    """
-    data = config.data
-    crops = data.crops_per_tile or max(round((patch_set.tile / data.crop) ** 2), 1)
-    try:
-        return SampleOrder(patch_set.row_groups, config.train.seed, data.lanes, data.window, crops)
-    except ValueError as error:
-        raise UserError(
-            f"data.lanes is {data.lanes}, but the patch set has {len(patch_set.row_groups)} row groups: "
-            "expected fewer lanes, a smaller preprocess.row_group or more images"
-        ) from error

@@ -153,6 +153,7 @@ def _run_with_ray(tasks: Sequence[_Task]) -> Iterator[_Outcome]:
     for result in cluster.map_tasks(_run, tasks, cluster.gpu_pool(config, _PROCESSES_PER_GPU)):
         if isinstance(result, cluster.TaskError):
             result = _failure(result.task, f"cannot be upscaled: {result.reason}")
+        cluster.metrics.count_images("upscale", 1, rejected=int(result.fault is not None))
         yield result
 
 
@@ -193,6 +194,7 @@ def _reason(error: Exception) -> str:
 
 @lru_cache(maxsize=1)
 def _load(model: Model, _identity: str) -> Upscaler:
-    from pipeline.networks.upscalers import load_upscaler
+    from pipeline.networks.upscalers import Consistent, load_upscaler
 
-    return load_upscaler(model.source, model.scale, model.device, model.precision, model.tile)
+    upscaler = load_upscaler(model.source, model.scale, model.device, model.precision, model.tile, model.sampling)
+    return Consistent(upscaler) if model.consistent else upscaler

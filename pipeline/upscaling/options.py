@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipeline import storage
 from pipeline.networks.sources import ModelSource
+from sr_model.networks.sampling import Sampling
 
 if TYPE_CHECKING:
     from pipeline.networks.engine import Precision
@@ -25,11 +26,17 @@ class Model:
     precision: Precision
     tile: int | None
     """Side of a tile in LR pixels; None to choose it from the memory."""
+    sampling: Sampling | None = None
+    """How a network that draws images in steps does so; None for its own number of steps."""
+    consistent: bool = False
+    """Correct images so that, reduced, they are nearly the LR image."""
 
     def identity(self) -> str:
         """Return what results depend on: the content of the weights, and the precision."""
         weights = (storage.read(self.source.weights) or b"") if self.source.weights else b""
-        parts = hashlib.sha256(weights).hexdigest(), self.source.kind.value, self.scale, self.precision
+        parts: list[object] = [hashlib.sha256(weights).hexdigest(), self.source.kind.value, self.scale, self.precision]
+        parts += [self.sampling] if self.sampling else []
+        parts += ["consistent"] if self.consistent else []
         return " ".join(map(str, parts))
 
 

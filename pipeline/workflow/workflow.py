@@ -16,6 +16,7 @@ from pipeline.reporting import registration, report
 from pipeline.reporting.comparison import Row, log_scores
 from pipeline.settings import Config
 from pipeline.training import description, driver, preflight, runs
+from pipeline.training.initial import check_initial
 from pipeline.training.methods import find_method
 from pipeline.workflow.finished import mark_finished, read_mark
 
@@ -38,6 +39,7 @@ def run_workflow(config: Config, stop_at: float | None = None) -> str:
     for name, source in config.evaluate.benchmarks.items():  # report a wrong benchmark before hours of training
         print(benchmark_sets.list_set(name, source, config.scale, config.downloads).summary(), flush=True)
     if not tracking.any_tracked(f"{config.outputs}/trainings", config.training_label):
+        check_initial(config)
         preflight.check_ahead(config)
     patch_set, found = preparation.prepare(config)
     print(f"patch set {'reused' if found else 'made'}: {patch_set.url}: {patchset.describe(patch_set)}", flush=True)

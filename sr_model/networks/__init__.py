@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sr_model.deferred import deferred
 from sr_model.networks.architecture import Architecture, NetworkSettings
-from sr_model.networks.settings import SCALES, EDSRSettings, SRResNetSettings
+from sr_model.networks.settings import SCALES, EDSRSettings, RefinerSettings, SRCNNSettings, SRResNetSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,23 @@ _ALL = (
         scales=SCALES,
         build=deferred("sr_model.networks.edsr:build"),
         infer=deferred("sr_model.networks.edsr:infer"),
+    ),
+    Architecture(
+        name="srcnn",
+        title="SRCNN",
+        settings=SRCNNSettings,
+        scales=SCALES,
+        build=deferred("sr_model.networks.srcnn:build"),
+        infer=deferred("sr_model.networks.srcnn:infer"),
+    ),
+    Architecture(
+        name="refiner",
+        title="Refiner",
+        settings=RefinerSettings,
+        scales=SCALES,
+        build=deferred("sr_model.networks.refiner:build"),
+        infer=deferred("sr_model.networks.refiner:infer"),
+        method="flow",
     ),
 )
 

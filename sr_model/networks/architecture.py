@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,6 +22,9 @@ class NetworkSettings(BaseModel):
     )
 
     name: str
+
+    not_in_weights: ClassVar[frozenset[str]] = frozenset({"init"})
+    """Settings that concern training alone, which weights do not show."""
 
     @property
     def label(self) -> str:
@@ -45,6 +48,8 @@ class Architecture:
     infer: Callable[[Mapping[str, Tensor]], tuple[int, NetworkSettings]]
     """Read scale and settings off a state dict. Any KeyError, IndexError, ValueError or ZeroDivisionError means that
     the weights belong to another architecture."""
+    method: str | None = None
+    """The only value of `train.method` that can train it; None if any method can."""
 
     def load(self, weights: Mapping[str, Tensor]) -> SuperResolver:
         """Build the network of a state dict, in eval mode, float32.

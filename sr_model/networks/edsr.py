@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from sr_model.networks import trunk
 from sr_model.networks.inference import Residual, convolution
 from sr_model.networks.settings import SCALES, STAGES, EDSRSettings, Init
-from sr_model.networks.super_resolver import SuperResolver
+from sr_model.networks.super_resolver import TrunkNetwork
 from sr_model.networks.upsampling import carry_colours, fuse_conv_after_shuffle
 
 
-class EDSR(SuperResolver):
+class EDSR(TrunkNetwork):
     """3x3 head, residual blocks, a long skip, PixelShuffle stages, 3x3 tail; 1.52 M parameters by default.
 
     Unlike the published network, it neither subtracts the mean colour of a dataset nor computes with values up to 255.
@@ -49,7 +49,7 @@ class EDSR(SuperResolver):
         super().__init__()
         if scale not in STAGES:
             raise ValueError(f"scale is {scale}, expected one of {SCALES}")
-        self.scale = scale
+        self.scale, self.channels = scale, channels
         self.conv_first = nn.Conv2d(3, channels, 3, padding=1)
         self.body = nn.Sequential(*(ResidualBlock(channels, residual_scale) for _ in range(blocks)))
         self.conv_body = nn.Conv2d(channels, channels, 3, padding=1)
@@ -60,13 +60,17 @@ class EDSR(SuperResolver):
         if init == "upsampler":
             init_as_upsampler(self)
 
-    def forward(self, lr: Tensor) -> Tensor:
-        """Enlarge `lr` (B, 3, h, w) to (B, 3, s*h, s*w); RGB, nominally in [0, 1], the output is not clamped."""
+    def features(self, lr: Tensor) -> Tensor:
+        """Compute the features (B, C, h, w) behind the long skip; see `TrunkNetwork.features`."""
         y = x = self.conv_first(lr)  # (B, C, h, w)
         for block in self.body:
             y = trunk.run(block, y, self.recompute)
-        x = x + self.conv_body(y)
-        return trunk.run(self._upscale, x, self.recompute)
+        features: Tensor = x + self.conv_body(y)
+        return features
+
+    def upsample_features(self, features: Tensor) -> Tensor:
+        """Compute the image of features; see `TrunkNetwork.upsample_features`."""
+        return trunk.run(self._upscale, features, self.recompute)
 
     def muon_weights(self) -> list[nn.Parameter]:
         """Weights of all convolutions but the first and the last one."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from sr_model.networks.architecture import NetworkSettings
+from sr_model.networks.sampling import MOST_STEPS
 
 Init = Literal["upsampler", "paper"]
 
@@ -50,3 +51,72 @@ class EDSRSettings(NetworkSettings):
     """Factor of the residual branches. The paper has 0.1 for its large network, of 256 channels and 32 blocks."""
     init: Init = "upsampler"
     """Initial weights: "upsampler" interpolates from the first step on; "paper" is PyTorch's default."""
+
+
+class SRCNNSettings(NetworkSettings):
+    """SRCNN."""
+
+    not_in_weights: ClassVar[frozenset[str]] = frozenset({"last_rate"})
+
+    name: Literal["srcnn"] = "srcnn"
+    """Kind of network."""
+    kernels: Literal["9-5-5", "9-1-5"] = "9-5-5"
+    """Sides of the kernels of its three convolutions."""
+    colour: Literal["rgb", "y"] = "rgb"
+    """What it computes: "rgb" all three colours; "y" the luma alone, as in the paper, with the colours of the
+    interpolation."""
+    channels: int = Field(64, ge=8)
+    """Feature channels of the first convolution; the second one has half as many."""
+    last_rate: float = Field(0.1, gt=0, le=1)
+    """Learning rate of the last convolution as a share of that of the others; the paper has 0.1."""
+
+    @property
+    def label(self) -> str:
+        """Such as "srcnn-9-5-5-rgb"."""
+        return f"{self.name}-{self.kernels}-{self.colour}"
+
+
+def _base_name(value: Any) -> Any:
+    """Read the name of the base off unvalidated settings, where the default need not be named."""
+    return value.get("name", "srresnet") if isinstance(value, dict) else getattr(value, "name", None)
+
+
+class SRResNetBaseSettings(SRResNetSettings):
+    """SRResNet as the base of a refiner."""
+
+    batch_norm: bool = False
+    """Use BatchNorm after the convolutions of the body; the bundled model does without."""
+
+
+TrunkSettings = SRResNetBaseSettings | EDSRSettings
+"""Settings of the networks that a refiner can start from."""
+
+
+class RefinerSettings(NetworkSettings):
+    """A network that draws an image in steps."""
+
+    name: Literal["refiner"] = "refiner"
+    """Kind of network."""
+    process: Literal["flow", "sr3"] = "flow"
+    """The way from noise to an image: "flow" starts from the output of the frozen network `base` plus a little noise
+    (rectified flow in the form of PMRF, Ohayon et al. 2025); "sr3" starts from pure noise without a base (a miniature
+    of SR3, Saharia et al. 2021)."""
+    base: Annotated[
+        Annotated[SRResNetBaseSettings, Tag("srresnet")] | Annotated[EDSRSettings, Tag("edsr")],
+        Discriminator(_base_name),
+    ] = SRResNetBaseSettings()
+    """The frozen network of the process "flow", whose weights `train.init_from` names."""
+    noise: float = Field(0.04, gt=0, le=1)
+    """Standard deviation of the noise that the process "flow" adds to the base's output, as a share of the value range.
+    It should be about the base's root mean squared error."""
+    channels: int = Field(64, ge=4)
+    """Feature channels of the refining network."""
+    blocks: int = Field(10, ge=1)
+    """Residual blocks of the refining network."""
+    steps: int = Field(4, ge=1, le=MOST_STEPS)
+    """Steps in which an image is drawn unless another number is asked for; validation draws in as many."""
+
+    @property
+    def label(self) -> str:
+        """Either "flow" or "sr3"."""
+        return self.process

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from sr_model.networks import trunk
 from sr_model.networks.inference import Residual, convolution, fold_norm
 from sr_model.networks.settings import SCALES, STAGES, Init, SRResNetSettings
-from sr_model.networks.super_resolver import SuperResolver
+from sr_model.networks.super_resolver import TrunkNetwork
 from sr_model.networks.upsampling import carry_colours, fuse_conv_after_shuffle
 
 
-class SRResNet(SuperResolver):
+class SRResNet(TrunkNetwork):
     """9x9 head, residual blocks, a long skip, PixelShuffle stages, 9x9 tail; 1.55 M parameters by default.
 
     Args:
@@ -46,7 +46,7 @@ class SRResNet(SuperResolver):
         super().__init__()
         if scale not in STAGES:
             raise ValueError(f"scale is {scale}, expected one of {SCALES}")
-        self.scale = scale
+        self.scale, self.channels = scale, channels
         self.conv_first = nn.Conv2d(3, channels, 9, padding=4)
         self.act_first = nn.PReLU()
         self.body = nn.Sequential(*(ResidualBlock(channels, batch_norm) for _ in range(blocks)))
@@ -57,13 +57,17 @@ class SRResNet(SuperResolver):
         if init == "upsampler":
             init_as_upsampler(self)
 
-    def forward(self, lr: Tensor) -> Tensor:
-        """Enlarge `lr` (B, 3, h, w) to (B, 3, s*h, s*w); RGB, nominally in [0, 1], the output is not clamped."""
+    def features(self, lr: Tensor) -> Tensor:
+        """Compute the features (B, C, h, w) behind the long skip; see `TrunkNetwork.features`."""
         y = x = self.act_first(self.conv_first(lr))  # (B, C, h, w)
         for block in self.body:
             y = trunk.run(block, y, self.recompute)
-        x = x + self.bn_body(self.conv_body(y))
-        return trunk.run(self._upscale, x, self.recompute)
+        features: Tensor = x + self.bn_body(self.conv_body(y))
+        return features
+
+    def upsample_features(self, features: Tensor) -> Tensor:
+        """Compute the image of features; see `TrunkNetwork.upsample_features`."""
+        return trunk.run(self._upscale, features, self.recompute)
 
     def muon_weights(self) -> list[nn.Parameter]:
         """Weights of the 3x3 convolutions: all but the first and the last layer."""

@@ -1,10 +1,12 @@
-"""Upsampling by PixelShuffle (Shi et al. 2016, arXiv:1609.05158): its initial kernels and a fast last layer."""
+"""Upsampling by PixelShuffle (Shi et al. 2016, arXiv:1609.05158): initial kernels, a fast last layer, and bicubic."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sr_model.degrade import keys_kernel
 
 
 def fuse_conv_after_shuffle(conv: nn.Conv2d, factor: int) -> tuple[Tensor, Tensor]:
@@ -59,3 +61,47 @@ def carry_colours(conv: nn.Conv2d, factor: int) -> None:
         carried = slice(c * r * r, (c + 1) * r * r)
         weight[carried] = 0
         weight[carried, c] = kernels
+
+
+class Bicubic(nn.Module):
+    """MATLAB's bicubic interpolation as a layer without parameters, which equals `sr_model.degrade.imresize`.
+
+    It is a fixed convolution with a kernel for each of the s*s sub-pixels, and a pixel shuffle. It computes in float32
+    under autocast, because bfloat16 has too few grey levels for an image.
+
+    Args:
+        scale: integer factor s.
+    """
+
+    reach = 2
+    """LR pixels to each side that an interpolated pixel depends on."""
+
+    kernel: Tensor
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+        # Offsets of the sub-pixels from the centre of the LR pixel, in LR pixels. The CPU is named, because networks
+        # are also built on the device "meta", where a constant that no state dict has would be lost.
+        offsets = (torch.arange(scale, device="cpu", dtype=torch.float64) + 0.5) / scale - 0.5
+        taps = keys_kernel(offsets[:, None] - torch.arange(-self.reach, self.reach + 1, device="cpu"))
+        taps = taps / taps.sum(dim=1, keepdim=True)  # (s, 5)
+        kernels = torch.einsum("iy,jx->ijyx", taps, taps).flatten(0, 1)[:, None]  # (s*s, 1, 5, 5)
+        self.register_buffer("kernel", kernels.repeat(3, 1, 1, 1).float(), persistent=False)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Enlarge `lr` (B, 3, h, w) to (B, 3, s*h, s*w)."""
+        if torch.is_autocast_enabled(lr.device.type):
+            with torch.autocast(lr.device.type, enabled=False):
+                return self._interpolate(lr.to(self.kernel.dtype))
+        return self._interpolate(lr)
+
+    def _interpolate(self, x: Tensor) -> Tensor:
+        for axis in (-2, -1):
+            positions = torch.arange(-self.reach, x.shape[axis] + self.reach, device=x.device)
+            last = positions[-self.reach - 1]  # a tensor, because the size is not known when a model is exported
+            for _ in range(self.reach):  # an image of one pixel is mirrored twice
+                positions = torch.where(positions < 0, -1 - positions, positions)
+                positions = torch.where(positions > last, 2 * last + 1 - positions, positions)
+            x = x.index_select(axis, positions)
+        return F.pixel_shuffle(F.conv2d(x, self.kernel, groups=3), self.scale)

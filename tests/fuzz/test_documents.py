@@ -31,7 +31,7 @@ def small_record() -> bytes:
     return json.dumps(record).encode()
 
 
-@pytest.mark.parametrize("count", [80, pytest.param(1500, marks=whole_campaign)])
+@pytest.mark.parametrize("count", [35, pytest.param(1500, marks=whole_campaign)])
 def test_mutated_records(tmp_path: Path, count: int) -> None:
     whole = small_record()
     label = json.loads(whole)["label"]
@@ -48,12 +48,13 @@ def test_mutated_records(tmp_path: Path, count: int) -> None:
         assert records.provenance(found)
         records.configuration(found)
 
-    Campaign("records", lambda random_: mutate_json(random_, [whole]), use, (storage.DamagedFileError, UserError)).run(
-        count
-    )
+    def make(random_: random.Random) -> bytes:
+        return mutate_json(random_, [whole])
+
+    Campaign("records", make, use, (storage.DamagedFileError, UserError), tmp_path).run(count)
 
 
-@pytest.mark.parametrize("count", [80, pytest.param(1500, marks=whole_campaign)])
+@pytest.mark.parametrize("count", [35, pytest.param(1500, marks=whole_campaign)])
 def test_mutated_journals(tmp_path: Path, count: int) -> None:
     journal = Journal(str(tmp_path / "whole"))
     journal.append("session", 0, {"workers": 1})
@@ -78,7 +79,7 @@ def test_mutated_journals(tmp_path: Path, count: int) -> None:
             assert isinstance(record, JournalRecord)
             assert record.step >= 0
 
-    Campaign("journals", make, use, ()).run(count)
+    Campaign("journals", make, use, (), tmp_path).run(count)
 
 
 def scores_seed() -> bytes:
@@ -95,7 +96,7 @@ SEEDS: dict[type, bytes] = {
 
 
 @pytest.mark.parametrize("kind", SEEDS)
-@pytest.mark.parametrize("count", [40, pytest.param(500, marks=whole_campaign)])
+@pytest.mark.parametrize("count", [20, pytest.param(500, marks=whole_campaign)])
 def test_mutated_documents(tmp_path: Path, kind: type, count: int) -> None:
     file = tmp_path / "document.json"
 
@@ -108,4 +109,4 @@ def test_mutated_documents(tmp_path: Path, kind: type, count: int) -> None:
     def make(random_: random.Random) -> bytes:
         return mutate_json(random_, [SEEDS[kind]])
 
-    Campaign(kind.__name__, make, use, (storage.DamagedFileError,)).run(count)
+    Campaign(kind.__name__, make, use, (storage.DamagedFileError,), tmp_path).run(count)

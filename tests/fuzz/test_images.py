@@ -103,6 +103,23 @@ def bmp_seeds() -> list[bytes]:
     ]
 
 
+def gif_seeds() -> list[bytes]:
+    palette = RGB.quantize(16)
+    return [
+        saved(palette, "GIF", transparency=3, comment=b"a comment"),
+        saved(palette, "GIF", interlace=0),
+        saved(palette, "GIF", save_all=True, append_images=[palette.rotate(180)], duration=40, loop=0),
+    ]
+
+
+def avif_seeds() -> list[bytes]:
+    return [
+        saved(RGB, "AVIF", exif=EXIF, icc_profile=LINEAR, speed=10),
+        saved(Image.fromarray(RGBA), "AVIF", speed=10),
+        saved(RGB, "AVIF", save_all=True, append_images=[RGB.rotate(180)], speed=10),
+    ]
+
+
 def repair(content: bytes) -> bytes:
     """Set right the checksums of a PNG file, so that a change reaches what reads the chunks."""
     source, target = io.BytesIO(content), io.BytesIO()
@@ -116,10 +133,13 @@ def repair(content: bytes) -> bytes:
 
 
 SEEDS = {"PNG": png_seeds, "JPEG": jpeg_seeds, "WebP": webp_seeds, "TIFF": tiff_seeds, "BMP": bmp_seeds}
+MORE_SEEDS = {"GIF": gif_seeds, "AVIF": avif_seeds}
+"""Formats that are enlarged, but are no images of a dataset."""
+ALL_SEEDS = SEEDS | MORE_SEEDS
 
 
 def make(kind: str) -> Any:
-    seeds = SEEDS[kind]()
+    seeds = ALL_SEEDS[kind]()
 
     def mutated(random_: random.Random) -> bytes:
         content = mutate_bytes(random_, seeds)
@@ -147,12 +167,31 @@ def use(content: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", SEEDS)
-@pytest.mark.parametrize("count", [100, pytest.param(1500, marks=whole_campaign)])
+@pytest.mark.parametrize("count", [40, pytest.param(1500, marks=whole_campaign)])
 def test_mutated_images(kind: str, count: int) -> None:
     Campaign(kind, make(kind), use, (RejectedImageError,)).run(count)
+
+
+def use_channels(content: bytes) -> None:
+    """Decode an image of a format that only `read_image` takes."""
+    channels, alpha = decode_channels(content, LIMIT)
+    assert 0 < channels.shape[0] * channels.shape[1] <= LIMIT
+    assert alpha is None or alpha.shape == channels.shape[:2]
+
+
+@pytest.mark.parametrize("kind", MORE_SEEDS)
+@pytest.mark.parametrize("count", [25, pytest.param(750, marks=whole_campaign)])
+def test_mutated_images_of_other_formats(kind: str, count: int) -> None:
+    Campaign(kind, make(kind), use_channels, (RejectedImageError,)).run(count)
 
 
 @pytest.mark.parametrize("kind", SEEDS)
 def test_the_seeds_are_whole(kind: str) -> None:
     for content in SEEDS[kind]():
         use(content)
+
+
+@pytest.mark.parametrize("kind", MORE_SEEDS)
+def test_the_seeds_of_other_formats_are_whole(kind: str) -> None:
+    for content in MORE_SEEDS[kind]():
+        use_channels(content)

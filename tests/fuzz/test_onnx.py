@@ -13,7 +13,7 @@ from tests.fuzz.campaign import Campaign, whole_campaign
 from tests.fuzz.mutations import mutate_bytes
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(2000, marks=whole_campaign)])
+@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=whole_campaign)])
 def test_mutated_onnx_models(tmp_path: Path, count: int) -> None:
     whole = [onnx_models.repeating(scale).SerializeToString() for scale in (2, 3)]
     file = tmp_path / "model.onnx"
@@ -27,4 +27,4 @@ def test_mutated_onnx_models(tmp_path: Path, count: int) -> None:
         sr = upscaler.enlarge(torch.zeros(3, 8, 9, dtype=torch.uint8))
         assert sr.shape == (3, 8 * upscaler.scale, 9 * upscaler.scale)
 
-    Campaign("onnx", make, use, (UserError,)).run(count)
+    Campaign("ONNX", make, use, (UserError,), tmp_path).run(count)

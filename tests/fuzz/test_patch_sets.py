@@ -60,7 +60,7 @@ def read_everything(patch_set: PatchSet) -> None:
         assert image.hr.dtype == np.uint8
 
 
-@pytest.mark.parametrize("count", [120, pytest.param(1500, marks=whole_campaign)])
+@pytest.mark.parametrize("count", [60, pytest.param(1500, marks=whole_campaign)])
 def test_mutated_manifests(made: PatchSet, tmp_path: Path, count: int) -> None:
     shutil.copytree(made.url, tmp_path / "set")
     manifest = tmp_path / "set/manifest.json"
@@ -70,10 +70,13 @@ def test_mutated_manifests(made: PatchSet, tmp_path: Path, count: int) -> None:
         manifest.write_bytes(content)
         read_everything(patchset.load(str(tmp_path / "set")))
 
-    Campaign("manifests", lambda random_: mutate_json(random_, [whole]), use, (UserError, DamagedFileError)).run(count)
+    def make(random_: random.Random) -> bytes:
+        return mutate_json(random_, [whole])
+
+    Campaign("manifests", make, use, (UserError, DamagedFileError), tmp_path).run(count)
 
 
-@pytest.mark.parametrize("count", [80, pytest.param(1000, marks=whole_campaign)])
+@pytest.mark.parametrize("count", [40, pytest.param(1000, marks=whole_campaign)])
 def test_mutated_shards(made: PatchSet, tmp_path: Path, count: int) -> None:
     contents = {shard.file: Path(made.url, shard.file).read_bytes() for shard in made.all_shards}
     numbers = itertools.count()
@@ -102,4 +105,4 @@ def test_mutated_shards(made: PatchSet, tmp_path: Path, count: int) -> None:
         for number in range(len(patch_set.holdout_names)):
             assert all(map(np.array_equal, patch_set.read_holdout(number)[1:], made.read_holdout(number)[1:]))
 
-    Campaign("shards", make, use, (DamagedFileError,)).run(count)
+    Campaign("shards", make, use, (DamagedFileError,), tmp_path).run(count)

@@ -45,7 +45,7 @@ def mutate_yaml(random_: random.Random) -> bytes:
     return mutate_bytes(random_, [text.encode()])
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=whole_campaign)])
+@pytest.mark.parametrize("count", [25, pytest.param(2000, marks=whole_campaign)])
 def test_mutated_settings(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "settings.yaml"
@@ -55,4 +55,4 @@ def test_mutated_settings(tmp_path: Path, count: int, monkeypatch: pytest.Monkey
         config = parse(["--config", str(file)], "run", "")
         assert config.outputs
 
-    Campaign("settings", mutate_yaml, use, (UserError,)).run(count)
+    Campaign("settings", mutate_yaml, use, (UserError,), tmp_path).run(count)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -20,14 +21,18 @@ from typing import Any
 
 import jsonschema
 import pytest
+import requests
 import yaml
 
 from infra.compose_secrets import create_secrets
-from infra.local import free_port
+from infra.stack import free_port
 from tests.conftest import ROOT
 from tests.infra.dockerfile import read_stages
+from tests.infra.engine import PULLED, Engine, engine_socket
 
 INFRA = ROOT / "infra"
+OTHER = Path(__file__).parent / "without_registry"
+"""What takes the place of images that cannot be pulled."""
 STACK: dict[str, Any] = yaml.safe_load((INFRA / "compose.yaml").read_text())
 GPU: dict[str, Any] = yaml.safe_load((INFRA / "compose.gpu.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = STACK["services"]
@@ -291,27 +296,54 @@ def test_mlflow_asks_for_the_password_and_a_known_name(protected_mlflow: tuple[s
     assert ask(f"admin:{password}", "evil.example") == 403
 
 
+def in_use(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_the_stack_starts_and_finishes_a_job() -> None:
+def test_the_stack_starts_and_finishes_a_job(engine: Engine, build_arguments: dict[str, str], tmp_path: Path) -> None:
     command = compose()
-    if command is None or subprocess.run([*command, "ls"], capture_output=True, check=False).returncode:
-        pytest.skip("Docker Compose is not installed or reaches no engine")
+    if command is None:
+        pytest.skip("Docker Compose is not installed")
+    if any(map(in_use, (5000, 8265, 8333))):
+        pytest.skip("a port of the stack is in use")
     create_secrets(INFRA / "secrets")
-    stack = [*command, "--project-name", "sr-test", "--file", str(INFRA / "compose.yaml"), "--profile", "monitoring"]
-    job = [
-        "ray",
-        "job",
-        "submit",
-        "--",
-        "sr-run",
-        "--config",
-        "/opt/sr/configs/demo.yaml",
-        "--train.length",
-        "30 steps",
-    ]
-    try:
-        subprocess.run([*stack, "up", "--build", "--detach", "--wait", "--wait-timeout", "900"], check=True)
-        subprocess.run([*stack, "exec", "-T", "ray-head", *job], check=True)
-    finally:
-        subprocess.run([*stack, "down", "--volumes"], check=False)
+    stack = [*command, "--project-name", "sr-test", "--file", str(INFRA / "compose.yaml")]
+    for target, image in (("pipeline", "sr-pipeline:cpu"), ("mlflow", "sr-mlflow"), ("s3", "sr-s3")):
+        engine.build(target, image, build_arguments)
+    with engine_socket(engine, "sr-test", tmp_path) as environment:
+        if build_arguments["BASE"] != PULLED:
+            stack += ["--file", str(OTHER / "compose.yaml")]
+            postgres = ["--file", str(OTHER / "postgres.Dockerfile"), "--tag", "localhost/sr-test-postgres"]
+            arguments = [f"--build-arg=BASE={build_arguments['BASE']}", *engine.options]
+            assert engine.run("build", *postgres, *arguments, str(OTHER)).returncode == 0
+
+        def run(*arguments: str, check: bool = True) -> str:
+            done = subprocess.run([*stack, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=check)
+            return done.stdout
+
+        try:
+            run("up", "--no-build", "--detach", "--wait", "--wait-timeout", "900")
+            job = ["ray", "job", "submit", "--", "sr-run", "--config", "/opt/sr/configs/demo.yaml"]
+            printed = run("exec", "-T", "ray-head", *job, "--train.length", "30 steps")
+            assert "report: s3://super-resolution/runs/workflows/" in printed
+            assert ask_mlflow() == {"FINISHED"}
+            print(run("ps"))
+        finally:
+            run("logs", "--no-color", "--tail", "30", check=False)
+            run("down", "--volumes", check=False)
+
+
+def ask_mlflow() -> set[str]:
+    """Return the states of the runs in the stack's MLflow."""
+    password = (INFRA / "secrets" / "mlflow_password").read_text()
+    found = requests.post(
+        "http://127.0.0.1:5000/api/2.0/mlflow/runs/search",
+        json={"experiment_ids": ["1"], "max_results": 100},
+        auth=("admin", password),
+        timeout=60,
+    )
+    assert found.status_code == 200, found.text
+    return {run["info"]["status"] for run in found.json()["runs"]}

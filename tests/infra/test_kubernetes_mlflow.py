@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from infra.local import free_port
+from infra.stack import free_port
 from tests.infra.manifests import OVERLAYS, environment, find, pods, rendered, schema_errors, secrets_of
 
 

@@ -15,6 +15,7 @@ import promql_parser
 import pytest
 import yaml
 
+from pipeline.cluster.metrics import METRICS
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "infra" / "monitoring"
@@ -31,6 +32,8 @@ each_expression = pytest.mark.parametrize("expression", EXPRESSIONS.values(), id
 
 RARE = {"ray_node_gpus_utilization", "ray_node_gram_used", "ray_memory_manager_worker_eviction_total"}
 """Metrics that Ray reports only where there is a GPU, or after it killed a process."""
+OWN = {name for metric in METRICS for name in metric.served}
+"""Metrics of the pipeline."""
 MEASURED_IN_CPP = {"ray_running_jobs"}
 """Metrics that no Python file of Ray names."""
 
@@ -58,7 +61,8 @@ def sources_of_ray() -> str:
 def test_an_expression_is_valid_and_its_metrics_are_known_to_the_installed_ray(expression: str) -> None:
     names = metrics_of(expression)
     assert names
-    for name in names - MEASURED_IN_CPP - {"up"}:
+    assert {name for name in names if name.startswith("ray_sr_")} <= OWN
+    for name in names - MEASURED_IN_CPP - OWN - {"up"}:
         bare = name.removeprefix("ray_").removeprefix("data_")  # Ray adds its own prefix, and Ray Data another one
         assert re.search(rf"\b(ray_|data_)?{bare}\b", sources_of_ray()), name
 
@@ -69,6 +73,17 @@ def test_prometheus_keeps_what_an_expression_reads(expression: str) -> None:
     patterns = [rule["regex"] for rule in dropped if rule["action"] == "drop"]
     assert patterns
     assert not any(re.fullmatch(pattern, name) for pattern in patterns for name in metrics_of(expression))
+
+
+def test_each_metric_of_the_pipeline_is_shown_and_documented() -> None:
+    shown = set().union(*map(metrics_of, EXPRESSIONS.values()))
+    page = (ROOT / "docs" / "operations.md").read_text()
+    rows = dict(re.findall(r"^\| `(ray_sr_\w+)` \| (.*) \|$", page, re.MULTILINE))
+    assert rows == {
+        metric.served[0].removesuffix("_bucket"): f"{metric.kind} | `{metric.label}` | {metric.description}"
+        for metric in METRICS
+    }
+    assert all(set(metric.served) & shown for metric in METRICS)
 
 
 def test_ray_is_found_through_its_head_with_the_token() -> None:
@@ -154,7 +169,7 @@ while training.is_alive():
 @pytest.fixture
 def exported(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Run tasks and a training, and return all that the metrics of the node say."""
-    from infra.local import free_port
+    from infra.stack import free_port
 
     folder = tmp_path_factory.mktemp("r")  # short, because sockets are below it
     variables = {"RAY_TRAIN_METRICS_ENABLED": "1", "RAY_metrics_report_interval_ms": "2000"}
@@ -171,5 +186,5 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_ray_exports_the_metrics_that_panels_and_rules_read(exported: str) -> None:
     found = set(re.findall(r"^(ray_\w+)", exported, re.MULTILINE))
     wanted = {name for expression in EXPRESSIONS.values() for name in metrics_of(expression)} - {"up"}
-    assert wanted - RARE - found == set()
+    assert wanted - OWN - RARE - found == set()
     assert 'ray_train_run_name="example"' in exported

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from infra.local import PostgreSQL
+from infra.stack import PostgreSQL
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "operations.md").read_text()

@@ -62,7 +62,7 @@ def test_a_mistake_is_reported_before_heavy_imports(tmp_path: Path) -> None:
           for name in ("run", "preprocess", "train", "evaluate", "tune")),
         *((f"pipeline.{name}", [f"--source={nothing}", home], f"source {nothing} does not exist")
           for name in ("run", "preprocess", "train", "evaluate", "tune")),
-        ("pipeline.run", ["--train.method=gan", home], "train.method is 'gan', expected one of supervised"),
+        ("pipeline.run", ["--train.method=other", home], "train.method is 'other', expected one of supervised"),
         ("pipeline.run", [f"--evaluate.benchmarks=Set5={nothing}", home], f"evaluate.benchmarks.Set5 is {nothing}"),
         ("pipeline.run", [f"--train.init_from={nothing}", home], f"train.init_from is {nothing}, which does not exist"),
         ("pipeline.evaluate", [f"--evaluate.squeezenet={nothing}", home], f"evaluate.squeezenet is {nothing}, which"),
@@ -80,6 +80,7 @@ def test_a_mistake_is_reported_before_heavy_imports(tmp_path: Path) -> None:
         ("pipeline.export", ["srresnet-x4", "out.onnx"], "the following arguments are required: --format"),
         ("pipeline.export", ["srresnet-x4", "out.pth", "--format=rcan"], "out.pth does not end in .safetensors"),
         ("pipeline.export", ["x.onnx", "out.onnx", "--format=onnx"], "cannot read the weights x.onnx"),
+        ("pipeline.interpolate", ["x.safetensors", "y", "--alpha=1", "-o=z"], "cannot read the weights x.safetensors"),
         ("pipeline.patchset", ["show", nothing], f"{nothing} is no folder, expected the patch set"),
         ("pipeline.patchset", ["shew", nothing], "invalid choice: 'shew'"),
         ("pipeline.patchset", ["show", nothing, "--pairs", "0"], "'0' is not a number from 1 to 1000"),

@@ -12,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from sr_model.degrade import downscale, upscale_bicubic
-from sr_model.metrics import consistency, luma, psnr, score, ssim, ssim_rgb
+from sr_model.metrics import consistency, luma, phase_energy, psnr, score, ssim, ssim_rgb
 
 
 @pytest.mark.parametrize(
@@ -150,6 +150,23 @@ def test_an_image_is_consistent_with_the_lr_image_that_was_made_of_it() -> None:
     enlarged = upscale_bicubic(lr, 4)
     assert consistency(enlarged, lr) == psnr(downscale(enlarged, 4).double(), lr.double()) < 60
     assert consistency((enlarged.int() + 8).clamp(0, 255).byte(), lr) < consistency(enlarged, lr)
+
+
+def test_a_pattern_of_the_period_has_the_energy_of_its_amplitude() -> None:
+    """A pattern that is 3 at one of 16 positions and 0 elsewhere has the variance 9 * (1/16 - 1/256)."""
+    photo = torch.from_numpy(data.coffee()[:200, :300].copy()).permute(2, 0, 1)
+    slope = torch.arange(100, 200, dtype=torch.uint8).expand(1, 80, 100)
+    assert phase_energy(slope) == pytest.approx(0, abs=1e-9)
+    pattern = torch.zeros(1, 80, 100, dtype=torch.uint8)
+    pattern[:, ::4, ::4] = 3
+    assert phase_energy(slope + pattern) == pytest.approx(9 * (1 / 16 - 1 / 256), rel=1e-6)
+    assert phase_energy(slope + pattern, 3) < 0.2
+    own = phase_energy(photo)
+    checked = photo.clone()
+    checked[:, ::4, ::4] = (checked[:, ::4, ::4].int() + 12).clamp(max=255).byte()
+    assert own > 0
+    assert phase_energy(checked) > own + 4
+    assert phase_energy(photo[:, :30, :30]) == 0
 
 
 def test_refuses_unequal_images() -> None:

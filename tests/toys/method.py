@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.networks import features
-from pipeline.training.methods import Loss, MethodKind, Modules, Phase, Sample, Setup, Trainee
+from pipeline.settings.methods import MethodKind
+from pipeline.training.methods import Loss, Modules, Phase, Sample, Setup, Trainee
 from pipeline.training.methods.supervised import initial_network, make_optimizers
 from sr_model import terms
 from sr_model.terms import Term

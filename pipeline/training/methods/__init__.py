@@ -1,18 +1,13 @@
-"""The ways of training, one file each. To add one, write its file and add its `MethodKind` to `METHODS`.
+"""The ways of training, one file each; `pipeline.settings.methods` registers them.
 
 This module imports no torch, so that a command can check its settings at once.
 """
 
 from __future__ import annotations
 
-from pipeline.settings import Config, UserError
-from pipeline.training.methods.method import Loss, Method, MethodKind, Modules, Phase, Sample, Setup, Trainee
-from sr_model.deferred import deferred
-
-_ALL = (MethodKind("supervised", deferred("pipeline.training.methods.supervised:Supervised")),)
-
-METHODS: dict[str, MethodKind] = {kind.name: kind for kind in _ALL}
-"""All ways of training by name; the first one is the default."""
+from pipeline.settings import Config, UserError, architecture
+from pipeline.settings.methods import METHODS, MethodKind
+from pipeline.training.methods.method import Loss, Method, Modules, Phase, Sample, Setup, Trainee
 
 
 def find_method(config: Config) -> MethodKind:
@@ -24,6 +19,12 @@ def find_method(config: Config) -> MethodKind:
     kind = METHODS.get(config.train.method)
     if kind is None:
         raise UserError(f"train.method is {config.train.method!r}, expected one of {', '.join(METHODS)}")
+    network = architecture(config.model)
+    if network.method not in (None, kind.name):
+        raise UserError(
+            f"train.method is {kind.name}, but model.name is {network.name}, which only train.method={network.method} "
+            "trains"
+        )
     kind.check(config)
     return kind
 

@@ -1,7 +1,7 @@
 """A way of training, so that a new one is a single file; `pipeline.training.learner` runs any of them.
 
 A method names the modules that it trains and the phases of a step. Supervised training has one module and one phase;
-a GAN has a generator and a discriminator, and a phase for each.
+a GAN has a generator and a discriminator, and a phase for each. `pipeline.settings.methods` registers the methods.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from sr_model.networks.super_resolver import SuperResolver
 
 Modules: TypeAlias = "Mapping[str, nn.Module]"
-"""The trained modules by name, as a phase calls them: the module that it updates may be wrapped by DDP."""
+"""The trained modules by name, as a phase calls them: the module that it updates may be wrapped by DDP. `AVERAGE` names
+the moving average of the shipped network."""
+
+AVERAGE = "ema"
+"""Name of the moving average of the shipped network among the modules, and of its file in a checkpoint."""
+
+RATE_FACTOR = "rate_factor"
+"""Key of an optimizer's group of parameters whose learning rate is the schedule's times this value."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Setup:
     """Optimizer steps of the training."""
     device: torch.device
     precision: Precision
+    world_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,10 @@ class Trainee:
 
     module: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
+    learning_rate: Callable[[int], float] | None = None
+    """Learning rate of a step (from 0); by default the one that `train.lr` and its schedule give."""
+    compilable: bool = True
+    """False for a module that torch.compile has to leave as it is, such as one that is differentiated twice."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,9 @@ class Sample:
     """(B, 3, h, w)"""
     hr: Tensor
     """(B, 3, s*h, s*w)"""
+    position: Tensor
+    """(B,) int64, position in the order of samples of the whole training. It names a sample whatever the split over
+    ranks and micro-batches, so random numbers of a method are functions of it."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +104,6 @@ class Method(Protocol):
     def phases(self, step: int) -> Sequence[Phase]:
         """Phases of step number `step` (from 0), in order."""
         ...
-
-
-@dataclass(frozen=True)
-class MethodKind:
-    """A kind of method: its name in `train.method`, and how to make it."""
-
-    name: str
-    create: Callable[[Setup], Method]
-    check: Callable[[Config], None] = lambda _: None
-    """Refuse settings that the method cannot work with, by a UserError, before anything starts."""
 
 
 def shipped_network(method: Method) -> SuperResolver:

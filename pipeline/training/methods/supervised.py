@@ -10,7 +10,7 @@ import torch
 from pipeline.networks import features
 from pipeline.networks.weights import build_network, load_weights
 from pipeline.settings import Config, Train
-from pipeline.training.methods.method import Loss, Modules, Phase, Sample, Setup, Trainee
+from pipeline.training.methods.method import RATE_FACTOR, Loss, Modules, Phase, Sample, Setup, Trainee
 from pipeline.training.precision import autocast
 from sr_model import terms
 from sr_model.muon import Muon
@@ -49,7 +49,7 @@ def initial_network(config: Config, device: torch.device) -> SuperResolver:
     settings = config.train
     net = build_network(config.scale, config.model, settings.seed)
     if settings.init_from:
-        load_weights(net, settings.init_from)
+        load_weights(net.started(), settings.init_from)
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     net.to(device, memory_format=layout)  # type: ignore[call-overload]
     net.recompute = settings.recompute
@@ -57,10 +57,18 @@ def initial_network(config: Config, device: torch.device) -> SuperResolver:
 
 
 def make_optimizers(net: SuperResolver, settings: Train) -> list[torch.optim.Optimizer]:
-    """Adam for all weights, or Muon for those that the network names and Adam for the rest."""
+    """Adam for all weights, or Muon for those that the network names and Adam for the rest.
+
+    Weights for which the network names a factor of the learning rate are a group of Adam's own, with `RATE_FACTOR`.
+    """
     hidden = net.muon_weights() if settings.optimizer == "muon" else []
-    chosen = set(hidden)
-    rest = [parameter for parameter in net.parameters() if parameter not in chosen]
+    chosen, factors = set(hidden), net.rate_factors()
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for parameter in net.parameters():
+        if parameter not in chosen and parameter.requires_grad:
+            groups.setdefault(factors.get(parameter, 1.0), []).append(parameter)
+    ordered = sorted(groups.items(), key=lambda group: group[0] != 1)  # the first group has the full learning rate
+    rest = [{"params": group, **({RATE_FACTOR: factor} if factor != 1 else {})} for factor, group in ordered]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, betas=settings.betas, fused=True)]
     if hidden:
         optimizers.append(Muon(hidden))

@@ -1,5 +1,7 @@
 import re
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import ray
@@ -52,6 +54,38 @@ def test_an_exception_ends_its_own_task_alone() -> None:
     assert re.fullmatch(r"ValueError: 1 is refused \(test_tasks.py, line \d+\)", errors[tasks[1]])
     assert errors[tasks[3]] == "3 is refused, expected an even number"
     assert errors[tasks[5]].startswith("MemoryError (test_tasks.py")
+
+
+@dataclass(frozen=True)
+class Waiting:
+    number: int
+    signal: str
+
+
+def wait_if_last(task: Waiting) -> tuple[int, bool]:
+    """Return the task's number, and True if the signal came that the last task waits for."""
+    end = time.monotonic() + 60
+    while task.number == 39 and not Path(task.signal).exists():
+        if time.monotonic() > end:
+            return task.number, False
+        time.sleep(0.02)
+    return task.number, True
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_results_come_while_other_tasks_still_run(tmp_path: Path) -> None:
+    tasks = [Waiting(number, str(tmp_path / "signal")) for number in range(40)]
+    results = cluster.map_tasks(wait_if_last, tasks, seconds=lambda _: 0.05)
+    first = next(results)
+    (tmp_path / "signal").touch()
+    assert {first, *results} == {(number, True) for number in range(40)}
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_task_that_needs_more_memory_than_there_is_runs_alone() -> None:
+    tasks = [Task(number) for number in range(3)]
+    outcomes = cluster.map_tasks(square, tasks, memory=lambda task: 2**60 if task.number == 1 else 2**20)
+    assert [outcome.square for outcome in outcomes if isinstance(outcome, Outcome)][-1] == 1
 
 
 def test_no_tasks_give_no_results() -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,11 +93,25 @@ def test_gpus_that_join_meanwhile_are_used(growing: GrowingCluster) -> None:
     assert reported.startswith("the cluster has room for 0 of 1 workers with a GPU")
     assert "but the cluster has room for 0 (CPU 2, GPU 0, nodes 1)" in too_many  # without waiting in vain
 
-    waiting = start(growing.address, ["cluster.workers=2"], ["tune.trials_per_gpu=3"])
+    waiting = start(
+        growing.address,
+        ["cluster.workers=2"],
+        ["tune.trials_per_gpu=3"],
+        ["cluster.workers=3", "cluster.min_workers=2", "cluster.resize_s=1"],
+        ["cluster.min_workers=3"],
+        ["cluster.gpu=true", "cluster.accelerator_type=T4"],
+        ["cluster.gpu=true", "cluster.accelerator_type=H100", "cluster.wait_s=1"],
+    )
     growing.add(gpus=2)
-    _, ((workers, _), (_, shared)) = answers(waiting)
+    started = time.monotonic()
+    _, ((workers, _), (_, shared), (elastic, _), too_few, (typed, _), other_type) = answers(waiting)
     assert workers == [2, {"CPU": 1, "GPU": 1}]
     assert shared == [2, 1, {"CPU": 1, "GPU": 0.5}]
+    assert elastic == [3, {"CPU": 1, "GPU": 1}]
+    assert time.monotonic() - started < 90  # it does not wait long for the third
+    assert too_few == "cluster.min_workers is 3, expected no more than the number of workers, 2"
+    assert typed == [2, {"CPU": 1, "GPU": 1, "accelerator_type:T4": 0.001}]
+    assert other_type.startswith("the cluster has room for 0 of 1 workers with a GPU of type H100 of 1 CPU after 1 s")
 
 
 @pytest.mark.long

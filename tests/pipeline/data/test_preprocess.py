@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -258,7 +258,7 @@ def test_flat_tiles_are_dropped_and_counted(small: Small, photos: Path) -> None:
 def test_an_interrupted_inventory_resumes(small: Small, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     original = cluster.map_tasks
 
-    def broken(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R | cluster.TaskError[T]]:
+    def broken(function: Callable[[T], R], tasks: Sequence[T], **_: Any) -> Iterator[R | cluster.TaskError[T]]:
         yield from list(original(function, tasks[:4]))
         raise KeyboardInterrupt
 
@@ -267,7 +267,7 @@ def test_an_interrupted_inventory_resumes(small: Small, monkeypatch: pytest.Monk
         prepare(small())
     asked: list[int] = []
 
-    def counting(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R | cluster.TaskError[T]]:
+    def counting(function: Callable[[T], R], tasks: Sequence[T], **_: Any) -> Iterator[R | cluster.TaskError[T]]:
         asked.append(len(tasks))
         return original(function, tasks)
 
@@ -323,7 +323,7 @@ def test_an_unexpected_exception_rejects_one_image_and_keeps_the_others(
 ) -> None:
     """The exception is one that no part of the pipeline expects."""
 
-    def fail_once(function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R | cluster.TaskError[T]]:
+    def fail_once(function: Callable[[T], R], tasks: Sequence[T], **_: Any) -> Iterator[R | cluster.TaskError[T]]:
         yield cluster.TaskError(tasks[0], "KeyError: 'x' (images.py, line 1)")
         yield from map(function, tasks[1:])
 

@@ -79,6 +79,7 @@ def assert_same(made: PatchSet, expected: PatchSet, home: Path) -> None:
     assert files(home) == {shard.file: shard.sha256 for shard in expected.all_shards}
 
 
+@pytest.mark.long
 def test_a_rerun_after_a_killed_driver_keeps_finished_shards(images: Path, straight: PatchSet, tmp_path: Path) -> None:
     with start(images, tmp_path) as driver:
         wait_for_shards(tmp_path, 3)

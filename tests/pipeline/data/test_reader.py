@@ -1,20 +1,24 @@
 import dataclasses
 import shutil
-from collections.abc import Callable
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import storage
 from pipeline.data import patchset, preparation
+from pipeline.data.copies import CopiedShards
 from pipeline.data.held import HeldTiles
-from pipeline.data.parquet import DamagedShardError
+from pipeline.data.parquet import TILE_SCHEMA
 from pipeline.data.patchset import PatchSet
 from pipeline.data.reader import Batch, BatchReader
-from pipeline.data.sampler import SampleOrder, Window
+from pipeline.data.sampler import SampleOrder, augmentations
 from pipeline.data.tiles import Tiles, open_tiles
 from pipeline.settings import UserError
 from pipeline.settings.command_line import parse
@@ -82,19 +86,16 @@ def test_reading_can_start_at_any_step(made: PatchSet) -> None:
     assert read(made, 1, 7, 20) == read(made, 1, 0, 20)[7:]
 
 
-@pytest.fixture(scope="module", params=["map", "device"])
-def held(request: pytest.FixtureRequest, made: PatchSet, tmp_path_factory: pytest.TempPathFactory) -> HeldTiles:
-    """The tiles in an unpacked copy, and in the memory of the device."""
-    tiles = open_tiles(made, request.param, 0, str(tmp_path_factory.mktemp("scratch")))
+@pytest.fixture(scope="module")
+def held(made: PatchSet) -> HeldTiles:
+    tiles = open_tiles(made, "device", 0)
     assert isinstance(tiles, HeldTiles)
     return tiles
 
 
 @given(st.data())
-def test_held_tiles_give_the_same_batches_as_streamed_ones(
-    made: PatchSet, held: HeldTiles, data: st.DataObject
-) -> None:
-    """This holds for all settings, sets of tiles, ranks and places to begin at."""
+def test_all_ways_of_reading_give_the_same_batches(made: PatchSet, held: HeldTiles, data: st.DataObject) -> None:
+    """They are those of a loop over the samples, for all settings, sets of tiles, ranks and places to begin at."""
     shards = data.draw(st.integers(1, len(made.shards)), "shards")
     part = PatchSet(made.url, dataclasses.replace(made.manifest, shards=made.shards[:shards]))
     lanes = data.draw(st.integers(1, min(5, len(part.row_groups))), "lanes")
@@ -104,6 +105,7 @@ def test_held_tiles_give_the_same_batches_as_streamed_ones(
         lanes=lanes,
         window=data.draw(st.integers(1, 9), "window"),
         crops_per_tile=data.draw(st.integers(1, 3), "crops"),
+        kind=data.draw(st.sampled_from(["dealt", "permuted"]), "kind"),
     )
     world, start = data.draw(st.integers(1, lanes), "world"), data.draw(st.integers(0, 60), "start")
     batch, micro = data.draw(st.integers(1, 30), "batch"), data.draw(st.integers(1, 12), "micro-batch")
@@ -116,10 +118,19 @@ def test_held_tiles_give_the_same_batches_as_streamed_ones(
         return list(reader.read(start, start + 5))
 
     rank = data.draw(st.integers(0, world - 1), "rank")
-    for streamed, gathered in zip(batches(rank, part), batches(rank, held), strict=True):
-        for a, b in zip(streamed, gathered, strict=True):
+    found = batches(rank, part)
+    for read, gathered in zip(found, batches(rank, held), strict=True):
+        for a, b in zip(read, gathered, strict=True):
             assert a.dtype == b.dtype
             assert torch.equal(a, b)
+    positions = np.concatenate([order.share(step, batch, rank, world) for step in range(start, start + 5)])
+    samples = order.samples_at(positions)
+    chosen = augmentations(samples, order.seed, (48 - crop) // 4, augment)
+    for i, (lr, hr) in enumerate(zip(*(torch.cat(parts) for parts in list(zip(*found, strict=True))[:2]), strict=True)):
+        hr_tile, lr_tile = (tiles[samples.tile[i]] for tiles in (held.hr, held.lr))
+        y, x = chosen.y[i], chosen.x[i]
+        assert torch.equal(lr, lr_tile[y : y + crop // 4, x : x + crop // 4])
+        assert torch.equal(hr, hr_tile[4 * y : 4 * y + crop, 4 * x : 4 * x + crop])
 
 
 def test_a_batch_on_a_device_is_made_without_waiting_for_it(made: PatchSet) -> None:
@@ -131,33 +142,6 @@ def test_a_batch_on_a_device_is_made_without_waiting_for_it(made: PatchSet) -> N
         assert all(part.device == meta for part in batch)
         assert tuple(part.shape for part in batch) == shape
         assert to_unit(batch.hr, meta, batch.orientation).shape == (len(batch.hr), 3, 32, 32)
-
-
-def test_tiles_are_unpacked_once(made: PatchSet, tmp_path: Path) -> None:
-    assert isinstance(open_tiles(made, "auto", 1000, str(tmp_path)), HeldTiles)
-    unpacked = {file: file.stat() for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".lock"}
-    assert {file.name for file in unpacked} == {"hr", "lr", "finished.json"}
-    assert isinstance(open_tiles(made, "map", 0, str(tmp_path)), HeldTiles)
-    assert all(
-        (file.stat().st_ino, file.stat().st_mtime_ns) == (was.st_ino, was.st_mtime_ns) for file, was in unpacked.items()
-    )
-
-
-def test_tiles_on_the_device_need_no_disk_and_use_a_copy_that_is_there(made: PatchSet, tmp_path: Path) -> None:
-    copied = patchset.load(shutil.copytree(made.url, tmp_path / "set").as_posix())
-    scratch = tmp_path / "scratch"
-    open_tiles(copied, "device", 0, str(scratch))
-    assert not scratch.exists()
-    open_tiles(copied, "map", 0, str(scratch))
-    missing = Path(copied.url, copied.shards[-1].file)
-    missing.unlink()
-    tiles = open_tiles(copied, "device", 0, str(scratch))
-    assert isinstance(tiles, HeldTiles)
-    assert_complete(tiles, made)
-    shutil.rmtree(scratch)
-    unread = patchset.load(shutil.copytree(copied.url, tmp_path / "unread").as_posix())  # no file of it is open
-    with pytest.raises(DamagedShardError, match=f"{missing.name} is missing"):
-        open_tiles(unread, "device", 0, str(scratch))
 
 
 def test_tiles_that_do_not_fit_the_device_are_refused_with_the_sizes(made: PatchSet) -> None:
@@ -176,117 +160,139 @@ def test_auto_uses_a_gpu_that_has_room_to_train_beside_the_tiles(made: PatchSet,
 
     def device(memory_mb: float) -> str:
         tiles = open_tiles(made, "auto", 1000, str(tmp_path), other, memory_mb)
-        assert isinstance(tiles, HeldTiles)
-        return tiles.device.type
+        return tiles.device.type if isinstance(tiles, HeldTiles) else "none"
 
     assert device(2.6 * size_mb) == "meta"
+    assert device(2.4 * size_mb) == "none"
     assert not list(tmp_path.iterdir())
-    assert device(2.4 * size_mb) == "cpu"
-    assert open_tiles(made, "auto", 0, str(tmp_path / "none"), other, 0) is made
 
 
-def assert_complete(tiles: HeldTiles, made: PatchSet) -> None:
-    groups = [made.read_group(number) for number in range(len(made.row_groups))]
-    for held, parts in zip((tiles.hr, tiles.lr), zip(*groups, strict=True), strict=True):
-        assert np.array_equal(held.numpy(), np.concatenate(parts))
-
-
-def test_a_set_beyond_the_budget_is_streamed_with_few_tiles_in_memory(made: PatchSet, tmp_path: Path) -> None:
-    assert open_tiles(made, "auto", 0.001, str(tmp_path)) is made
-    assert open_tiles(made, "stream", 1000, str(tmp_path)) is made
-    assert not [file for file in tmp_path.iterdir() if file.suffix != ".lock"]
-    mine = reader_of(made)
+def test_few_tiles_are_in_memory(made: PatchSet) -> None:
+    order, mine = order_of(made), reader_of(made)
     loaded = 0
     for _ in mine.read(0, 60):
         loaded = max(loaded, mine.loaded_groups)
-    window = max(len(order_of(made).window_groups(w)) for w in _windows(made))
-    assert window < loaded <= 3 * 2 * window  # three lanes, each with the current window and the next
+    assert mine.loaded_groups == 0
+    windows = [order.samples(order.window_of(number, lane)) for number in range(2 * order.windows) for lane in range(3)]
+    most = max(len(set(order.table.locate(samples.tile)[0].tolist())) for samples in windows)
+    assert most < loaded <= 3 * 2 * most  # three lanes, each with the current window and the next
 
 
-def _windows(made: PatchSet) -> list[Window]:
-    order = order_of(made)
-    return list({order.locate(position)[0] for position in range(2 * order.epoch_length)})
-
-
-def _no_marker(copy: Path) -> None:
-    (copy / "finished.json").unlink()
-
-
-def _half_a_marker(copy: Path) -> None:
-    (copy / "finished.json").write_bytes((copy / "finished.json").read_bytes()[:20])
-
-
-def _shorter(copy: Path) -> None:
-    (copy / "hr").write_bytes((copy / "hr").read_bytes()[:-1])
-
-
-def _zeros(copy: Path) -> None:
-    (copy / "lr").write_bytes(bytes((copy / "lr").stat().st_size))
-
-
-def _one_file_missing(copy: Path) -> None:
-    (copy / "lr").unlink()
-
-
-def _nothing_but_a_part(copy: Path) -> None:
-    for name in ("lr", "finished.json"):
-        (copy / name).unlink()
-    (copy / "hr").write_bytes(b"half")
+def test_local_shards_are_mapped_and_not_copied(made: PatchSet, tmp_path: Path) -> None:
+    for how in ("auto", "map", "stream"):
+        assert open_tiles(made, how, 1000, str(tmp_path / "scratch")) is made
+    assert not list(tmp_path.iterdir())
+    copied = patchset.load(shutil.copytree(made.url, tmp_path / "set").as_posix())
+    checked = [[tiles.copy() for tiles in copied.read_group(number)] for number in range(len(copied.row_groups))]
+    shard = np.memmap(Path(copied.url, copied.shards[0].file), np.uint8, "r+")
+    mapped = copied.read_group(0)
+    assert all(np.array_equal(a, b) for a, b in zip(mapped, checked[0], strict=True))
+    begin = bytes(shard).index(mapped[0][0].tobytes())
+    shard[begin] ^= 255  # what is mapped changes with the file
+    assert mapped[0][0, 0, 0, 0] != checked[0][0][0, 0, 0, 0]
+    for number, tiles in enumerate(checked[1:], 1):
+        assert all(np.array_equal(a, b) for a, b in zip(copied.read_group(number), tiles, strict=True))
 
 
 @pytest.mark.parametrize(
-    "damage", [_no_marker, _half_a_marker, _shorter, _zeros, _one_file_missing, _nothing_but_a_part]
+    "change",
+    [{"compression": "zstd"}, {"use_dictionary": True}, {"data_page_size": 1}, {"write_page_checksum": False}],
 )
-def test_a_damaged_or_unfinished_copy_is_unpacked_again(
-    made: PatchSet, tmp_path: Path, damage: Callable[[Path], None]
-) -> None:
-    open_tiles(made, "map", 0, str(tmp_path))
-    damage(tmp_path / made.name)
-    tiles = open_tiles(made, "map", 0, str(tmp_path))
-    assert isinstance(tiles, HeldTiles)
-    assert_complete(tiles, made)
+def test_shards_that_cannot_be_mapped_are_read(made: PatchSet, tmp_path: Path, change: dict[str, Any]) -> None:
+    """Their pages are compressed, numbers of other values, several, or without checksums."""
+    plain = {"compression": "none", "use_dictionary": False, "write_page_checksum": True, "write_batch_size": 1}
+    for shard in made.shards:
+        with pq.ParquetWriter(tmp_path / shard.file, TILE_SCHEMA, **{**plain, **change}) as writer:
+            file = pq.ParquetFile(Path(made.url, shard.file))
+            for group in range(file.num_row_groups):
+                writer.write_table(file.read_row_group(group))
+    other = PatchSet(str(tmp_path), made.manifest)
+    for _ in range(2):
+        for number in range(len(made.row_groups)):
+            assert all(
+                np.array_equal(a, b) for a, b in zip(other.read_group(number), made.read_group(number), strict=True)
+            )
+    for a, b in zip(reader_of(other, tiles=other).read(0, 9), reader_of(made).read(0, 9), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_a_copy_of_other_shards_with_the_same_name_is_unpacked_again(made: PatchSet, tmp_path: Path) -> None:
-    reversed_shards = dataclasses.replace(made.manifest, shards=made.shards[::-1])
-    open_tiles(PatchSet(made.url, reversed_shards), "map", 0, str(tmp_path))
-    tiles = open_tiles(made, "map", 0, str(tmp_path))
-    assert isinstance(tiles, HeldTiles)
-    assert_complete(tiles, made)
+@pytest.fixture
+def remote(made: PatchSet, tmp_path: Path) -> PatchSet:
+    """The patch set in an object store."""
+    url = f"memory://{tmp_path.name}"
+    for file in Path(made.url).iterdir():
+        storage.write(f"{url}/{file.name}", file.read_bytes())
+    return patchset.load(url)
 
 
-def test_a_copy_is_not_finished_if_unpacking_fails(made: PatchSet, tmp_path: Path) -> None:
-    broken = patchset.load(shutil.copytree(made.url, tmp_path / "set").as_posix())
-    Path(broken.url, broken.shards[-1].file).unlink()
-    scratch = tmp_path / "scratch"
-    missing = f"{broken.shards[-1].file} is missing"
-    with pytest.raises(DamagedShardError, match=missing):
-        open_tiles(broken, "map", 0, str(scratch))
-    with pytest.raises(DamagedShardError, match=missing):  # streaming would not read it either
-        open_tiles(broken, "auto", 1000, str(scratch))
-    assert not (scratch / made.name).exists()
+def wait_for_copies(tiles: Tiles, count: int) -> None:
+    assert isinstance(tiles, CopiedShards)
+    end = time.monotonic() + 20
+    while tiles.copied() < count:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_shards_in_a_store_are_copied_while_they_are_read(made: PatchSet, remote: PatchSet, tmp_path: Path) -> None:
+    expected = list(reader_of(made).read(0, 30))
+
+    def check(tiles: Tiles) -> None:
+        for a, b in zip(reader_of(remote, tiles=tiles).read(0, 30), expected, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+    check(remote)
+    for how in ("map", "auto"):
+        tiles = open_tiles(remote, how, 1000, str(tmp_path / how))
+        check(tiles)
+        wait_for_copies(tiles, len(made.shards))
+        for shard in made.shards:
+            copy = tmp_path / how / made.name / shard.file
+            assert copy.read_bytes() == Path(made.url, shard.file).read_bytes()
+        check(tiles)
+
+
+def test_shards_without_room_stay_in_the_store(remote: PatchSet, tmp_path: Path) -> None:
+    first = remote.shards[0].bytes / 1e6
+    assert len(remote.shards) > 1
+    tiles = open_tiles(remote, "auto", 1.01 * first, str(tmp_path))
+    wait_for_copies(tiles, 1)
+    assert {file.name for file in (tmp_path / remote.name).glob("*.parquet")} == {remote.shards[0].file}
+    assert len(list(reader_of(remote, tiles=tiles).read(0, 30))) == 60
+
+
+def test_a_damaged_copy_is_not_used(made: PatchSet, remote: PatchSet, tmp_path: Path) -> None:
+    copy = tmp_path / remote.name / remote.shards[0].file
+    copy.parent.mkdir()
+    copy.write_bytes(bytes(remote.shards[0].bytes))
+    tiles = open_tiles(remote, "auto", 0, str(tmp_path))
+    assert isinstance(tiles, CopiedShards)
+    assert all(np.array_equal(a, b) for a, b in zip(tiles.read_group(0), made.read_group(0), strict=True))
+    assert not copy.exists()
 
 
 def test_the_default_scratch_folder_is_the_users_own(
-    made: PatchSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remote: PatchSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert isinstance(open_tiles(made, "map", 0), HeldTiles)
+    assert isinstance(open_tiles(remote, "map", 0), CopiedShards)
     (folder,) = tmp_path.iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "other"))
     (tmp_path / "elsewhere").mkdir()
-    folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=r"is not a folder of your own .*; data.scratch can also name a folder"):
-        open_tiles(made, "map", 0)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / folder.name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"is not a folder of your own .*, expected data.scratch to name a folder"):
+        open_tiles(remote, "map", 0)
     assert not list((tmp_path / "elsewhere").iterdir())
+    assert open_tiles(remote, "auto", 1000) is remote
 
 
-def test_a_scratch_folder_that_cannot_be_used_is_named(made: PatchSet, tmp_path: Path) -> None:
+def test_a_scratch_folder_that_cannot_be_used_is_named(remote: PatchSet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot unpack .* expected data.scratch to name a folder"):
-        open_tiles(made, "map", 0, str(tmp_path / "file" / "below"))
-    assert open_tiles(made, "auto", 1000, str(tmp_path / "file" / "below")) is made
+    with pytest.raises(UserError, match=r"cannot copy shards .* expected data.scratch to name a folder"):
+        open_tiles(remote, "map", 0, str(tmp_path / "file" / "below"))
+    assert open_tiles(remote, "auto", 1000, str(tmp_path / "file" / "below")) is remote
 
 
 def test_the_lr_patch_lies_under_the_hr_patch(made: PatchSet) -> None:
@@ -315,6 +321,8 @@ def test_the_eight_orientations_are_those_of_a_square() -> None:
 
 def test_an_error_while_reading_reaches_the_consumer(made: PatchSet) -> None:
     class Broken:
+        readers = 1
+
         def read_group(self, number: int) -> tuple[Pixels, Pixels]:
             raise OSError("the store is gone")
 

@@ -1,12 +1,15 @@
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.sampler import SampleOrder, Samples, augmentations, micro_batches, permutation
+from pipeline.data.lanes import RowGroupTable
+from pipeline.data.random_numbers import permutation, permute
+from pipeline.data.sampler import SampleOrder, Samples, augmentations, imbalance, micro_batches
 
 orders = st.builds(
     SampleOrder,
@@ -15,7 +18,9 @@ orders = st.builds(
     lanes=st.integers(1, 4),
     window=st.integers(1, 12),
     crops_per_tile=st.integers(1, 4),
+    kind=st.sampled_from(["dealt", "permuted"]),
 )
+kinds = pytest.mark.parametrize("kind", ["dealt", "permuted"])
 
 
 class Sample(NamedTuple):
@@ -24,13 +29,18 @@ class Sample(NamedTuple):
     k: int
 
 
-def sample(order: SampleOrder, position: int) -> Sample:
-    window, index = order.locate(position)
-    return Sample(*(int(part[index]) for part in order.samples(window)))
+def samples_of(order: SampleOrder, positions: Sequence[int]) -> list[Sample]:
+    """Return the samples at some positions, one by one."""
+    windows, indices = order.locate(np.array(positions, np.int64))
+    samples = []
+    for position, window, index in zip(positions, windows.tolist(), indices.tolist(), strict=True):
+        lane = position % order.epoch_length % order.lanes
+        samples.append(Sample(*(int(part[index]) for part in order.samples(order.window_of(window, lane)))))
+    return samples
 
 
 def epoch(order: SampleOrder, number: int = 0) -> list[Sample]:
-    return [sample(order, number * order.epoch_length + i) for i in range(order.epoch_length)]
+    return samples_of(order, range(number * order.epoch_length, (number + 1) * order.epoch_length))
 
 
 @given(order=orders)
@@ -42,39 +52,43 @@ def test_an_epoch_repeats_no_sample_and_has_a_fixed_length(order: SampleOrder) -
         assert all(0 <= sample.tile < order.tiles for sample in samples)
 
 
-def test_with_equal_row_groups_an_epoch_takes_every_crop_of_every_tile_once() -> None:
-    order = SampleOrder((4,) * 12, seed=5, lanes=3, window=8, crops_per_tile=2)
+@kinds
+def test_with_equal_row_groups_an_epoch_takes_every_crop_of_every_tile_once(
+    kind: Literal["dealt", "permuted"],
+) -> None:
+    order = SampleOrder((4,) * 12, seed=5, lanes=3, window=8, crops_per_tile=2, kind=kind)
     assert sorted((s.tile, s.k) for s in epoch(order)) == [(tile, k) for tile in range(48) for k in range(2)]
 
 
 @given(order=orders)
 def test_position_i_comes_from_lane_i_mod_lanes(order: SampleOrder) -> None:
-    ends = [sum(order.row_groups[: i + 1]) for i in range(len(order.row_groups))]
+    ends = np.cumsum(order.table.sizes(np.arange(order.table.count))).tolist()
     for i, sample in enumerate(epoch(order)):
         group = next(g for g, end in enumerate(ends) if sample.tile < end)
         assert group in order.groups(0, i % order.lanes)
 
 
 @given(order=orders)
-def test_a_window_names_the_row_groups_of_its_samples_and_the_window_after_it(order: SampleOrder) -> None:
-    ends = np.cumsum(order.row_groups)
-    windows = dict.fromkeys(order.locate(position)[0] for position in range(2 * order.epoch_length))
-    for window in windows:
-        groups = np.searchsorted(ends, order.samples(window).tile, side="right")
-        assert set(groups.tolist()) == set(order.window_groups(window))
-        assert order.next_window(window) in windows or window.epoch == 1
+def test_all_lanes_come_to_a_window_at_the_same_time(order: SampleOrder) -> None:
+    windows, index = order.locate(np.arange(2 * order.epoch_length))
+    assert (np.diff(windows) >= 0).all()
+    assert (windows.reshape(-1, order.lanes) == windows[:: order.lanes, None]).all()
+    assert windows[-1] == 2 * order.windows - 1
+    samples = [order.samples(order.window_of(window, 0)) for window in range(2 * order.windows)]
+    assert [len(each.tile) for each in samples] == np.bincount(windows[:: order.lanes]).tolist()
+    assert index.max() < order.window * order.crops_per_tile
 
 
 @given(order=orders)
 def test_every_row_group_is_dealt_to_one_lane(order: SampleOrder) -> None:
     dealt = Counter(group for lane in range(order.lanes) for group in order.groups(2, lane).tolist())
-    assert dealt == Counter(range(len(order.row_groups)))
+    assert dealt == Counter(range(order.table.count))
 
 
 @given(order=orders)
 def test_the_order_is_a_function_of_its_settings_alone(order: SampleOrder) -> None:
-    again = SampleOrder(order.row_groups, order.seed, order.lanes, order.window, order.crops_per_tile)
-    backwards = [sample(again, i) for i in reversed(range(order.epoch_length))]
+    again = SampleOrder(order.row_groups, order.seed, order.lanes, order.window, order.crops_per_tile, order.kind)
+    backwards = samples_of(again, range(order.epoch_length)[::-1])
     assert backwards[::-1] == epoch(order)
 
 
@@ -82,14 +96,15 @@ def test_the_order_is_a_function_of_its_settings_alone(order: SampleOrder) -> No
 def test_the_samples_at_several_positions_are_those_at_each(order: SampleOrder, data: st.DataObject) -> None:
     positions = data.draw(st.lists(st.integers(0, 3 * order.epoch_length), max_size=40))
     found = order.samples_at(np.array(positions, np.int64))
-    assert [Sample(*row) for row in zip(*(part.tolist() for part in found), strict=True)] == [
-        sample(order, position) for position in positions
-    ]
+    assert [Sample(*row) for row in zip(*(part.tolist() for part in found), strict=True)] == samples_of(
+        order, positions
+    )
 
 
-def test_seed_and_epoch_change_the_order() -> None:
-    order = SampleOrder((4,) * 8, seed=0, lanes=2, window=8, crops_per_tile=2)
-    other = SampleOrder((4,) * 8, seed=1, lanes=2, window=8, crops_per_tile=2)
+@kinds
+def test_seed_and_epoch_change_the_order(kind: Literal["dealt", "permuted"]) -> None:
+    order = SampleOrder((4,) * 8, seed=0, lanes=2, window=8, crops_per_tile=2, kind=kind)
+    other = SampleOrder((4,) * 8, seed=1, lanes=2, window=8, crops_per_tile=2, kind=kind)
     tiles = [[s.tile for s in samples] for samples in (epoch(order), epoch(order, 1), epoch(other))]
     assert tiles[0] != tiles[1] != tiles[2] != tiles[0]
 
@@ -119,9 +134,80 @@ def test_a_permutation_contains_every_number_once(count: int, key: list[int]) ->
     assert sorted(permutation(count, *key).tolist()) == list(range(count))
 
 
+@given(data=st.data(), count=st.integers(1, 2**62), key=st.lists(st.integers(0, 2**40), max_size=4))
+def test_permuted_numbers_are_different_and_in_range(data: st.DataObject, count: int, key: list[int]) -> None:
+    values = data.draw(st.lists(st.integers(0, count - 1), max_size=50, unique=True))
+    places = permute(np.array(values, np.int64), count, *key).tolist()
+    assert len(set(places)) == len(values)
+    assert all(0 <= place < count for place in places)
+
+
+@given(count=st.integers(1, 200), key=st.integers(0, 2**40))
+def test_a_permuted_range_contains_every_number_once(count: int, key: int) -> None:
+    numbers = np.arange(count)
+    assert sorted(permute(numbers, count, key).tolist()) == numbers.tolist()
+
+
+def test_permuted_row_groups_are_spread_like_random_ones() -> None:
+    """Places of neighbours differ by a third of the range on average, and each half goes to both halves alike."""
+    places = permute(np.arange(20_000), 20_000, 3, 0)
+    assert abs(np.abs(np.diff(places)).mean() / 20_000 - 1 / 3) < 0.01
+    assert abs((places[:10_000] < 10_000).mean() - 0.5) < 0.02
+
+
+@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=30))
+def test_a_table_of_row_groups_locates_every_tile(sizes: list[int]) -> None:
+    table = RowGroupTable.of(sizes)
+    expected = [(group, row) for group, size in enumerate(sizes) for row in range(size)]
+    groups, rows = table.locate(np.arange(table.tiles))
+    assert list(zip(groups.tolist(), rows.tolist(), strict=True)) == expected
+    numbers = np.arange(table.count)
+    assert table.sizes(numbers).tolist() == sizes
+    assert np.array_equal(table.first_tiles(numbers), np.cumsum([0, *sizes[:-1]]))
+
+
+def test_a_hundred_million_row_groups_need_no_table_of_them() -> None:
+    """Any step is found at once, from the runs of 1,000 shards."""
+    table = RowGroupTable(run for shard in range(1000) for run in [(110_000, 8), (1, 1 + shard % 7)])
+    order = SampleOrder(table, seed=1, lanes=64, window=1024, crops_per_tile=4, kind="permuted")
+    assert table.count == 110_001_000
+    for position in (0, 7 * order.epoch_length + 123_456_789):
+        samples = order.samples_at(np.arange(position, position + 512))
+        assert len(set(zip(samples.tile.tolist(), samples.k.tolist(), strict=True))) == 512
+        assert samples.tile.min() < 0.1 * table.tiles
+        assert samples.tile.max() > 0.9 * table.tiles
+
+
+def test_the_orders_are_pinned() -> None:
+    """A training that goes on sees the samples that it would have seen."""
+    dealt = [
+        (21, 1), (2, 1), (17, 1), (22, 0), (19, 1), (15, 1), (23, 1), (1, 1), (18, 1), (22, 1), (2, 0), (15, 0),
+        (24, 1), (3, 1), (16, 1), (23, 0), (1, 0), (18, 0), (10, 1), (11, 1), (22, 0), (9, 1), (11, 0), (21, 0),
+    ]  # fmt: skip
+    permuted = [
+        (0, 1), (5, 1), (23, 1), (1, 0), (7, 1), (21, 1), (2, 1), (4, 1), (24, 1), (1, 1), (5, 0), (21, 0),
+        (3, 1), (6, 1), (22, 1), (2, 0), (4, 0), (24, 0), (13, 1), (19, 1), (22, 0), (12, 1), (19, 0), (21, 0),
+    ]  # fmt: skip
+    row_groups = (4, 4, 3, 4, 4, 2, 4)
+    pinned: list[tuple[Literal["dealt", "permuted"], list[tuple[int, int]]]]
+    pinned = [("dealt", dealt), ("permuted", permuted)]
+    for kind, expected in pinned:
+        order = SampleOrder(row_groups, seed=3, lanes=3, window=4, crops_per_tile=2, kind=kind)
+        samples = order.samples_at(np.arange(30, 54))
+        assert list(zip(samples.tile.tolist(), samples.k.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize(
+    ("lanes", "world", "expected"), [(512, 504, 1.97), (8, 7, 1.75), (4096, 504, 1.11), (8, 4, 1), (8, 1, 1)]
+)
+def test_the_imbalance_of_lanes_is_that_of_the_rank_with_the_most(lanes: int, world: int, expected: float) -> None:
+    assert imbalance(lanes, world) == pytest.approx(expected, abs=0.005)
+
+
 def test_the_random_numbers_are_pinned() -> None:
     """Another generator would silently change every resumed run."""
     assert permutation(8, 1, 2, 3).tolist() == [7, 5, 4, 6, 0, 2, 1, 3]
+    assert permute(np.arange(8), 8, 1, 2, 3).tolist() == [1, 4, 6, 5, 7, 3, 2, 0]
     one = Samples(*(np.array([value]) for value in (0, 1, 2)))
     assert [int(part[0]) for part in augmentations(one, seed=3, slack=24, turn=True)] == [22, 17, 5]
 

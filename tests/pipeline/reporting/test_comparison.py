@@ -1,10 +1,11 @@
 """Tables of a grid: where published results stand, how stopped cells are marked, what is said of missing ones."""
 
+import math
 from typing import Any
 
 import pytest
 
-from pipeline.evaluation.scores import HELD_OUT, ImageScores, SetScores
+from pipeline.evaluation.scores import HELD_OUT, ImageScores, SetScores, is_better
 from pipeline.evaluation.tables import aligned
 from pipeline.reporting import comparison
 from pipeline.reporting.comparison import Row
@@ -71,6 +72,18 @@ def test_a_stopped_cell_is_marked_and_is_not_the_best() -> None:
     assert states["fast"][2] == "40"
     assert states["broken"] == ["failed", "", ""]
     assert comparison.missing(rows) == ["cell broken failed: no room"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "better"), [("psnr_y", 2.0), ("st_lpips", 1.0), ("distance", 1.0), ("lr_psnr", 2.0)]
+)
+def test_a_metric_knows_which_value_is_better(metric: str, better: float) -> None:
+    other = 3.0 - better
+    assert is_better(metric, better, other)
+    assert not is_better(metric, other, better)
+    assert not is_better(metric, other, other)
+    assert is_better(metric, other, None)
+    assert not is_better(metric, math.nan, None)
 
 
 def with_distances(label: str, psnr: float, **distances: float) -> Row:

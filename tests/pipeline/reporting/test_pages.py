@@ -1,27 +1,14 @@
 """The report of a grid and the MLflow UI, in a real browser."""
 
 import re
-import shutil
 from collections.abc import Iterator
 
 import mlflow
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from infra.local import MLflowServer
+from infra.stack import MLflowServer
 from tests.pipeline.grid.grids import Grid
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
-    """A page of a headless browser."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no browser: install chromium")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        yield started.new_page(viewport={"width": 1300, "height": 900})
-        started.close()
 
 
 def test_the_slider_of_the_report_compares_any_two_versions(page: Page, finished_grid: Grid) -> None:

@@ -333,6 +333,32 @@ def test_the_page_says_what_is_wrong_and_takes_dropped_images(page: Page) -> Non
     expect(page.locator("#error")).to_be_empty()
 
 
+def test_markup_in_a_file_name_is_text_and_the_policy_stops_other_scripts(page: Page) -> None:
+    name = "<img src=x onerror='window.planted = 1'>.png"
+    content = as_file(PHOTO[:40, :50])
+    page.get_by_label("Choose an image").set_input_files({"name": name, "mimeType": "image/png", "buffer": content})
+    expect(page.locator("#upscaled")).to_have_text("200 x 160 pixels")
+    suggested = page.locator("#download").get_attribute("download")
+    assert suggested
+    assert suggested.startswith(f"{name.removesuffix('.png')}-x4.")
+    blocked = page.evaluate(
+        """async () => {
+          const blocked = [];
+          document.addEventListener("securitypolicyviolation", event => blocked.push(event.effectiveDirective));
+          document.body.insertAdjacentHTML("beforeend", "<b onclick='window.planted = 1' style='color: red'>x</b>");
+          document.body.lastChild.click();
+          const script = document.createElement("script");
+          script.textContent = "window.planted = 1";
+          document.body.append(script);
+          await fetch("http://127.0.0.1:1/").catch(() => 0);
+          await new Promise(done => setTimeout(done, 100));
+          return blocked.toSorted();
+        }"""
+    )
+    assert blocked == ["connect-src", "script-src-attr", "script-src-elem", "style-src-attr"]
+    assert page.evaluate("window.planted") is None
+
+
 def test_two_images_are_never_compared(page: Page) -> None:
     def choose(width: int) -> None:
         content = as_file(PHOTO[:40, :width])

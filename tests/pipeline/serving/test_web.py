@@ -66,6 +66,15 @@ def test_a_fault_is_a_sentence_with_all_headers_and_is_counted() -> None:
         assert "sr_requests_inside 0.0" in counted
 
 
+def test_an_image_that_turns_out_too_large_with_its_last_part_is_refused() -> None:
+    about = About(model="m", scale=4, device="cpu", max_megabytes=0.001, max_megapixels=1, formats=list(Format))
+    metrics = Metrics()
+    workers = Workers(Broken(), 4, 2, metrics)
+    with running(create_app(about, Limits(megabytes=0.001), workers, metrics, lambda: 1, [])) as url:
+        parts = (part for part in [bytes(1001)])  # no size is stated
+        assert requests.post(f"{url}/v1/upscale", data=parts, timeout=60).status_code == 413
+
+
 def test_replicas_are_looked_at_once_a_second_and_not_waited_for() -> None:
     looks: list[float] = []
 

@@ -132,7 +132,7 @@ def proxy(server: S3Server, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Preprocessing in this process: the shared Ray was started without credentials."""
     monkeypatch.setattr(cluster, "connect", lambda _: None)
-    monkeypatch.setattr(cluster, "map_tasks", map)
+    monkeypatch.setattr(cluster, "map_tasks", lambda function, tasks, **_: map(function, tasks))
 
 
 def upload(folder: Path, url: str) -> None:

@@ -4,6 +4,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,7 +209,9 @@ def test_a_server_that_does_not_answer_at_the_start_is_one_sentence(tmp_path: Pa
 
 
 @pytest.mark.timeout(300)
-def test_nothing_is_lost_when_the_server_is_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_lost_when_the_server_is_away(
+    tmp_path: Path, make_home: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     journal = Journal(str(tmp_path / "journal"))
 
     def record(steps: range) -> None:
@@ -217,7 +220,7 @@ def test_nothing_is_lost_when_the_server_is_away(tmp_path: Path, capsys: pytest.
             journal.append("train", step, {"loss": float(step)}, images)
         journal.flush()
 
-    server = MLflowServer(tmp_path / "server")
+    server = MLflowServer(make_home(tmp_path / "server"))
     server.start()
     try:
         tracker = Tracker(config(tmp_path, f"tracking.uri={server.url}"))
@@ -293,19 +296,19 @@ def test_notes_of_what_mlflow_has_are_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"uri": "x", "runs": [1]}', '["x"]'])
-def test_damaged_notes_count_as_missing(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = str(tmp_path)
+def test_damaged_notes_count_as_missing(home: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(home)
     for name in ("tracking.json", "tracked.json"):
-        (tmp_path / name).write_text(content)
+        (home / name).write_text(content)
     assert read_run_note(folder, "x") == RunNote("x")
     assert parents_of_tracked(folder) == []
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{folder}/tracking.json is damaged")
     assert line.endswith("; MLflow gets new runs of this work")
-    with Tracker(config(tmp_path)).run(folder, "name", {}) as run:
+    with Tracker(config(home)).run(folder, "name", {}) as run:
         pass
     mark_as_tracked(folder, "")
-    assert read_run_note(folder, config(tmp_path).tracking_uri).runs == {"": run.id}
+    assert read_run_note(folder, config(home).tracking_uri).runs == {"": run.id}
     assert parents_of_tracked(folder) == [""]
 
 
@@ -324,15 +327,15 @@ def test_damaged_lines_of_a_journal_are_skipped(tmp_path: Path, capsys: pytest.C
     assert line == f"{file} is damaged: the lines that are no records are skipped"
 
 
-def test_a_damaged_image_of_a_journal_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    journal = Journal(f"{tmp_path}/journal")
+def test_a_damaged_image_of_a_journal_is_left_out(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = Journal(f"{home}/journal")
     for step in (10, 20):
         image = journal.save_image(f"crop-{step}", Image.new("RGB", (8, 8)))
         journal.append("validation", step, {"psnr": float(step)}, {"crop": image})
     journal.flush()
-    (tmp_path / "journal/images/crop-10.png").write_bytes(b"\x89PNG no more")
-    tracker = Tracker(config(tmp_path))
-    with tracker.run(str(tmp_path), "name", {}) as run:
+    (home / "journal/images/crop-10.png").write_bytes(b"\x89PNG no more")
+    tracker = Tracker(config(home))
+    with tracker.run(str(home), "name", {}) as run:
         assert Forwarder(journal.url, run).forward_rest()
     assert "crop-10.png is damaged: MLflow does not get this image" in capsys.readouterr().err
     client = mlflow.MlflowClient(tracker.uri)

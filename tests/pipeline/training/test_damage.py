@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import ray.train
 import torch
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from pipeline.data import preparation
 from pipeline.data.parquet import DamagedShardError
@@ -20,9 +21,10 @@ from pipeline.networks.weights import to_safetensors
 from pipeline.settings import Config, UserError
 from pipeline.settings.command_line import parse
 from pipeline.storage import DamagedFileError
-from pipeline.training import driver, runs
+from pipeline.training import driver, runs, trainer
 from pipeline.training.ranks import Ranks
-from pipeline.training.stopping import _FailurePolicy
+from pipeline.training.session import NodeLeavesError
+from pipeline.training.trainer import FailurePolicy, Patience
 from pipeline.training.worker import Worker
 from sr_model.networks.srresnet import SRResNet
 from tests.conftest import SMALL, write_photos
@@ -143,13 +145,42 @@ def test_a_torn_journal_stops_nothing(described: tuple[Config, PatchSet], straig
 
 def test_only_errors_that_a_restart_may_mend_restart_a_training() -> None:
     def decide(failure: Exception) -> FailureDecision:
-        policy = _FailurePolicy(ray.train.FailureConfig(max_failures=3))
+        policy = FailurePolicy(ray.train.FailureConfig(max_failures=3), None)
         return policy.make_decision(WorkerGroupError("", {1: failure}))
 
     assert decide(RuntimeError("connection reset")) is FailureDecision.RETRY
     assert decide(OSError("the store is gone")) is FailureDecision.RETRY
     assert decide(DamagedShardError("/set/train-0.parquet", "is missing")) is FailureDecision.RAISE
     assert decide(UserError("a mistake")) is FailureDecision.RAISE
+
+
+def test_a_node_that_leaves_is_no_failure() -> None:
+    policy = FailurePolicy(ray.train.FailureConfig(max_failures=0), Patience(60, promised=False))
+    for step in range(20):
+        leaving = WorkerGroupError("", {0: NodeLeavesError(step), 1: RuntimeError("connection reset")})
+        assert policy.make_decision(leaving) is FailureDecision.RETRY
+    assert policy.make_decision(WorkerGroupError("", {0: RuntimeError("a fault")})) is FailureDecision.RAISE
+
+
+def test_a_training_waits_for_workers_as_long_as_nodes_are_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failures(patience: Patience | None, error: Exception, apart_s: float) -> int:
+        """Failures to start workers, one every so many seconds, until the training gives up; 100 stands for never."""
+        policy = FailurePolicy(ray.train.FailureConfig(controller_failure_limit=2), patience)
+        for count in range(100):
+            monkeypatch.setattr(trainer, "monotonic", lambda now=1000 + count * apart_s: now)
+            if policy.make_decision(ControllerError(error)) is FailureDecision.RAISE:
+                return count + 1
+        return 100
+
+    late, failed = WorkerGroupStartupTimeoutError(1), WorkerGroupStartupFailedError("no node")
+    assert failures(None, late, 62) == 3
+    assert failures(Patience(900, promised=True), late, 62) == 100
+    assert failures(Patience(900, promised=False), late, 62) == 17
+    assert failures(Patience(900, promised=False), late, 3600) == 100  # it trained in between
+    assert failures(Patience(900, promised=True), failed, 2) == 100
+    assert failures(Patience(0, promised=False), late, 62) == 3
+    assert failures(Patience(100, promised=True), failed, 2) == 23  # such as an image that lacks a package
+    assert failures(Patience(900, promised=True), ValueError("a fault of Ray"), 62) == 1
 
 
 @pytest.mark.long

@@ -5,7 +5,6 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from pipeline.data.reader import Batch
 from pipeline.networks.weights import build_network, load_weights
@@ -18,6 +17,7 @@ from pipeline.training.schedule import ema_decay, learning_rate
 from sr_model.networks.srresnet import SRResNet
 from sr_model.terms import TERMS, TermKind
 from sr_model.terms.pixel import l1
+from tests.commands import run_ranks
 from tests.sr_model.terms.test_perceptual import random_weights
 
 CPU = torch.device("cpu")
@@ -77,7 +77,7 @@ SHARES = ([3, 3], [2, 3], [0, 5])
 
 
 def test_ranks_with_unequal_shares_have_the_gradients_of_one_batch(tmp_path: Path) -> None:
-    spawn(_save_gradients, (str(tmp_path),), nprocs=len(SHARES))
+    run_ranks(_save_gradients, (str(tmp_path),), len(SHARES))
     whole = gradients([16])
     for rank in range(len(SHARES)):
         for name, gradient in torch.load(tmp_path / f"{rank}.pt").items():

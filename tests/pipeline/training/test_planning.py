@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from pipeline.data.reader import Batch
 from pipeline.data.sampler import SampleOrder
 from pipeline.settings import Config, UserError
 from pipeline.settings.command_line import parse
-from pipeline.training import memory
+from pipeline.training import memory, runs
 from pipeline.training.learner import Learner, StepResult
-from pipeline.training.planning import COMPILED_FROM, Plan, decide, plan_training
+from pipeline.training.planning import COMPILED_FROM, Plan, decide, describe_imbalance, plan_training
 from pipeline.training.probe import MARGIN, MemoryUse, Probe, has_compiler
 from pipeline.training.ranks import Ranks
+from tests.commands import run_ranks
 
 CPU = torch.device("cpu")
 ORDER = SampleOrder((4,) * 12, seed=0, lanes=4, window=8, crops_per_tile=2)
@@ -49,7 +49,7 @@ def test_with_room_the_micro_batch_is_the_whole_share() -> None:
 
 def test_with_little_room_it_is_what_fits_with_a_margin() -> None:
     # A process of its own, because memory that earlier tests freed may be used again and hide what is measured.
-    spawn(_check_little_room)
+    run_ranks(_check_little_room)
 
 
 def _check_little_room(_: int) -> None:
@@ -139,7 +139,7 @@ def test_a_patch_that_does_not_fit_is_one_sentence(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_rank_that_runs_out_of_memory_keeps_no_other_rank_waiting(tmp_path: Path) -> None:
-    spawn(_plan_as_rank, (str(tmp_path),), nprocs=2)
+    run_ranks(_plan_as_rank, (str(tmp_path),), 2)
     first, second = (json.loads((tmp_path / str(rank)).read_text()) for rank in range(2))
     assert first == second == 3
 
@@ -166,3 +166,22 @@ def out_of_memory_from(samples: int) -> Callable[..., StepResult]:
         return real(self, step, batches, count)
 
     return step
+
+
+def test_lanes_that_some_number_of_workers_cannot_share_are_told() -> None:
+    assert describe_imbalance(8, 8, 8) is None
+    assert describe_imbalance(8, 1, 4) is None
+    assert describe_imbalance(4096, 504, 512) is None
+    told = describe_imbalance(8, 1, 8)
+    assert told is not None
+    assert "if there are 7 workers, one of them trains on 1.75 times as many samples" in told
+    assert "data.lanes 64 keeps that at or below 1.13" in told
+    assert describe_imbalance(64, 1, 8) is None
+
+
+def test_only_another_order_of_row_groups_is_another_training() -> None:
+    """Trainings from before the setting keep their names."""
+    plain = runs.identify(config(), "set")
+    assert runs.identify(config("data.order=dealt"), "set") == plain
+    assert "order" not in plain["data"]  # type: ignore[operator]
+    assert runs.identify(config("data.order=permuted"), "set") != plain

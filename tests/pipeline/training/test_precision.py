@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from pipeline.settings import Config
 from pipeline.training.checkpoints import LossScale, SkipCounts
@@ -14,6 +13,7 @@ from pipeline.training.learner import Learner
 from pipeline.training.precision import LossScaler, Precision, choose_precision
 from pipeline.training.ranks import Ranks
 from sr_model.networks.srresnet import SRResNet
+from tests.commands import run_ranks
 from tests.pipeline.training.test_learner import CPU, batch, config, everything, split
 
 START = LossScale(2.0**12 * 16, 0, calibrating=True)
@@ -140,7 +140,7 @@ def test_stopped_and_restored_in_fp16_is_never_stopped() -> None:
 
 
 def test_ranks_decide_alike_in_fp16(tmp_path: Path) -> None:
-    spawn(_train_as_rank, (str(tmp_path),), nprocs=2)
+    run_ranks(_train_as_rank, (str(tmp_path),), 2)
 
 
 def _train_as_rank(rank: int, folder: str) -> None:

@@ -1,5 +1,6 @@
 """The lines about a training: new records only, and not every one."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,22 @@ def test_an_unexpected_decision_is_said_at_the_start(tmp_path: Path, capsys: pyt
     with show_progress(str(tmp_path)) as show:
         show([session(0), means(10)], False)
     assert "train: the training is not compiled, because there is no compiler" in capsys.readouterr().out
+
+
+def test_a_remark_and_distances_are_printed_when_they_are_new(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def remark(found: Sequence[Mapping[str, float]]) -> str:
+        return f"over {len(found)} records: it wins" if len(found) > 2 else ""
+
+    alone = JournalRecord("train", 10, 0, {"train/patches_per_s": 20.0, "train/lr": 1e-3, "train/steps_total": 100.0})
+    with show_progress(str(tmp_path), remark) as show:
+        show([session(0), alone, means(20)], False)
+        show([means(30), means(40)], False)
+        show([JournalRecord("validation", 40, 0, {"val/psnr_y": 23.0, "val/st_lpips": 0.2})], False)
+        show([means(100)], False)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1:3] == [
+        "train: step 30: over 3 records: it wins",
+        "train: step 40, held-out PSNR (Y) 23.000 dB, ST-LPIPS 0.2000",
+    ]

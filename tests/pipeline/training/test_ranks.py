@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from pipeline.settings import UserError
 from pipeline.training.ranks import Ranks
+from tests.commands import run_ranks
 
 TIMEOUT_S = 3
 
 
 def test_a_slow_action_may_take_longer_than_the_time_out_of_a_collective_operation(tmp_path: Path) -> None:
-    spawn(_call, (str(tmp_path),), nprocs=2)
+    run_ranks(_call, (str(tmp_path),), 2)
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == "done"
 
 

@@ -131,6 +131,46 @@ def test_losing_a_node_and_getting_it_back_changes_no_sample(
     assert trained.result.metrics["val/psnr_y"] == pytest.approx(alone.result.metrics["val/psnr_y"], abs=0.1)
 
 
+def test_a_node_that_is_about_to_be_taken_away_costs_no_step_and_counts_as_no_failure(
+    options: list[str], two_nodes: TwoNodes
+) -> None:
+    elastic = [*options, f"cluster.address={two_nodes.address}", "cluster.min_workers=1", "cluster.resize_s=2"]
+    elastic += ["cluster.max_failures=0", "train.checkpoint_every=10000", "train.validate_every=10000"]
+    folder = folder_of(elastic)
+
+    def steps(world: int) -> list[int]:
+        return sorted({int(f.name[:6]) for f in folder.glob(f"samples/??????-{world}-*")})
+
+    with start("tests.recording", elastic, RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S="1") as driver:
+        wait_for(lambda: len(steps(2)) > 40, driver)
+        two_nodes.drain()
+        wait_for(lambda: len(steps(1)) > 40, driver)
+        two_nodes.kill()
+        (folder / "samples" / "hurry").touch()
+        out, _ = finish(driver)
+
+    assert min(steps(1)) == max(steps(2)) + 1, "a step was repeated or left out"
+    assert f"train: resuming from step {min(steps(1))} with 1 workers" in out
+    _, trained = trained_of(elastic)
+    assert trained.result.steps == 1500
+    assert [r.metrics["train/workers"] for r in trained.history() if r.kind == "session"] == [2, 1]
+
+
+def test_ray_train_knows_the_checkpoints_and_keeps_nothing_that_a_later_session_needs(options: list[str]) -> None:
+    for length in (8, 12):
+        config = parse([*options, f"train.length={length} steps", "train.checkpoint_every=2"], "train", "")
+        patch_set, _ = preparation.prepare(config)
+        folder = str(Path(config.outputs, "trainings", "reported"))
+        Path(folder, "plan.json").unlink(missing_ok=True)
+        Path(folder, "result.json").unlink(missing_ok=True)
+        result = driver.make_trainer(config, patch_set, folder).fit()
+        assert result.metrics["step"] == length
+        assert result.checkpoint.path == f"{folder}/checkpoints/{length:09d}"
+        assert "state.json" in os.listdir(result.checkpoint.path)
+        assert not Path(folder, "checkpoint_manager_snapshot.json").exists()
+    assert len(os.listdir(f"{folder}/checkpoints")) == 2  # those that were reported before are gone
+
+
 def test_a_worker_that_hangs_is_found_and_training_goes_on(options: list[str]) -> None:
     argv = [*options, "cluster.timeout_s=15"]
     folder = folder_of(argv)

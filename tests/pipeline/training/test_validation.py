@@ -16,6 +16,8 @@ from pipeline.settings.command_line import parse
 from pipeline.tracking import Journal
 from pipeline.training.ranks import Ranks
 from pipeline.training.validation import Validator, one_behind, stop_watching
+from sr_model.metrics import phase_energy
+from sr_model.pixels import to_tensor
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -36,6 +38,18 @@ def test_scores_and_comparisons_are_those_of_the_upscaled_images(
         "val/ssim_y": np.mean([score.ssim_y for score in scores]),
         "val/psnr_rgb": np.mean([score.psnr_rgb for score in scores]),
     }
+    judged = parse(small("train.method=gan", "train.gan.from_scratch=true"), "train", "")
+    further = Validator(judged, patch_set, {}, Ranks(torch.device("cpu")), Journal(f"{tmp_path}/other"))
+    metrics = further.validate(net).metrics
+    stop_watching()
+    pairs = zip(upscaled, images, strict=True)
+    tensors = [[to_tensor(part) for part in (sr, image.lr, image.hr)] for sr, image in pairs]
+    expected = [scoring.measure({"sr": sr}, lr, hr)["sr"] for sr, lr, hr in tensors]
+    for name in ("st_lpips", "lr_psnr"):
+        assert metrics[f"val/{name}"] == pytest.approx(np.mean([score[name] for score in expected]))
+    energies = np.mean([[phase_energy(sr), phase_energy(hr)] for sr, _, hr in tensors], axis=0)
+    assert metrics["val/phase_ratio"] == pytest.approx(energies[0] / energies[1])
+    assert {name: metrics[name] for name in validation.metrics} == validation.metrics
     assert len(validation.images) == len(images) == 2
     for file, sr, image in zip(validation.images.values(), upscaled, images, strict=True):
         with Image.open(tmp_path / "journal" / file) as strip:

@@ -11,9 +11,11 @@ from pipeline.data.patchset import PatchSet
 from pipeline.settings import Config
 from pipeline.settings.command_line import parse
 from pipeline.training import memory
+from pipeline.training.job import LoopResult
 from pipeline.training.ranks import Ranks
 from pipeline.training.runs import read_history
-from pipeline.training.worker import LoopResult, Worker
+from pipeline.training.session import NodeLeavesError, Session
+from pipeline.training.worker import Worker
 from tests.conftest import SMALL, write_photos
 
 CPU = torch.device("cpu")
@@ -33,7 +35,8 @@ def config(*more: str) -> Config:
 
 
 def run(patch_set: PatchSet, folder: Path, *more: str, stop_at: float | None = None) -> LoopResult:
-    return Worker(config(*more), patch_set, str(folder), Ranks(CPU), stop_at=stop_at).run()
+    ranks = Ranks(CPU)
+    return Worker(config(*more), patch_set, str(folder), ranks, session=Session(ranks, stop_at)).run()
 
 
 def checkpoints(folder: Path) -> list[int]:
@@ -50,6 +53,40 @@ def test_when_its_time_is_up_it_saves_and_ends_and_resumes_exactly(patch_set: Pa
         assert not (stopped / "result.json").exists()
     assert run(patch_set, stopped).stopped_at is None
     for name in ("model.safetensors", "best.safetensors"):
+        assert (stopped / name).read_bytes() == (straight / name).read_bytes()
+
+
+def test_when_a_node_leaves_it_saves_at_once_and_the_next_session_ends_as_never_disturbed(
+    patch_set: PatchSet, tmp_path: Path
+) -> None:
+    straight, left = tmp_path / "straight", tmp_path / "left"
+    run(patch_set, straight)
+    ranks, reported = Ranks(CPU), list[int]()
+    session = Session(ranks, is_told=lambda: True, report=lambda state: reported.append(state.step))
+    with pytest.raises(NodeLeavesError, match="the training goes on from step 1 without it"):
+        Worker(config("train.checkpoint_every=100"), patch_set, str(left), ranks, session=session).run()
+    assert checkpoints(left) == reported == [1]
+    session = Session(ranks, is_told=lambda: False, report=lambda state: reported.append(state.step))
+    Worker(config(), patch_set, str(left), ranks, session=session).run()
+    assert reported == [1, 12]  # within seconds only the last one
+    assert (left / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
+
+
+def test_adversarial_training_selects_by_a_distance_and_resumes_exactly(patch_set: PatchSet, tmp_path: Path) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    options = ["train.method=gan", "train.gan.from_scratch=true", "train.gan.warmup_steps=3", "train.gan.r1=0.1"]
+    options.append("train.gan.patch.channels=4")
+    run(patch_set, straight, *options, "train.lr=1e-2")
+    history = read_history(str(straight))
+    distances = {r.step: r.metrics["val/st_lpips"] for r in history if r.kind == "validation" and r.step}
+    result = json.loads((straight / "result.json").read_text())
+    best = min(distances, key=lambda step: distances[step])
+    assert result["best"] == {"step": best, "value": distances[best], "metric": "val/st_lpips"}
+    journaled = {name for record in history for name in record.metrics}
+    assert {"train/adversarial", "train/discriminator/accuracy", "val/lr_psnr", "val/phase_ratio"} <= journaled
+    assert run(patch_set, stopped, *options, "train.lr=1e-2", stop_at=0.0).stopped_at == 1
+    run(patch_set, stopped, *options, "train.lr=1e-2")
+    for name in ("model.safetensors", "best.safetensors", "checkpoints/000000012/discriminator.safetensors"):
         assert (stopped / name).read_bytes() == (straight / name).read_bytes()
 
 

@@ -6,6 +6,8 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from pipeline.data.formats import png as reader
@@ -167,3 +169,55 @@ def test_the_reason_of_a_rejection_is_true(number: int) -> None:
         decode(content, LIMIT)
     assert rejected.value.rejection.kind is RejectionKind[kind]
     assert detail in str(rejected.value)
+
+
+def damage(stream: bytes, how: str, place: float) -> bytes:
+    """Change a compressed stream; the checksum of its chunk is right afterwards."""
+    at = int(place * len(stream))
+    if how == "flipped bit":
+        return stream[:at] + bytes([stream[at] ^ 1 << at % 8]) + stream[at + 1 :]
+    if how == "other filters":
+        plain = bytearray(zlib.decompress(stream))
+        plain[0] = at % 7
+        return zlib.compress(bytes(plain))
+    other = {
+        "whole": stream,
+        "cut off": stream[:at],
+        "wrong checksum": stream[:-1] + bytes([stream[-1] ^ 1]),
+        "more after the end": stream + bytes(at % 20),
+        "zeros instead of the end": stream[:at] + bytes(30),
+        "a row too few": zlib.compress(zlib.decompress(stream)[: -1 - at % 30]),
+        "a row too many": zlib.compress(zlib.decompress(stream) + bytes(at % 99)),
+    }
+    return other[how]
+
+
+@given(data=st.data())
+def test_the_fast_decoder_decides_like_pillow(data: st.DataObject) -> None:
+    """Both give the same pixels, or the same reason for which there are none."""
+    size = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 30))
+    plain = saved(Image.fromarray(random_image(*size, seed=data.draw(st.integers(0, 99)))), "PNG")
+    kinds = ["whole", "flipped bit", "cut off", "wrong checksum", "other filters", "more after the end"]
+    kinds += ["zeros instead of the end", "a row too few", "a row too many"]
+    begin = plain.index(b"IDAT")
+    stream = plain[begin + 4 : begin + 4 + struct.unpack_from(">I", plain, begin - 4)[0]]
+    stream = damage(stream, data.draw(st.sampled_from(kinds)), data.draw(st.floats(0, 1, exclude_max=True)))
+    kinds = ["", "tEXt", "gAMA", "tIME"]
+    extra = {"": b"", "tEXt": b"a\0b", "gAMA": struct.pack(">I", 100_000), "tIME": bytes([7, 208, 1, 1, 0, 0, 0])}
+    kind = data.draw(st.sampled_from(kinds))
+    before = chunk(kind.encode(), extra[kind]) if kind else b""
+    content = plain[:33] + before + chunk(b"IDAT", stream) + chunk(b"IEND", b"")
+
+    def result() -> bytes | str:
+        try:
+            return decode(content, LIMIT).tobytes()
+        except RejectedImageError as error:
+            return str(error)
+
+    def fail(_: bytes) -> None:
+        raise ValueError
+
+    fast = result()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("imagecodecs.spng_decode", fail)
+        assert result() == fast

@@ -1,0 +1,154 @@
+"""The row groups of each lane in each epoch: dealt in a random order, or found by a permutation that is never stored.
+
+Both depend on seed and epoch alone. `DealtLanes` gives every lane the same number of tiles to within a row group, but
+time and memory are proportional to the number of row groups. `PermutedLanes` finds the row groups of a window by
+themselves, so that neither depends on how many there are.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, lru_cache
+from itertools import groupby
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from pipeline.data.random_numbers import Ints, permutation, permute
+
+
+class RowGroupTable:
+    """The sizes of all row groups, stored as runs of equal sizes: a shard has at most two, whatever its length.
+
+    Args:
+        runs: number of row groups and tiles in each of them, for each run in order.
+    """
+
+    def __init__(self, runs: Iterable[tuple[int, int]]) -> None:
+        counts, self._size = np.array([run for run in runs if run[0]], np.int64).reshape(-1, 2).T
+        self._group = np.cumsum(counts) - counts
+        self._tile = np.cumsum(counts * self._size) - counts * self._size
+        self.count = int(counts.sum())
+        """Number of row groups."""
+        self.tiles = int((counts * self._size).sum())
+        """Number of tiles."""
+        self.largest = int(self._size.max(initial=0))
+        """Tiles in the largest row group."""
+
+    @classmethod
+    def of(cls, sizes: Sequence[int]) -> RowGroupTable:
+        """Make the table from the size of each row group."""
+        return cls((len(list(run)), size) for size, run in groupby(sizes))
+
+    def locate(self, tiles: Ints) -> tuple[Ints, Ints]:
+        """Return the row groups that contain tiles, and the tiles' rows in them, each in the shape of `tiles`."""
+        run = np.searchsorted(self._tile, tiles, side="right") - 1
+        within, row = np.divmod(tiles - self._tile[run], self._size[run])
+        return self._group[run] + within, row
+
+    def sizes(self, groups: Ints) -> Ints:
+        """Return the number of tiles in each of these row groups."""
+        sizes: Ints = self._size[np.searchsorted(self._group, groups, side="right") - 1]
+        return sizes
+
+    def first_tiles(self, groups: Ints) -> Ints:
+        """Return the first tile of each of these row groups."""
+        run = np.searchsorted(self._group, groups, side="right") - 1
+        tiles: Ints = self._tile[run] + (groups - self._group[run]) * self._size[run]
+        return tiles
+
+
+class LaneTiles(NamedTuple):
+    """The tiles of n rows of a lane; each array has the shape (n,)."""
+
+    tile: Ints
+    turn: Ints
+    """How often the lane has provided this tile before in this epoch; it gets other crops each time."""
+
+
+class Lanes(Protocol):
+    """A division of row groups into lanes."""
+
+    def groups(self, epoch: int, lane: int) -> Ints:
+        """Return the numbers of the row groups that a lane gets in an epoch, in reading order."""
+
+    def tiles(self, epoch: int, lane: int, rows: Ints) -> LaneTiles:
+        """Return the tiles of a lane's rows; a lane has as many rows as are asked for, and begins again at its end."""
+
+
+class DealtLanes:
+    """Deals the row groups in a random order, each to the lane that has the fewest tiles.
+
+    Args:
+        table: the row groups.
+        seed: training seed.
+        lanes: number of lanes.
+    """
+
+    def __init__(self, table: RowGroupTable, seed: int, lanes: int) -> None:
+        self._table, self._seed, self._lanes = table, seed, lanes
+
+    def groups(self, epoch: int, lane: int) -> Ints:
+        """See `Lanes.groups`."""
+        return self._deal(epoch)[lane][0]
+
+    def tiles(self, epoch: int, lane: int, rows: Ints) -> LaneTiles:
+        """See `Lanes.tiles`; no tile comes again before all others of the lane."""
+        dealt, ends = self._deal(epoch)[lane]
+        again, row = np.divmod(rows, ends[-1])
+        place = np.searchsorted(ends, row, side="right")
+        groups = dealt[place]
+        return LaneTiles(self._table.first_tiles(groups) + row - (ends[place] - self._table.sizes(groups)), again)
+
+    @cached_property
+    def _deal(self) -> Callable[[int], list[tuple[Ints, Ints]]]:
+        sizes = self._table.sizes(np.arange(self._table.count))
+
+        @lru_cache(maxsize=2)
+        def deal(epoch: int) -> list[tuple[Ints, Ints]]:
+            """Return the row groups of each lane, and the number of the lane's tiles up to the end of each of them."""
+            hands: list[list[int]] = [[] for _ in range(self._lanes)]
+            poorest = [(0, lane) for lane in range(self._lanes)]
+            order = permutation(self._table.count, self._seed, epoch)
+            for group, count in zip(order.tolist(), sizes[order].tolist(), strict=True):
+                size, lane = poorest[0]
+                hands[lane].append(group)
+                heapq.heapreplace(poorest, (size + count, lane))
+            return [(dealt := np.array(hand, np.int64), np.cumsum(sizes[dealt])) for hand in hands]
+
+        return deal
+
+
+class PermutedLanes:
+    """Gives lane l the row groups at the places l, l + lanes, l + 2 lanes, ... of a random order of all row groups.
+
+    Each row group fills as many rows as the largest one has; a smaller one begins again with other crops. So the place
+    of a row follows from its number alone.
+
+    Args:
+        table: the row groups.
+        seed: training seed.
+        lanes: number of lanes.
+    """
+
+    def __init__(self, table: RowGroupTable, seed: int, lanes: int) -> None:
+        self._table, self._seed, self._lanes = table, seed, lanes
+
+    def groups(self, epoch: int, lane: int) -> Ints:
+        """See `Lanes.groups`."""
+        return permute(np.arange(lane, self._table.count, self._lanes), self._table.count, self._seed, epoch)
+
+    def tiles(self, epoch: int, lane: int, rows: Ints) -> LaneTiles:
+        """See `Lanes.tiles`."""
+        table, slots = self._table, self._table.largest
+        places = -(-(table.count - lane) // self._lanes)
+        again, slot = np.divmod(rows, places * slots)
+        needed, which = np.unique(slot // slots, return_inverse=True)
+        groups = permute(needed * self._lanes + lane, table.count, self._seed, epoch)
+        repeated, row = np.divmod(slot % slots, table.sizes(groups)[which])
+        return LaneTiles(table.first_tiles(groups)[which] + row, again * slots + repeated)
+
+
+LANES: dict[str, Callable[[RowGroupTable, int, int], Lanes]] = {"dealt": DealtLanes, "permuted": PermutedLanes}
+"""The divisions by the values of the setting `data.order`."""

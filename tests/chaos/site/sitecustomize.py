@@ -1,0 +1,74 @@
+"""Make steps, shards and images slow, so that faults hit them, in processes that have this folder on their PYTHONPATH.
+
+Each training worker also writes the number of steps that it has finished to a file of its own in the folder
+$SR_CHAOS_STEPS. So the chaos run knows how far a training had come, which the training's own files do not tell.
+"""
+
+import functools
+import importlib.machinery
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+class _Finder:
+    """Changes modules when they are imported."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        change = _CHANGES.pop(name, None)
+        spec = importlib.util.find_spec(name) if change else None
+        if change is None or spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_change(module: ModuleType) -> None:
+            execute(module)
+            change(module)
+
+        spec.loader.exec_module = execute_and_change  # type: ignore[method-assign]
+        return spec
+
+
+def _change_learner(module: Any) -> None:
+    real = module.Learner.step
+    note = Path(os.environ["SR_CHAOS_STEPS"], str(os.getpid()))
+
+    @functools.wraps(real)
+    def step(self: Any, number: int, *arguments: Any, **named: Any) -> Any:
+        result = real(self, number, *arguments, **named)
+        note.write_text(str(number + 1))
+        time.sleep(0.03)
+        return result
+
+    module.Learner.step = step
+
+
+def _slow_down(function: str) -> Callable[[Any], None]:
+    def change(module: Any) -> None:
+        real = getattr(module, function)
+
+        @functools.wraps(real)
+        def slow(*arguments: Any, **named: Any) -> Any:
+            time.sleep(0.5)
+            return real(*arguments, **named)
+
+        setattr(module, function, slow)
+
+    return change
+
+
+_CHANGES = {
+    "pipeline.training.learner": _change_learner,
+    "pipeline.data.shards": _slow_down("make_shard"),
+    "pipeline.upscaling.files": _slow_down("upscale_file"),
+}
+
+if "SR_CHAOS_STEPS" in os.environ:
+    sys.meta_path.insert(0, _Finder())

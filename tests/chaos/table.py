@@ -1,0 +1,109 @@
+"""The page that the whole run writes: a row for each case."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.chaos.cases import Case
+from tests.chaos.ground import CHECKPOINT_EVERY, STEPS
+
+_HEAD = """\
+# Faults
+
+`make chaos` plays the faults below on [the local stack](../guides/local-stack.md): two Ray nodes with a core each,
+MLflow, PostgreSQL and an S3 store, all on one machine. It disturbs a command at random moments, which the seed chooses,
+and then checks that
+
+- the command, or the same command run again, ends as if nothing had happened: the shards, the trained weights and the
+  enlarged images are the same, byte for byte, as those of an undisturbed command,
+- a training resumes from the newest checkpoint that was whole when the fault came, or from a later one, and repeats at
+  most `train.checkpoint_every` steps,
+- MLflow has every record of every training in the end, and its runs are marked as finished.
+
+`python -m tests.chaos --case NAME --seed N` plays one case, and `--list` prints their names.
+
+This page was written by such a run on {date}, with seed {seed}, on {cores} cores: {count} cases with {times} faults,
+{failed} failed, {skipped} skipped, {minutes:.0f} minutes. The trainings have {steps} steps and a checkpoint every
+{every}. Settings of Ray are shorter than usual: a node that does not answer is given up after 15 seconds, and a lost
+head after 10 instead of 60.
+
+| command | fault | times | what you see | lost | how it goes on |
+|---|---|---|---|---|---|
+"""
+
+
+@dataclass
+class Row:
+    """What came of a case."""
+
+    case: Case
+    times: int = 0
+    """Number of faults."""
+    lost: list[int] = field(default_factory=list)
+    """Steps that were repeated after each fault."""
+    unit: str = ""
+    seen: list[str] = field(default_factory=list)
+    problem: str = ""
+    """The promise that was broken; "" if none."""
+    skipped: str = ""
+    """The reason why the case was not played; "" if it was."""
+    seconds: float = 0
+
+    def summary(self) -> str:
+        """Return the result in a line."""
+        if self.skipped:
+            return f"skipped: {self.skipped}"
+        if self.problem:
+            return f"FAILED after {self.seconds:.0f} s: {self.problem}"
+        lost = f", {self.unit} repeated: {', '.join(map(str, self.lost))}" if self.lost else ""
+        seen = f", seen: {self.seen}" if self.seen else ""
+        return f"passed in {self.seconds:.0f} s, faults: {self.times}{lost}{seen}"
+
+    def line(self) -> str:
+        """Return the row of the table."""
+        cells = [self.case.stage, self.case.fault, str(self.times or "")]
+        if self.skipped:
+            cells += ["not played", "", f"{self.skipped[0].upper()}{self.skipped[1:]}."]
+        elif self.problem:
+            cells += ["**failed**", "", _clean(self.problem)[:300]]
+        else:
+            cells += [_shown(self.seen), _lost(self.lost), self.case.outcome]
+        return f"| {' | '.join(cells)} |"
+
+
+def write_table(file: Path, rows: list[Row], seed: int, minutes: float) -> None:
+    """Write the page."""
+    head = _HEAD.format(
+        date=datetime.now(UTC).date().isoformat(),
+        seed=seed,
+        cores=os.cpu_count(),
+        count=len(rows),
+        times=sum(row.times for row in rows),
+        failed=sum(bool(row.problem) for row in rows),
+        skipped=sum(bool(row.skipped) for row in rows),
+        minutes=minutes,
+        steps=STEPS,
+        every=CHECKPOINT_EVERY,
+    )
+    file.write_text(head + "\n".join(row.line() for row in rows) + "\n")
+
+
+def _shown(seen: list[str]) -> str:
+    """Return the first sentence that told the user about the fault."""
+    sentences = [_clean(text) for text in seen if text]
+    return sentences[0][:220] if sentences else "nothing"
+
+
+def _lost(lost: list[int]) -> str:
+    return f"{', '.join(map(str, lost))} steps" if any(lost) else "nothing"
+
+
+def _clean(text: str) -> str:
+    """Return a text without places of this machine, as a part of a table."""
+    text = re.sub(r"(s3://)?/?[\w./-]*/(homes/)?[\w-]+-(disk|twice|\w+)(/disk)?(?=[ /:,])", "HOME", text)
+    text = re.sub(r"198\.1[89]\.\d+\.\d+", "ADDRESS", re.sub(r"\s+", " ", text))
+    return text.replace("|", "\\|").replace("<", "&lt;")
