@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sr_model.keys import keys_kernel
+
 Form = Literal["matlab", "legacy"]
 
 
@@ -93,14 +95,6 @@ def imresize(x: Tensor, size: tuple[int, int], form: Form = "matlab") -> Tensor:
         if form == "legacy":
             y = _round_half_up(y)
     return y
-
-
-def keys_kernel(x: Tensor) -> Tensor:
-    """Return Keys' kernel with a = -0.5 at distances of any shape, in pixels; it is zero beyond a distance of 2."""
-    x = x.abs()
-    inner = (1.5 * x - 2.5) * x * x + 1
-    outer = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x <= 1, inner, torch.where(x <= 2, outer, torch.zeros_like(x)))
 
 
 _STRIP = 256

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -15,7 +16,6 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline import storage
-from pipeline.cluster import metrics
 from pipeline.tracking import Best
 
 Files = dict[str, bytes]
@@ -70,11 +70,12 @@ class Checkpoints:
     Args:
         url: folder of the checkpoints.
         keep: number of checkpoints to keep, at least 1; older ones are removed.
+        observe: is told the seconds that each checkpoint took to write, in another thread.
     """
 
-    def __init__(self, url: str, keep: int) -> None:
+    def __init__(self, url: str, keep: int, observe: Callable[[float], None] | None = None) -> None:
         self.url = url
-        self._keep = keep
+        self._keep, self._observe = keep, observe
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -122,8 +123,8 @@ class Checkpoints:
         for name, content in files.items():
             storage.write(f"{url}/{name}", content)
         storage.write_document(f"{url}/state.json", state)
-        training = self.url.removesuffix("/checkpoints").rpartition("/")[2]
-        metrics.observe_checkpoint(training, time.monotonic() - started)
+        if self._observe:
+            self._observe(time.monotonic() - started)
         for old in [other for other in self.steps() if other <= step][: -self._keep]:
             storage.remove(f"{self.url}/{old:09d}")
 

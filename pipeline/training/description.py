@@ -21,6 +21,7 @@ _TECHNICAL = frozenset(
     + [f"train.{key}" for key in ("micro_batch", "memory_mb", "recompute", "precision", "channels_last", "compile")]
     + [f"train.{key}" for key in ("max_skipped", "validate_every", "validate_s", "checkpoint_every", "checkpoint_s")]
     + [f"train.{key}" for key in ("keep_checkpoints", "log_every")]
+    + ["train.method", "train.perceptual.weights"]  # a tag, and a place
 )
 """Settings that say how a training runs rather than what it learns."""
 

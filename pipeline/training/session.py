@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from pipeline import terminal
 from pipeline.training.checkpoints import TrainingState
@@ -50,6 +51,7 @@ class Session:
         stop_at: Unix time after which the training writes a checkpoint and ends; None for no limit.
         is_told: tells whether this rank knows that a node is about to be taken away; None if nobody watches the nodes.
         report: tells Ray Train of a whole checkpoint; None outside of Ray Train.
+        observe_checkpoint: is told the seconds that each checkpoint took to write; None if nobody reads metrics.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class Session:
         stop_at: float | None = None,
         is_told: Callable[[], bool] | None = None,
         report: Callable[[TrainingState], None] | None = None,
+        observe_checkpoint: Callable[[float], None] | None = None,
     ) -> None:
         self._ranks, self._stop_at, self._is_told, self._report = ranks, stop_at, is_told, report
+        self.observe_checkpoint = observe_checkpoint
         self._must_leave = False
         self._asked_at = time.monotonic()
         self._asked_after = self._ask_after = 0
@@ -119,9 +123,12 @@ def ray_session(ranks: Ranks, job: TrainJob) -> Session:
     """Return the session of a worker that Ray Train has started, and let the worker print as the driver does."""
     from ray.train.v2._internal.constants import ENABLE_PREEMPTION_WATCHER_ENV_VAR
 
+    from pipeline.cluster import metrics  # here, because it imports Ray
+
     terminal.print_json(job.log and replace(job.log, stage="train", worker=str(ranks.rank)))
     watched = os.environ.get(ENABLE_PREEMPTION_WATCHER_ENV_VAR, "0").lower() in ("1", "true")
-    return Session(ranks, job.stop_at, _is_told if watched else None, _report)
+    observe = partial(metrics.observe_checkpoint, job.folder.rpartition("/")[2])
+    return Session(ranks, job.stop_at, _is_told if watched else None, _report, observe)
 
 
 def _is_told() -> bool:

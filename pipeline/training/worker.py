@@ -97,10 +97,11 @@ class Worker:
         self.config, self.patch_set, self.folder, self.ranks = config, patch_set, folder, ranks
         self.order = sample_order(config, patch_set)
         self._journal = Journal(f"{folder}/journal")
-        self._checkpoints = Checkpoints(f"{folder}/checkpoints", config.train.keep_checkpoints + 1)
         self._validator = Validator(config, patch_set, benchmarks or {}, ranks, self._journal)
         self._best: Best | None = None
         self._session = session or Session(ranks)
+        kept = config.train.keep_checkpoints + 1
+        self._checkpoints = Checkpoints(f"{folder}/checkpoints", kept, self._session.observe_checkpoint)
         self._saved_at = self._validated_at = time.monotonic()
 
     def run(self) -> LoopResult:

@@ -72,7 +72,7 @@ class Refiner(SuperResolver):
             nn.Linear(_LEVELS, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, settings.blocks * 2 * channels)
         )
         self.register_buffer("noise", torch.tensor(settings.noise))
-        self.register_buffer("steps", torch.tensor(settings.steps))
+        self.register_buffer("steps", torch.tensor(settings.steps, device="cpu"))  # "meta" would lose it
         _init(self)
 
     def train(self, mode: bool = True) -> Self:

@@ -58,7 +58,7 @@ class SRCNN(SuperResolver):
         self.conv1 = nn.Conv2d(images, channels, 9, padding=4)
         self.conv2 = nn.Conv2d(channels, channels // 2, middle, padding=middle // 2)
         self.conv3 = nn.Conv2d(channels // 2, images, 5, padding=2)
-        self.register_buffer("scale_factor", torch.tensor(scale))
+        self.register_buffer("scale_factor", torch.tensor(scale, device="cpu"))  # "meta" would lose it
         init_as_identity(self)
 
     def forward(self, lr: Tensor) -> Tensor:

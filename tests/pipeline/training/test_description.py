@@ -50,6 +50,6 @@ def test_a_cell_has_the_values_of_all_axes_even_where_they_are_the_defaults() ->
 
 @pytest.mark.parametrize("file", CONFIGS, ids=[file.stem for file in CONFIGS])
 def test_images_have_room_below_the_parameters_of_shipped_configurations(file: Path) -> None:
-    """MLflow's chart of an image has room for about ten lines of 36 characters, and the image needs half of it."""
+    """MLflow's chart of an image has room for about ten lines of 36 characters, and the image needs a third of it."""
     parameters = run_parameters(parsed("--config", str(file)))
-    assert len(", ".join(f"{key}={value}" for key, value in parameters.items())) < 6 * 36
+    assert len(", ".join(f"{key}={value}" for key, value in parameters.items())) < 7 * 36

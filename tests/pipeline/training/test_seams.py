@@ -10,7 +10,6 @@ import pytest
 from pipeline import storage
 from pipeline.data import preparation
 from pipeline.settings.command_line import parse
-from pipeline.settings.methods import METHODS
 from pipeline.tracking import TrainingResult
 from pipeline.training.runs import read_history
 from tests import commands
@@ -55,4 +54,4 @@ def test_a_network_a_term_and_a_method_of_ones_own_train_like_those_that_are_the
 def test_an_unknown_method_is_refused_by_name(small: Callable[..., list[str]]) -> None:
     done = commands.run("train", *small("train.method=magic"))
     assert done.code == 2
-    assert done.stderr == f"error: train.method is 'magic', expected one of {', '.join(METHODS)}\n"
+    assert done.stderr == "error: train.method is 'magic', expected one of supervised, gan, flow\n"

@@ -112,7 +112,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path,
         head.stop()
     assert not head.temp.exists()
     (folder,) = (head.home / "workflows").iterdir()
-    printed = "".join(line for line in lines if " cli.py:" not in line)  # without those of `ray job submit`
+    printed = "".join(line for line in lines if not re.match(r"[-\d]+ [:,\d]+\t", line))  # without those of Ray
     return [*options, f"--home={head.home}"], folder, printed
 
 
