@@ -20,9 +20,14 @@ from torch.multiprocessing.spawn import start_processes
 _ROOT = Path(__file__).resolve().parent.parent
 
 _FORKING = multiprocessing.get_context("forkserver")
+# `pipeline` is first, because it sets the environment that Ray and MLflow read when they are imported.
 _FORKING.set_forkserver_preload(
-    ["pipeline", "torch", "ray.data", "ray.train.torch", "ray.tune", "mlflow", "matplotlib.pyplot", "skimage", "scipy"]
-)  # `pipeline` is first, because it sets the environment that Ray and MLflow read when they are imported
+    [
+        "pipeline", "torch", "torch._dynamo", "ray.data", "ray.train.torch", "ray.tune", "ray.dashboard.optional_deps",
+        "mlflow", "mlflow.store.tracking.sqlalchemy_store", "matplotlib.pyplot", "skimage", "scipy",
+        "pipeline.grid.experiment", "pipeline.workflow",
+    ]
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

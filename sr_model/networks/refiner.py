@@ -71,7 +71,7 @@ class Refiner(SuperResolver):
         self.modulation = nn.Sequential(
             nn.Linear(_LEVELS, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, settings.blocks * 2 * channels)
         )
-        self.register_buffer("noise", torch.tensor(settings.noise))
+        self.register_buffer("noise", torch.tensor(settings.noise, device="cpu"))
         self.register_buffer("steps", torch.tensor(settings.steps, device="cpu"))  # "meta" would lose it
         _init(self)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from pipeline.networks.weights import build_network, load_network, read_weights, to_safetensors
 from pipeline.settings import Config, UserError
@@ -15,6 +14,7 @@ from pipeline.training.methods import find_method
 from pipeline.training.ranks import Ranks
 from sr_model.networks.refiner import Refiner
 from sr_model.networks.sampling import Sampling
+from tests.commands import run_ranks
 from tests.pipeline.training.test_learner import batch, split
 
 CPU = torch.device("cpu")
@@ -157,7 +157,7 @@ def test_each_step_draws_other_noise(base: str) -> None:
 def test_ranks_without_find_unused_parameters_learn_as_one(base: str, tmp_path: Path) -> None:
     learner = make_learner(config(base, "train.lr=1e-3"))
     make_steps(learner, 0, 3)
-    spawn(_train_on_a_rank, (base, str(tmp_path)), nprocs=2)
+    run_ranks(_train_on_a_rank, (base, str(tmp_path)), 2)
     whole = learner.net.state_dict()
     for rank in range(2):
         for name, value in torch.load(tmp_path / f"{rank}.pt").items():

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
 from pipeline.settings import Config, UserError
 from pipeline.settings.command_line import parse
@@ -17,6 +16,7 @@ from pipeline.training.methods.gan_checks import remark
 from pipeline.training.precision import Precision
 from pipeline.training.ranks import Ranks
 from pipeline.training.runs import identify
+from tests.commands import run_ranks
 from tests.pipeline.training.test_learner import batch, split
 
 CPU = torch.device("cpu")
@@ -113,7 +113,7 @@ def test_workers_may_come_and_go(tmp_path: Path) -> None:
         alone, resumed = make_learner(), make_learner()
         for step in range(4):
             make_step(alone, step, [6])
-        spawn(_make_two_steps, (str(tmp_path),), nprocs=2)
+        run_ranks(_make_two_steps, (str(tmp_path),), 2)
         resumed.load(torch.load(tmp_path / "0.pt"), SkipCounts())
         for step in range(2, 4):
             make_step(resumed, step, [6])
