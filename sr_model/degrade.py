@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sr_model.keys import keys_kernel
+from sr_model.cubic import keys_kernel
 
 Form = Literal["matlab", "legacy"]
 
