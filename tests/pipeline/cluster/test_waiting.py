@@ -72,6 +72,7 @@ def growing() -> Iterator[GrowingCluster]:
     cluster.stop()
 
 
+@pytest.mark.long
 def test_gpus_that_join_meanwhile_are_used(growing: GrowingCluster) -> None:
     lines, (without, in_vain, at_once, reported, too_many) = answers(
         start(

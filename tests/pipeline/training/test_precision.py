@@ -77,6 +77,7 @@ def test_a_restored_scale_goes_on_alike() -> None:
         assert straight.state() == second.state()
 
 
+@pytest.mark.long
 def test_fp16_learns_as_fp32_does() -> None:
     full, half = (make_learner(config("train.lr=1e-3"), precision) for precision in ("fp32", "fp16"))
     for learner in (full, half):

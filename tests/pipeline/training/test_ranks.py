@@ -13,6 +13,7 @@ from tests.commands import run_ranks
 TIMEOUT_S = 3
 
 
+@pytest.mark.long
 def test_a_slow_action_may_take_longer_than_the_time_out_of_a_collective_operation(tmp_path: Path) -> None:
     run_ranks(_call, (str(tmp_path),), 2)
     assert (tmp_path / "0").read_text() == (tmp_path / "1").read_text() == "done"

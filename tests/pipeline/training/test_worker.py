@@ -72,6 +72,7 @@ def test_when_a_node_leaves_it_saves_at_once_and_the_next_session_ends_as_never_
     assert (left / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
 
 
+@pytest.mark.long
 def test_adversarial_training_selects_by_a_distance_and_resumes_exactly(patch_set: PatchSet, tmp_path: Path) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     options = ["train.method=gan", "train.gan.from_scratch=true", "train.gan.warmup_steps=3", "train.gan.r1=0.1"]
