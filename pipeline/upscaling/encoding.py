@@ -25,6 +25,8 @@ from pipeline.upscaling.tiff import write_tiff
 _LONGEST_JPEG_EXIF = 65_527
 """Bytes of EXIF metadata that fit into a segment of a JPEG file."""
 _INCHES_PER_METRE = 1 / 0.0254
+_PNG_LEVEL = 3
+"""zlib's level: photographs take a third of the time of the default level, and 8 % more bytes."""
 _PNG_HEADER = 33
 """Bytes of a PNG file's signature and header chunk, behind which other chunks may follow."""
 _OPAQUE_FROM = 128
@@ -163,6 +165,8 @@ def pillow_options(image: DecodedImage, suffix: str, quality: int | None) -> dic
     chosen: dict[str, Any] = {}
     exif = image.exif if image.exif and FORMATS[suffix].metadata else None
     match FORMATS[suffix].pillow:
+        case "PNG":
+            chosen["compress_level"] = _PNG_LEVEL
         case "JPEG":
             chosen |= {"quality": quality or 95, "subsampling": "4:4:4"}
             exif = exif if exif and len(exif) <= _LONGEST_JPEG_EXIF else None
