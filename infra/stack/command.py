@@ -39,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             if not (folder / "stack.json").exists():
                 raise ServerError(f"there is no stack in {folder}, expected the folder that `up` was given")
             with held(folder):
-                Stack(folder).down()
+                Stack(folder, usual_ports=True).down()
             print(f"All servers are stopped. Their data stays in {folder}.")
         elif not (folder / "stack.json").exists():
             print(f"There is no stack in {folder}.")
         else:
-            stack = Stack(folder)
+            stack = Stack(folder, usual_ports=True)
             places = stack.places()
             for name, alive in stack.alive().items():
                 print(f"{name:<12} {'running' if alive else 'stopped'}  {places[name]}")

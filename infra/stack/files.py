@@ -43,8 +43,9 @@ class Note:
 
     def ports(self, new: dict[str, int]) -> dict[str, int]:
         """Return the noted ports of several servers; those that are not noted become the given ones."""
-        self._ports = {**new, **self._ports}
-        self._save()
+        if new.keys() - self._ports.keys():
+            self._ports = {**new, **self._ports}
+            self._save()
         return {name: self._ports[name] for name in new}
 
     def secret(self, name: str) -> str:

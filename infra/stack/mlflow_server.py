@@ -16,7 +16,7 @@ from infra.stack.s3 import S3Server
 
 @dataclass(frozen=True)
 class Login:
-    """What an MLflow server with passwords needs."""
+    """The secrets and settings of an MLflow server with passwords."""
 
     password: str
     """Password of the user `admin`."""
@@ -61,6 +61,7 @@ class MLflowServer(Server):
         """
         if self.alive():
             return
+        self.stop()  # also what a dead server has left
         if not is_free(self.port):
             raise ServerError(f"port {self.port} is in use, expected a free port for MLflow")
         argv = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]

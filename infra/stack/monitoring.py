@@ -44,6 +44,7 @@ class Prometheus(Server):
         """
         if self.alive():
             return
+        self.stop()  # also what a dead server has left
         if not is_free(self.port):
             raise ServerError(f"port {self.port} is in use, expected a free port for Prometheus")
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -60,7 +60,7 @@ class RayNode(Server):
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_TRAIN_METRICS_ENABLED": "1",  # the pipeline turns them off unless the variable is set
+            "RAY_TRAIN_METRICS_ENABLED": "1",  # the default on a cluster
         }
 
     def launch(self) -> bool:

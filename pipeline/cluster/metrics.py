@@ -58,11 +58,12 @@ METRICS = (IMAGES, REJECTED, STEP, PLANNED, LOSS, PSNR, PATCHES, DATA_WAIT, SKIP
 
 @dataclass(frozen=True)
 class Progress:
-    """What a training reports of its last steps."""
+    """The figures that a training reports of its last steps."""
 
     step: int
     planned: float
-    loss: float
+    loss: float | None
+    """None while only a discriminator learns."""
     patches_per_s: float
     data_wait_share: float
     """From 0 to 1."""
@@ -81,10 +82,10 @@ def show_progress(training: str, progress: Progress) -> None:
         {
             STEP: progress.step,
             PLANNED: progress.planned,
-            LOSS: progress.loss,
             PATCHES: progress.patches_per_s,
             DATA_WAIT: progress.data_wait_share,
             SKIPPED: progress.skipped,
+            **({} if progress.loss is None else {LOSS: progress.loss}),
         },
     )
 

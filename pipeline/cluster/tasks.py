@@ -27,6 +27,8 @@ _BLOCK_S = 1.0
 process dies; on the other hand, each block takes about 10 ms of the driver."""
 _BLOCKS_OF_CORE = 4
 """Blocks for each core, if there are tasks enough, so that the cores finish together."""
+_BLOCKS_WITHOUT_ESTIMATE = 1000
+"""Most blocks of tasks whose time nobody knows, so that the driver takes no more than ten seconds for them."""
 _UNRESERVED = 2**28
 """Bytes of memory that a task may take without a reservation."""
 
@@ -49,7 +51,7 @@ class GpuPool:
     share: float
     """Part of a GPU that each of them reserves."""
     type: dict[str, float] = field(default_factory=dict)
-    """What each of them also reserves to run on a node with `cluster.accelerator_type`."""
+    """Resources that each of them also reserves to run on a node with `cluster.accelerator_type`."""
 
 
 def gpu_pool(config: Config, per_gpu: int) -> GpuPool | None:
@@ -69,7 +71,7 @@ def map_tasks(
     tasks: Sequence[T],
     gpus: GpuPool | None = None,
     *,
-    seconds: Callable[[T], float] = lambda _: _BLOCK_S,
+    seconds: Callable[[T], float] | None = None,
     memory: Callable[[T], int] = lambda _: 0,
 ) -> Iterator[R | TaskError[T]]:
     """Run a function on every task with Ray Data, one core each.
@@ -82,9 +84,9 @@ def map_tasks(
         tasks: one argument for each call.
         gpus: the processes with GPUs to run in, from `gpu_pool`. Each process keeps its GPU, and what the function
             caches, for all its tasks. None for processes without GPUs.
-        seconds: estimates the time that a task takes; by default, each task is a block.
+        seconds: estimates the time that a task takes. Without an estimate, each of up to 1,000 tasks is a block.
         memory: estimates the bytes of memory that a task takes. Tasks that take more than a core's share of a node's
-            memory run last, no more of them at a time than fit into it.
+            memory run last and, in processes without GPUs, no more of them at a time than fit into it.
 
     Yields:
         The results as they become ready, in any order; a `TaskError` for a task whose function raised an exception.
@@ -108,7 +110,7 @@ def map_tasks(
     try:
         for numbers, needed in _by_memory([memory(task) for task in tasks]):
             rows = [{"number": number, "task": cloudpickle.dumps(tasks[number])} for number in numbers]
-            blocks = _count_blocks(len(rows), sum(seconds(tasks[number]) for number in numbers))
+            blocks = _count_blocks(len(rows), sum(seconds(tasks[number]) for number in numbers) if seconds else None)
             dataset = ray.data.from_items(rows, override_num_blocks=blocks)
             if gpus:
                 # Actors, because Ray would start a new process for each task that reserves a GPU.
@@ -147,10 +149,11 @@ def _by_memory(needs: Sequence[int]) -> Iterator[tuple[list[int], int | None]]:
         yield large, min(max(needs[number] for number in large), largest) or None
 
 
-def _count_blocks(tasks: int, seconds: float) -> int:
-    """Return the number of blocks for tasks that take so many seconds together."""
+def _count_blocks(tasks: int, seconds: float | None) -> int:
+    """Return the number of blocks for tasks that take so many seconds together; None if nobody knows."""
     cores = int(ray.cluster_resources().get("CPU", 1))
-    return min(tasks, max(math.ceil(seconds / _BLOCK_S), _BLOCKS_OF_CORE * cores))
+    wanted = _BLOCKS_WITHOUT_ESTIMATE if seconds is None else math.ceil(seconds / _BLOCK_S)
+    return min(tasks, max(wanted, _BLOCKS_OF_CORE * cores))
 
 
 class _Actor:

@@ -36,7 +36,11 @@ def _create(file: Path) -> None:
     try:
         with os.fdopen(descriptor, "w") as opened:
             opened.write(secrets.token_hex(32))
-        with suppress(FileExistsError):
+        try:
             os.link(part, file)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            Path(part).replace(file)
     finally:
-        Path(part).unlink()
+        Path(part).unlink(missing_ok=True)

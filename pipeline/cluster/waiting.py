@@ -55,7 +55,7 @@ class _Need:
     cores: int
     gpu: bool
     type: Mapping[str, float]
-    """What a worker reserves to get the right type of GPU."""
+    """Resources that a worker reserves to get the right type of GPU."""
 
     @property
     def resources(self) -> dict[str, float]:

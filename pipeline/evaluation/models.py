@@ -57,7 +57,7 @@ class ModelScores:
     """Path or URL of the folder with scores.json and the shown images."""
     scores: Scores
     remarks: list[str]
-    """What belongs below the table of scores, such as warnings."""
+    """Sentences that belong below the table of scores, such as warnings."""
 
 
 def evaluate_models(
@@ -232,10 +232,10 @@ def _with_samplings(
 
 def _series(candidates: Sequence[Candidate]) -> list[Series]:
     """Group the candidates that are one model with several samplings."""
-    found: dict[str, list[Candidate]] = {}
+    found: dict[tuple[str, str], list[Candidate]] = {}
     for candidate in candidates:
         if candidate.sampling:
-            found.setdefault(candidate.text, []).append(candidate)
+            found.setdefault((candidate.text, candidate.series), []).append(candidate)
     return [
         Series(same[0].series, tuple((one.sampling, one.label) for one in same if one.sampling))
         for same in found.values()

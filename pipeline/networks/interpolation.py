@@ -75,8 +75,9 @@ def interpolate(first: ModelSource, second: ModelSource, alphas: Sequence[float]
         )
     about = {f"model_{name}_sha256": _sha256(source) for name, source in (("a", first), ("b", second))}
     mixtures = [Mixture(alpha, _place(out, alpha)) for alpha in sorted(set(alphas))]
+    inputs = {storage.real_name(first.weights), storage.real_name(second.weights)}
     for mixture in mixtures:
-        if mixture.file in (first.weights, second.weights):
+        if storage.real_name(mixture.file) in inputs:
             raise UserError(f"{mixture.file} is one of both models, expected another name for the result")
     for mixture in mixtures:
         content = serialise(mix(a, b, mixture.alpha), scale, {**about, "alpha": f"{mixture.alpha:g}"})

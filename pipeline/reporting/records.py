@@ -65,15 +65,24 @@ _DIALS = {"alpha": re.compile(r"alpha (\d+(?:\.\d+)?)"), "steps": re.compile(r"(
 
 
 def read_variants(scores: Scores) -> list[Variant]:
-    """Return the variants among the methods of scores, whose names end with the position of a dial."""
+    """Return the variants among the methods of scores, whose names have the position of a dial.
+
+    Raises:
+        UserError: if several methods of a set have the same position.
+    """
     found: dict[str, Variant] = {}
     for set_name, entry in scores.sets.items():
         for method, metrics in entry.mean.items():
-            name = method.rpartition(", ")[2]
-            for dial, pattern in _DIALS.items():
-                if match := pattern.fullmatch(name):
-                    variant = found.setdefault(name, Variant(name, dial, float(match[1]), {}))
-                    variant.scores[set_name] = metrics
+            for name in method.split(", "):
+                for dial, pattern in _DIALS.items():
+                    if match := pattern.fullmatch(name):
+                        variant = found.setdefault(name, Variant(name, dial, float(match[1]), {}))
+                        if set_name in variant.scores:
+                            raise UserError(
+                                f"the scores of {set_name} have {name} several times: expected those of one model, "
+                                "with one seed"
+                            )
+                        variant.scores[set_name] = metrics
     return sorted(found.values(), key=lambda variant: (variant.dial, variant.value))
 
 

@@ -36,7 +36,7 @@ class Scoreboard:
     files: list[str]
     """Paths or URLs of what was written."""
     remarks: list[str]
-    """What belongs below the table, such as warnings."""
+    """Sentences that belong below the table, such as warnings."""
 
     @property
     def table(self) -> str:

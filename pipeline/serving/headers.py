@@ -70,7 +70,10 @@ def _is_of_another_site(headers: Headers) -> bool:
     relation, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if relation is not None:
         return relation not in ("same-origin", "none")
-    return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+    try:
+        return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+    except ValueError:  # it is no address
+        return True
 
 
 def _forbidden(reason: str) -> JSONResponse:

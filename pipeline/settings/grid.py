@@ -36,7 +36,7 @@ class Tune(BaseModel):
     """Early stopping of cells: "none", or "asha" to stop those that fall behind (asynchronous successive halving)."""
     metric: str | None = None
     """Validation metric that the scheduler compares, by default the one that selects the best weights: `val/psnr_y`, or
-    a perceptual distance in adversarial training. Benchmark metrics are not allowed to select."""
+    a perceptual distance in adversarial training and refinement. Benchmark metrics are not allowed to select."""
     grace: int = Field(500, ge=1)
     """Number of steps before the scheduler may stop a cell."""
     concurrent: int | None = Field(None, ge=1)

@@ -25,7 +25,7 @@ from pipeline.storage.files import (
     sweep,
     write,
 )
-from pipeline.storage.locations import is_url, locate
+from pipeline.storage.locations import is_url, locate, real_name
 from pipeline.storage.locks import HeldError, hold
 from pipeline.storage.private import private_folder
 from pipeline.storage.redaction import redact
@@ -56,6 +56,7 @@ __all__ = [
     "read",
     "read_document",
     "read_expendable",
+    "real_name",
     "redact",
     "remove",
     "report_once",

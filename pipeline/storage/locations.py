@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -43,3 +44,16 @@ def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     protocol, _ = split_protocol(url)
     kind = fsspec.get_filesystem_class(protocol)
     return fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
+
+
+def real_name(place: str) -> str:
+    """Return the one name of a file or folder that links, ".." or other forms of its URL may name as well.
+
+    Args:
+        place: a local path or fsspec URL, as for `locate`, with the same errors.
+    """
+    fs, path = locate(place)
+    url = str(fs.unstrip_protocol(path))
+    if url.startswith("file://"):
+        return os.path.realpath(url.removeprefix("file://"))
+    return f"{fs.storage_options.get('host', '')} {url}"  # some file systems leave the host out of the path

@@ -6,6 +6,7 @@ of a stage that a terminal would update in place comes as plain lines, as in a f
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import json
@@ -61,6 +62,7 @@ def print_json(context: LogContext | None, find_stage: Callable[[], str] | None 
         sys.stdout = _JsonLines(sys.stdout, "info")
         sys.stderr = _JsonLines(sys.stderr, "warning")
         sys.excepthook = _print_exception
+        atexit.register(_finish_lines)
 
 
 @contextlib.contextmanager
@@ -101,6 +103,11 @@ class _JsonLines(io.TextIOBase):
                 _write(self._stream, level, line.removeprefix("error: "))
         return len(text)
 
+    def finish(self) -> None:
+        """Write the line that this thread has begun."""
+        if getattr(self._begun, "text", ""):
+            self.write("\n")
+
     def flush(self) -> None:
         self._stream.flush()
 
@@ -112,6 +119,12 @@ class _JsonLines(io.TextIOBase):
 
     def writable(self) -> bool:
         return True
+
+
+def _finish_lines() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, _JsonLines):
+            stream.finish()
 
 
 def _write(stream: TextIO, level: str, message: str, **more: str) -> None:

@@ -23,13 +23,13 @@ def show_figures(training: str, records: Sequence[JournalRecord], backlog: int) 
         values = record.metrics
         if "val/psnr_y" in values:
             metrics.show_score(training, values["val/psnr_y"])
-        if record.kind == "train" and "train/objective" in values:
+        if record.kind == "train":
             metrics.show_progress(
                 training,
                 metrics.Progress(
                     step=record.step,
                     planned=values["train/steps_total"],
-                    loss=values["train/objective"],
+                    loss=values.get("train/objective"),
                     patches_per_s=values["train/patches_per_s"],
                     data_wait_share=values["train/data_wait_share"],
                     skipped=values["train/skipped"],

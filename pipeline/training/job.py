@@ -1,4 +1,4 @@
-"""What the driver hands to the workers of a training, and what they return."""
+"""The work that the driver hands to the workers of a training, and the result that they return."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may end a worker's part of a training early, and what Ray Train is told.
+"""A worker's part of a training: the events that end it early, and its reports to Ray Train.
 
 Ray Train watches the nodes, and tells every worker when one of them is about to be taken away, such as a spot machine.
 The workers then write a checkpoint and end, and Ray Train starts them again on the nodes that stay. The workers tell
@@ -66,7 +66,8 @@ class Session:
         self.observe_checkpoint = observe_checkpoint
         self._must_leave = False
         self._asked_at = time.monotonic()
-        self._asked_after = self._ask_after = 0
+        self._asked_after: int | None = None
+        self._ask_after = 0
         self._pending: TrainingState | None = None
         self._reported_at = time.monotonic()
 
@@ -94,7 +95,9 @@ class Session:
         now = time.monotonic()
         answers = self._ranks.gather_numbers([float(self._is_told()), now - self._asked_at])
         self._must_leave = any(told for told, _ in answers)
-        seconds_a_step = answers[0][1] / max(done - self._asked_after, 1)
+        # A training that resumes has made one step since this process started, however many are finished.
+        steps = 1 if self._asked_after is None else done - self._asked_after
+        seconds_a_step = answers[0][1] / max(steps, 1)
         self._asked_at, self._asked_after = now, done
         self._ask_after = done + max(int(_ASK_EVERY_S / max(seconds_a_step, 1e-6)), 1)
         return self._must_leave

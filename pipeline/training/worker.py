@@ -301,7 +301,8 @@ class Worker:
         self._record("validation", done, validation.metrics, validation.images, flush=True)
         metric = find_method(self.config).selects(self.config)
         score = validation.metrics.get(f"{HELD_OUT}/{metric}", math.nan)
-        if done and is_better(metric, score, self._best.value if self._best else None):
+        comparable = self._best if self._best and self._best.metric == f"{HELD_OUT}/{metric}" else None
+        if done and is_better(metric, score, comparable.value if comparable else None):
             self._best = Best(done, score, f"{HELD_OUT}/{metric}")
             self.ranks.call_on_all(lambda: self._write_weights(net, "best"), "cannot write the best weights")
         return validation.metrics

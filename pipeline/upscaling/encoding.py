@@ -190,7 +190,7 @@ def _write_deep_png(image: DecodedImage, file: IO[bytes]) -> None:
     import imagecodecs
 
     samples = image.pixels if image.alpha is None else np.dstack([image.pixels, image.alpha])
-    coded = memoryview(imagecodecs.png_encode(samples[:, :, 0] if samples.shape[2] == 1 else samples))
+    coded = memoryview(imagecodecs.png_encode(samples[:, :, 0] if samples.shape[2] == 1 else samples, level=_PNG_LEVEL))
     file.write(coded[:_PNG_HEADER])
     if image.profile:
         file.write(_chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(image.profile)))

@@ -119,11 +119,11 @@ class _Results:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._root = f"{_real(folder).rstrip('/')}/"
+        self._root = f"{storage.real_name(folder).rstrip('/')}/"
 
     def removed_from(self, images: Sequence[SourceImage], source: str) -> list[SourceImage]:
         """Return the images of an input without results: all files in the folder, if it lies inside of the input."""
-        root = "" if _WEB.match(source) else f"{_real(_root(source)).rstrip('/')}/"
+        root = "" if _WEB.match(source) else f"{storage.real_name(_root(source)).rstrip('/')}/"
         inside = bool(root) and self._root != root and self._root.startswith(root)
         return [image for image in images if not self.has(_place(image), everything=inside)]
 
@@ -161,7 +161,7 @@ def check_target(source: str, out: str) -> None:
     place, image = _absolute(out), _absolute_if_local(source)
     file = Path(place)
     if storage.is_url(place) or storage.is_url(image):
-        same = not _WEB.match(image) and _real(image) == _real(place)
+        same = not _WEB.match(image) and storage.real_name(image) == storage.real_name(place)
     else:
         same = file.exists() and file.samefile(image)
     if same:
@@ -191,7 +191,7 @@ def _jobs(images: Sequence[SourceImage], folder: str, naming: Naming, earlier: _
                 "images of different names; enlarge them into two folders"
             )
         jobs[job.target] = job
-    writers = {_real(target): job for target, job in jobs.items()}
+    writers = {storage.real_name(target): job for target, job in jobs.items()}
     kept = []
     for job in jobs.values():
         place = _place(job.image)
@@ -208,16 +208,7 @@ def _jobs(images: Sequence[SourceImage], folder: str, naming: Naming, earlier: _
 
 def _place(image: SourceImage) -> str | None:
     """Return the real path or URL of an image; None for a member of an archive."""
-    return _real(image.location.url) if isinstance(image.location, FileLocation) else None
-
-
-def _real(place: str) -> str:
-    """Return the one name of a file or folder that links, ".." or other forms of its URL may name as well."""
-    fs, path = storage.locate(place)
-    url = str(fs.unstrip_protocol(path))
-    if url.startswith("file://"):
-        return os.path.realpath(url.removeprefix("file://"))
-    return f"{fs.storage_options.get('host', '')} {url}"  # some file systems leave the host out of the path
+    return storage.real_name(image.location.url) if isinstance(image.location, FileLocation) else None
 
 
 def _renamed(image: SourceImage, top: str, listed: Sequence[SourceImage]) -> SourceImage:

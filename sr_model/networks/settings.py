@@ -63,7 +63,7 @@ class SRCNNSettings(NetworkSettings):
     kernels: Literal["9-5-5", "9-1-5"] = "9-5-5"
     """Sides of the kernels of its three convolutions."""
     colour: Literal["rgb", "y"] = "rgb"
-    """What it computes: "rgb" all three colours; "y" the luma alone, as in the paper, with the colours of the
+    """Channels that it computes: "rgb" all three colours; "y" the luma alone, as in the paper, with the colours of the
     interpolation."""
     channels: int = Field(64, ge=8)
     """Feature channels of the first convolution; the second one has half as many."""

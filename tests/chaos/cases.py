@@ -23,6 +23,7 @@ from tests.chaos.ground import Stage, check, small_disk
 from tests.chaos.scene import Scene
 
 _BY_ITSELF = "It goes on by itself."
+_CATCHES_UP = "It goes on by itself; what MLflow still lacks, the same command sends, run again."
 _RERUN = "The same command, run again, goes on where it was."
 
 
@@ -33,7 +34,7 @@ class Case:
     name: str
     stage: Stage
     fault: str
-    """What happens, as a part of a table."""
+    """The event, as a cell of a table."""
     outcome: str
     """How the command goes on, as a sentence."""
     play: Callable[[Scene], None]
@@ -223,8 +224,8 @@ CASES = [
     Case("train-node", "train", "the second node is killed", _BY_ITSELF, _node),
     Case("train-gcs", "train", "the head's GCS is killed", _RERUN, _head),
     Case("train-driver", "train", "the command is killed", _RERUN, _driver),
-    Case("train-mlflow", "train", "the MLflow server is killed", _BY_ITSELF, _mlflow),
-    Case("train-postgres", "train", "PostgreSQL is killed", _BY_ITSELF, _postgres),
+    Case("train-mlflow", "train", "the MLflow server is killed", _CATCHES_UP, _mlflow),
+    Case("train-postgres", "train", "PostgreSQL is killed", _CATCHES_UP, _postgres),
     Case("train-s3", "train", "the S3 store with the home is killed", _BY_ITSELF, _s3),
     Case("train-disk", "train", "the disk is full", _RERUN, _full_disk(0.4)),
     Case("train-cut", "train", "the second node is cut off for 40 seconds", _BY_ITSELF, _cut(40)),
@@ -238,7 +239,7 @@ CASES = [
     Case("grid-node", "grid", "the second node is killed", _BY_ITSELF, _node),
     Case("grid-gcs", "grid", "the head's GCS is killed", _RERUN, _head),
     Case("grid-driver", "grid", "the command is killed", _RERUN, _driver),
-    Case("grid-mlflow", "grid", "the MLflow server is killed", _BY_ITSELF, _mlflow),
+    Case("grid-mlflow", "grid", "the MLflow server is killed", _CATCHES_UP, _mlflow),
     Case("grid-twice", "grid", "the same command starts again", "The second one is refused.", _twice),
     Case("upscale-worker", "upscale", "a worker process is killed", _BY_ITSELF, _worker),
     Case("upscale-node", "upscale", "the second node is killed", _BY_ITSELF, _node),

@@ -68,7 +68,7 @@ class Scene:
     disturbances: list[Disturbance] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
     lost: list[int] = field(default_factory=list)
-    """Shards, steps or images that were made again after each disturbance."""
+    """Steps of a training that were made again, for each disturbance."""
     seen: list[str] = field(default_factory=list)
     """Sentences that told the user about the fault."""
 
@@ -105,9 +105,10 @@ class Scene:
     def disturb(self, fault: Callable[[], object]) -> None:
         """Cause a fault, and note how much was done when it happened."""
         acknowledged = self.newest_checkpoint() if self.stage == "train" else 0
+        at = time.time()  # before the fault, which may last, because a session may begin meanwhile
         fault()
         done = progress(self.ground, self.stage, self.home) if self._reachable() else self.ground.steps()
-        self.disturbances.append(Disturbance(time.time(), done, acknowledged or done))
+        self.disturbances.append(Disturbance(at, done, acknowledged or done))
 
     def survive(self, fault: Callable[[], object], heal: Callable[[], object] = lambda: None, times: int = 3) -> None:
         """Disturb a command that has to go on by itself to its end."""

@@ -38,7 +38,7 @@ head after 10 instead of 60.
 
 @dataclass
 class Row:
-    """What came of a case."""
+    """The outcome of a case."""
 
     case: Case
     times: int = 0
@@ -99,6 +99,8 @@ def _shown(seen: list[str]) -> str:
 
 
 def _lost(lost: list[int]) -> str:
+    if not lost:
+        return "not measured"
     return f"{', '.join(map(str, lost))} steps" if any(lost) else "nothing"
 
 

@@ -33,7 +33,7 @@ whole_campaign = pytest.mark.long
 
 @dataclass
 class Tally:
-    """What became of the inputs of a campaign."""
+    """The outcomes of the inputs of a campaign."""
 
     name: str
     inputs: int = 0

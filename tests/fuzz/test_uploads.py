@@ -115,7 +115,9 @@ class Uploads:
             place = random_.randrange(len(headers))
             headers[place] = headers[place][0], mutate_bytes(random_, [headers[place][1] or b"x", b"1" * 30])
         if random_.random() < 0.1:
-            headers.append((b"origin", random_.choice((b"http://evil.example", b"null", b"http://127.0.0.1:80", b"["))))
+            headers.append(
+                (b"origin", random_.choice((b"http://evil.example", b"null", b"http://127.0.0.1:80", b"http://[")))
+            )
         cut = sorted(random_.randrange(len(body) + 1) for _ in range(random_.choice((0, 0, 1, 3))))
         parts = [body[start:end] for start, end in zip([0, *cut], [*cut, len(body)], strict=True)]
         return Upload(query, headers, parts, random_.random() < 0.9)

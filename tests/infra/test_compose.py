@@ -32,7 +32,7 @@ from tests.infra.engine import PULLED, Engine, engine_socket
 
 INFRA = ROOT / "infra"
 OTHER = Path(__file__).parent / "without_registry"
-"""What takes the place of images that cannot be pulled."""
+"""The replacements of images that cannot be pulled."""
 STACK: dict[str, Any] = yaml.safe_load((INFRA / "compose.yaml").read_text())
 GPU: dict[str, Any] = yaml.safe_load((INFRA / "compose.gpu.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = STACK["services"]

@@ -24,7 +24,7 @@ from sr_model.refinement import Example
 from sr_model.terms import Term
 
 _STRATUM, _PLACE, _NOISE = range(3)
-"""What random numbers are for; they are hashed with the seed."""
+"""Numbers that are hashed with the seed, so that each use draws other random numbers."""
 
 
 class Refinement:

@@ -38,7 +38,7 @@ def check(config: Config) -> None:
 
 
 def metrics(config: Config) -> tuple[str, ...]:
-    """What each validation measures beside PSNR and SSIM: the distances that are configured, and consistency."""
+    """Return the metrics of each validation beside PSNR and SSIM: the configured distances, and consistency."""
     chosen = perceptual_metric(config)
     further = ["st_lpips"] if config.evaluate.st_lpips and chosen != "st_lpips" else []
     return (chosen, *further, "lr_psnr")

@@ -48,7 +48,7 @@ def check(config: Config) -> None:
 
 
 def metrics(config: Config) -> tuple[str, ...]:
-    """What each validation measures beside PSNR and SSIM."""
+    """Return the metrics that each validation measures beside PSNR and SSIM."""
     judged = config.evaluate.st_lpips or perceptual_metric(config) == "st_lpips"
     distance = ["distance"] if config.evaluate.squeezenet is not None else []
     return (*distance, *(["st_lpips"] if judged else []), "lr_psnr", "phase_energy")

@@ -65,4 +65,7 @@ def test_a_node_serves_all_metrics() -> None:
 
 def test_without_ray_nothing_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    asked: list[metrics.Metric] = []
+    monkeypatch.setattr(metrics, "_instrument", asked.append)
     metrics.count_images("nobody counts", 1, 1)
+    assert asked == []

@@ -95,6 +95,9 @@ def test_only_models_of_one_network_are_mixed(tmp_path: Path) -> None:
             between(a, other, tmp_path / "out", 0.5)
     with pytest.raises(UserError, match="is one of both models, expected another name"):
         between(a, make(tmp_path, "b", seed=1), Path(a), 0.5)
+    (tmp_path / "linked").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="is one of both models, expected another name"):
+        between(a, make(tmp_path, "b", seed=1), tmp_path / "linked" / Path(a).name, 0.5)
     assert not (tmp_path / "out").exists()
 
 
