@@ -114,7 +114,7 @@ def compare(arguments: argparse.Namespace, folder: Path, has_s3: bool) -> list[R
     ray_processes = [process for process in psutil.Process().children() if process not in before]
     with contextlib.redirect_stdout(io.StringIO()):
         patch_set, _ = preparation.prepare(config)
-    print(patchset.describe(patch_set), f"in {len(patch_set.shards)} shards, {len(patch_set.row_groups)} row groups")
+    print(patchset.describe(patch_set), f"in {len(patch_set.shards)} shards, {patch_set.row_groups.count} row groups")
     streamed, on_device = ArrowReads(patch_set), open_tiles(patch_set, "device", 0)
     parts: dict[str, Callable[[int], Amount]] = {
         "plain Parquet reads": lambda _: read_plainly(patch_set, 1),
@@ -235,7 +235,7 @@ def read_plainly(patch_set: PatchSet, threads: int) -> Amount:
             opened = pq.ParquetFile(path, memory_map=True)
         else:
             opened = pq.ParquetFile(fs.open(path, "rb", cache_type="none"), pre_buffer=True)
-        buffer = np.empty(max(patch_set.row_groups) * tile_bytes(patch_set), np.uint8)
+        buffer = np.empty(patch_set.row_groups.largest * tile_bytes(patch_set), np.uint8)
         tiles = 0
         for group in range(opened.num_row_groups):
             tiles += copy_bytes(opened.read_row_group(group, columns=["hr", "lr"]), buffer)
@@ -243,7 +243,7 @@ def read_plainly(patch_set: PatchSet, threads: int) -> Amount:
 
     with ThreadPoolExecutor(threads) as pool:
         tiles = sum(pool.map(read, [shard.file for shard in patch_set.shards]))
-    assert tiles == sum(patch_set.row_groups)
+    assert tiles == patch_set.tiles
     return Amount(tiles, 0, tiles * tile_bytes(patch_set))
 
 
@@ -334,7 +334,7 @@ class RayReading:
         rows = ray.data.read_parquet(self.files).select_columns(["hr", "lr"])
         for table in rows.iter_batches(batch_size=BATCH, batch_format="pyarrow"):
             tiles += copy_bytes(table, self.buffer)
-        assert tiles == RAY_EPOCHS * sum(self.patch_set.row_groups)
+        assert tiles == RAY_EPOCHS * self.patch_set.tiles
         return Amount(tiles, 0, tiles * tile_bytes(self.patch_set))
 
 
@@ -352,7 +352,7 @@ class PngReading(Dataset[tuple[Tensor, Tensor]]):
         self.pairs: list[tuple[Path, Path]] = []
         low, side = (patch_set.tile - CROP) // 2 // SCALE * SCALE, CROP
         small_low, small_side = low // SCALE, side // SCALE
-        groups = random.Random(0).sample(range(len(patch_set.row_groups)), len(patch_set.row_groups))
+        groups = random.Random(0).sample(range(patch_set.row_groups.count), patch_set.row_groups.count)
         for group in groups:
             for hr, lr in zip(*patch_set.read_group(group), strict=True):
                 if len(self.pairs) == count:

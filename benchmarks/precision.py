@@ -155,7 +155,7 @@ def rounded_convolutions(variant: Variant) -> Iterator[None]:
 
 def held_out_psnr(net: SuperResolver, patch_set: PatchSet) -> float:
     """Return the mean PSNR on Y over the held-out images, in dB."""
-    images = map(patch_set.read_holdout, range(len(patch_set.holdout_names)))
+    images = map(patch_set.read_holdout, range(patch_set.held_out))
     return statistics.fmean(
         scoring.score_image(upscale_image(net, image.lr), image.hr, patch_set.scale).psnr_y for image in images
     )

@@ -28,11 +28,13 @@ from PIL import Image
 
 from benchmarks.measuring import SCALE, Result, parser_of, print_results, time_in_turns
 from pipeline import cluster
-from pipeline.data import inventory, preparation, shards, sources
+from pipeline.data import degradation, inventory, preparation, shards, sources
 from pipeline.data.images import decode
-from pipeline.data.inventory import InspectedImage, InspectionTask
-from pipeline.data.listing import SourceImage, list_files
+from pipeline.data.inspected import InspectedImage, InspectedImages
+from pipeline.data.inventory import InspectionTask
+from pipeline.data.listing import list_files
 from pipeline.data.shard_plan import ShardSpec
+from pipeline.data.source_images import SourceImage
 from pipeline.settings import Preprocess
 from pipeline.settings.command_line import parse
 from sr_model.degrade import downscale
@@ -91,9 +93,9 @@ def time_one_thread(files: Sequence[Path], rounds: int, folder: Path) -> list[Re
     torch.set_num_threads(1)
     settings = Preprocess()
     listed = list_files(str(files[0].parent)).images
-    known = [inspect(image) for image in listed]
+    known = InspectedImages.of(map(inspect, listed))
     photo = decode(files[0].read_bytes(), MAX_PIXELS)
-    tensor, picture = shards.as_tensor(photo).permute(2, 0, 1), Image.fromarray(photo)
+    tensor, picture = degradation.as_tensor(photo).permute(2, 0, 1), Image.fromarray(photo)
     small = (WIDTH // SCALE, HEIGHT // SCALE)
 
     def pipeline() -> None:

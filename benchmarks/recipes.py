@@ -4,15 +4,15 @@ Each recipe has a name and the settings in which it differs from `--config`. Set
 recipes. Each training sees as many pixels as `--patches` HR patches of 96x96 contain. All trainings run in one process
 on all cores, without Ray.
 
-Benchmark sets take no part, because recipes are chosen by held-out images. To compare perceptual recipes by distance
-too, add `evaluate.squeezenet=WEIGHTS` to the settings.
+Benchmark sets take no part, because recipes are chosen by held-out images. Beside PSNR, ST-LPIPS is shown, and the
+phase energy as a share of the truth's: more than 1 is a fine pattern with the period of the scale. The setting
+`evaluate.squeezenet=WEIGHTS` adds the distance between features of SqueezeNet.
 
     python -m benchmarks.recipes --source PHOTOS --patches 3000 'b16: train.global_batch=16' 'b8: train.global_batch=8'
 """
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -42,6 +42,9 @@ class Outcome:
     psnr_y: float
     """dB"""
     ssim_y: float
+    st_lpips: float
+    phase_ratio: float
+    """Phase energy of the enlarged images by that of the true ones."""
     distance: float | None
     """Distance between features of SqueezeNet, if its weights are configured."""
     steps: int
@@ -49,7 +52,10 @@ class Outcome:
 
     def __str__(self) -> str:
         distance = "" if self.distance is None else f", distance {self.distance:.4g}"
-        return f"{self.psnr_y:.3f} dB, SSIM {self.ssim_y:.4f}{distance}, {self.steps} steps in {self.seconds:.0f} s"
+        return (
+            f"{self.psnr_y:.3f} dB, SSIM {self.ssim_y:.4f}, ST-LPIPS {self.st_lpips:.4f}{distance}, "
+            f"phase energy {self.phase_ratio:.2f}, {self.steps} steps in {self.seconds:.0f} s"
+        )
 
 
 def main() -> None:
@@ -98,13 +104,23 @@ def train(options: Sequence[str], patches: int, folder: str) -> Outcome:
     seconds = time.monotonic() - start
     result = storage.read_document(f"{folder}/result.json", TrainingResult)
     assert result is not None
-    distance = None
-    if squeezenet := features.prepare_distance(config):
-        net = load_network(f"{folder}/model.safetensors")
-        held_out = map(patch_set.read_holdout, range(len(patch_set.holdout_names)))
-        pairs = [(to_tensor(image.lr), to_tensor(image.hr)) for image in held_out]
-        distance = statistics.fmean(scoring.feature_distance(squeezenet, upscale(net, lr), hr) for lr, hr in pairs)
-    return Outcome(result.metrics["val/psnr_y"], result.metrics["val/ssim_y"], distance, steps, seconds)
+    net = load_network(f"{folder}/model.safetensors")
+    squeezenet = features.prepare_distance(config)
+    judges = ["st_lpips", "phase_energy", *(["distance"] if squeezenet else [])]
+    scores = []
+    for image in map(patch_set.read_holdout, range(patch_set.held_out)):
+        lr, hr = to_tensor(image.lr), to_tensor(image.hr)
+        scores.append(scoring.measure_further(judges, upscale(net, lr), lr, hr, squeezenet))
+    mean = scoring.mean_scores(scores)
+    return Outcome(
+        result.metrics["val/psnr_y"],
+        result.metrics["val/ssim_y"],
+        mean["st_lpips"],
+        mean["phase_energy"] / mean["true_phase_energy"],
+        mean.get("distance"),
+        steps,
+        seconds,
+    )
 
 
 if __name__ == "__main__":

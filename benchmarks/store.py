@@ -20,8 +20,8 @@ import pyarrow as pa
 import torch
 
 from benchmarks.measuring import CROP, SCALE, Result, parser_of, print_results
-from pipeline.data import parquet
-from pipeline.data.manifest import Manifest, Shard
+from pipeline.data import parquet, patchset
+from pipeline.data.manifest import Shard
 from pipeline.data.patchset import PatchSet
 from pipeline.data.reader import BatchReader
 from pipeline.data.sampler import SampleOrder
@@ -92,7 +92,7 @@ def make_patch_set(shards: int, folder: Path) -> PatchSet:
         Shard(f"{number}-{number % FILES:02}.parquet", [GROUP] * GROUPS, sizes[number % FILES], "", [])
         for number in range(shards)
     ]
-    return PatchSet("simulated://set", Manifest("set", SCALE, TILE, Preprocess(tile=TILE), listed, []))
+    return patchset.assemble("simulated://set", "set", SCALE, Preprocess(tile=TILE), enumerate(listed), shards)
 
 
 def read(patch_set: PatchSet, windows: int) -> tuple[float, float]:

@@ -83,8 +83,8 @@ def _verify(patch_set: PatchSet) -> bool:
     from pipeline.data import patchset, verification
 
     undamaged = True
-    with terminal.stage("verify", total=len(patch_set.all_shards), unit="shards") as shown:
-        for done, shard in enumerate(patch_set.all_shards, start=1):
+    with terminal.stage("verify", total=patch_set.manifest.totals.shards, unit="shards") as shown:
+        for done, shard in enumerate(patch_set.read_shards(), start=1):
             for fault in verification.find_faults(patch_set, shard):
                 undamaged = False
                 print(f"{shard.file}: {fault}", flush=True)

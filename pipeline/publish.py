@@ -29,6 +29,8 @@ def main(argv: Sequence[str]) -> None:
     docs = kinds.add_parser("docs", help="write results.md, its figures, and the model cards")
     docs.add_argument("--out", type=Path, default=Path("docs/explanation"), help="folder to write to (%(default)s)")
     docs.add_argument("--seeds", default=f"{_RECORDS}/seeds", help="records of short trainings (%(default)s)")
+    further = "records of other tasks, such as another scale, that get model cards alone (%(default)s)"
+    docs.add_argument("--others", default=f"{_RECORDS}/others", help=further)
     docs.add_argument("--benchmarks", type=Path, help="folder of Set5/ and Set14/; without it, crops are not redrawn")
     imported = kinds.add_parser("mlflow", help="import the records into a store of their own")
     imported.add_argument("--home", default="runs/results", help="folder of that store (%(default)s)")
@@ -58,8 +60,10 @@ def main(argv: Sequence[str]) -> None:
         return
     seeds = records.read_all(options.seeds)
     results_page.write_page(found, seeds, options.records, options.out, options.benchmarks)
+    others = records.read_all(options.others)
     cards.write_cards(options.records, found)
-    print(f"{options.out / 'results.md'} and {len(found)} model cards written")
+    cards.write_cards(options.others, others)
+    print(f"{options.out / 'results.md'} and {len(found) + len(others)} model cards written")
 
 
 def _add_curve(folder: str, label: str, place: str) -> None:

@@ -6,7 +6,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 
-from pipeline.data.listing import count
+from pipeline.data.left_out import count
 from pipeline.networks import sources
 from pipeline.networks.bundled import DEFAULT
 from pipeline.settings import Config, UserError, resolve

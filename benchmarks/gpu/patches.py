@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from pipeline.data import patchset, sources
+from pipeline.data.inspected import InspectedImages
 from pipeline.data.inventory import InspectionTask, inspect
-from pipeline.data.manifest import Manifest, Shard
+from pipeline.data.manifest import Shard
 from pipeline.data.patchset import PatchSet
-from pipeline.data.shard_plan import ShardSpec, plan_shards
+from pipeline.data.shard_plan import ShardPlan, ShardSpec
 from pipeline.data.shards import make_shard
 from pipeline.data.split import split_images
 from pipeline.settings import Config
@@ -36,21 +37,12 @@ def make_patch_set(config: Config) -> PatchSet:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.gpu.patches"])
     with ProcessPoolExecutor(os.cpu_count(), context, torch.set_num_threads, (1,)) as pool:
-        train, holdout, rejected = split_images(config, list(pool.map(inspect, tasks, chunksize=8)))
-        specs = [*plan_shards(config, train, held_out=False), *plan_shards(config, holdout, held_out=True)]
-        shards = list(pool.map(_make, specs, [url] * len(specs)))
-    manifest = Manifest(
-        name=_NAME,
-        scale=config.scale,
-        tile=config.preprocess.tile,
-        settings=config.preprocess,
-        shards=[shard for spec, shard in zip(specs, shards, strict=True) if not spec.held_out],
-        holdout=[shard for spec, shard in zip(specs, shards, strict=True) if spec.held_out],
-        rejected=rejected,
-    )
-    patch_set = PatchSet(url, manifest)
-    patch_set.save()
-    return patch_set
+        images = InspectedImages.of(pool.map(inspect, tasks, chunksize=8))
+        train, holdout, rejected = split_images(config, images)
+        plan = ShardPlan(config, images, train, holdout)
+        shards = enumerate(pool.map(_make, plan, [url] * len(plan)))
+        patch_set = patchset.assemble(url, _NAME, config.scale, config.preprocess, shards, plan.trained, rejected)
+    return patch_set.save()
 
 
 def _make(spec: ShardSpec, url: str) -> Shard:

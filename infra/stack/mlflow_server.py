@@ -102,6 +102,8 @@ def _users(login: Login) -> str:
         "database_uri": login.database.replace("%", "%%"),  # the reader of this file replaces %(NAME)s
         "admin_username": "admin",
         "admin_password": login.password,
+        # Checking a password takes a tenth of a second, which each request of a client would cost otherwise.
+        "auth_cache_ttl_seconds": "60",
         "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
     }
     return "[mlflow]\n" + "".join(f"{key} = {value}\n" for key, value in settings.items())

@@ -107,6 +107,7 @@ class Stack:
         report: called with a line for each server that has started, and for each that is left out.
         cpus: cores that the head and the second node offer together.
         usual_ports: whether the first start takes the ports that people expect, such as 8265, where they are free.
+        lean: whether to leave out Ray's dashboard, so that no jobs can be submitted, and what shows workers' output.
     """
 
     def __init__(
@@ -116,8 +117,10 @@ class Stack:
         report: Report = lambda line: None,
         cpus: int | None = None,
         usual_ports: bool = False,
+        lean: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lean = lean
         self.folder, self._report = folder, report
         self._more, self._cpus, self._usual_ports = environment or {}, cpus or os.cpu_count() or 1, usual_ports
         self.namespace = Namespace(folder)
@@ -217,8 +220,10 @@ class Stack:
         if head:
             ports |= {"dashboard": note.port("dashboard")}
             options = ["--head", f"--port={note.port('head')}", "--dashboard-host=127.0.0.1"]
+            options += ["--include-dashboard=False"] if self._lean else []
         else:
             options = [f"--address={self.address}", "--num-gpus=0"]  # the head has those of the machine
+        options += ["--include-log-monitor=False"] if self._lean else []
         sessions = self._sessions.readlink() if self._sessions.is_symlink() else self._sessions
         node = Node(address, cpus, ports, sessions / name, options)
         # Some parts of Ray look for a cluster in /tmp unless they are told of theirs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import ray.exceptions
 from ray import cloudpickle
 from ray.data import ActorPoolStrategy
 
-from pipeline import terminal
+from pipeline import storage, terminal
 from pipeline.cluster.resources import Capacity, gpu_type, share_of_gpu
 from pipeline.settings import Config, UserError
 from pipeline.storage import one_line
@@ -29,6 +30,8 @@ _BLOCKS_OF_CORE = 4
 """Blocks for each core, if there are tasks enough, so that the cores finish together."""
 _BLOCKS_WITHOUT_ESTIMATE = 1000
 """Most blocks of tasks whose time nobody knows, so that the driver takes no more than ten seconds for them."""
+_MOST_IN_A_ROW = 32
+"""Tasks that fail one after another, after which no more of them wait to be repeated: something else is wrong."""
 _UNRESERVED = 2**28
 """Bytes of memory that a task may take without a reservation."""
 
@@ -40,6 +43,8 @@ class TaskError(Generic[T]):
     task: T
     reason: str
     """The exception in one line."""
+    temporary: bool = False
+    """Whether the same task may succeed later: the storage failed, and neither a file nor a permission is missing."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ def map_tasks(
     *,
     seconds: Callable[[T], float] | None = None,
     memory: Callable[[T], int] = lambda _: 0,
+    pauses: Sequence[float] = (),
 ) -> Iterator[R | TaskError[T]]:
     """Run a function on every task with Ray Data, one core each.
 
@@ -87,6 +93,8 @@ def map_tasks(
         seconds: estimates the time that a task takes. Without an estimate, each of up to 1,000 tasks is a block.
         memory: estimates the bytes of memory that a task takes. Tasks that take more than a core's share of a node's
             memory run last and, in processes without GPUs, no more of them at a time than fit into it.
+        pauses: seconds to wait, after all other tasks, before the tasks run again whose error was temporary, or whose
+            processes died more often than Ray repeats them; one attempt for each pause.
 
     Yields:
         The results as they become ready, in any order; a `TaskError` for a task whose function raised an exception.
@@ -94,39 +102,68 @@ def map_tasks(
     Raises:
         UserError: if Ray itself fails, such as when the system kills worker processes again and again.
     """
+    left, rest = tasks, iter(pauses)
+    while left:
+        pause, done, in_a_row, reason = next(rest, None), set[int](), 0, ""
+        try:
+            for number, outcome in _run_once(function, left, gpus, seconds, memory):
+                failed = outcome if isinstance(outcome, TaskError) else None
+                in_a_row = in_a_row + 1 if failed else 0
+                if failed and failed.temporary and pause is not None and in_a_row <= _MOST_IN_A_ROW:
+                    reason = failed.reason
+                    continue
+                done.add(number)
+                yield outcome
+        except ray.exceptions.RayError as error:
+            if pause is None:
+                raise UserError(
+                    f"Ray could not finish {len(left)} tasks: {one_line(error)}; expected worker processes that live: "
+                    "free some memory and rerun the same command to resume"
+                ) from error
+            reason = one_line(error)
+        left = [task for number, task in enumerate(left) if number not in done]
+        if left and pause is not None:
+            storage.report_once(f"{len(left)} of {len(tasks)} tasks failed and run again in {pause:g} s: {reason}")
+            time.sleep(pause)
+
+
+def _run_once(
+    function: Callable[[T], R],
+    tasks: Sequence[T],
+    gpus: GpuPool | None,
+    seconds: Callable[[T], float] | None,
+    memory: Callable[[T], int],
+) -> Iterator[tuple[int, R | TaskError[T]]]:
+    """Run every task as `map_tasks` does, and yield its number with each outcome."""
     log = terminal.log_context()
 
     def run(row: dict[str, Any]) -> dict[str, Any]:
         terminal.print_json(log)
-        result, reason = b"", ""
+        result, reason, temporary = b"", "", False
         try:
             result = cloudpickle.dumps(function(cloudpickle.loads(row["task"])))
         except Exception as error:  # Ray would end all tasks because of one
             reason = describe_error(error)
-        return {"number": row["number"], "result": result, "reason": reason}
+            temporary = isinstance(error, OSError) and storage.is_temporary(error)
+        return {"number": row["number"], "result": result, "reason": reason, "temporary": temporary}
 
-    if not tasks:
-        return
-    try:
-        for numbers, needed in _by_memory([memory(task) for task in tasks]):
-            rows = [{"number": number, "task": cloudpickle.dumps(tasks[number])} for number in numbers]
-            blocks = _count_blocks(len(rows), sum(seconds(tasks[number]) for number in numbers) if seconds else None)
-            dataset = ray.data.from_items(rows, override_num_blocks=blocks)
-            if gpus:
-                # Actors, because Ray would start a new process for each task that reserves a GPU.
-                pool = ActorPoolStrategy(size=min(gpus.processes, len(rows)), max_tasks_in_flight_per_actor=1)
-                reserved: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus.share, "resources": gpus.type}
-                dataset = dataset.map(_Actor, fn_constructor_args=(run,), compute=pool, **reserved)
-            else:
-                dataset = dataset.map(run, num_cpus=1, **({"memory": needed} if needed else {}))
-            for row in dataset.iter_rows():
-                task = tasks[row["number"]]
-                yield TaskError(task, row["reason"]) if row["reason"] else cloudpickle.loads(row["result"])
-    except ray.exceptions.RayError as error:
-        raise UserError(
-            f"Ray could not finish {len(tasks)} tasks: {one_line(error)}; expected worker processes that live: "
-            "free some memory and rerun the same command to resume"
-        ) from error
+    for numbers, needed in _by_memory([memory(task) for task in tasks]):
+        rows = [{"number": number, "task": cloudpickle.dumps(tasks[number])} for number in numbers]
+        blocks = _count_blocks(len(rows), sum(seconds(tasks[number]) for number in numbers) if seconds else None)
+        dataset = ray.data.from_items(rows, override_num_blocks=blocks)
+        if gpus:
+            # Actors, because Ray would start a new process for each task that reserves a GPU.
+            pool = ActorPoolStrategy(size=min(gpus.processes, len(rows)), max_tasks_in_flight_per_actor=1)
+            reserved: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpus.share, "resources": gpus.type}
+            dataset = dataset.map(_Actor, fn_constructor_args=(run,), compute=pool, **reserved)
+        else:
+            dataset = dataset.map(run, num_cpus=1, **({"memory": needed} if needed else {}))
+        for row in dataset.iter_rows():
+            task, reason = tasks[row["number"]], row["reason"]
+            yield (
+                row["number"],
+                TaskError(task, reason, row["temporary"]) if reason else cloudpickle.loads(row["result"]),
+            )
 
 
 def _by_memory(needs: Sequence[int]) -> Iterator[tuple[list[int], int | None]]:

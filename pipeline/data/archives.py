@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import bz2
-import copy
 import gzip
 import lzma
+import os
 import posixpath
 import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -20,9 +21,11 @@ from typing import IO, Any, TypeVar
 
 from pipeline import storage
 from pipeline.data.images import EXTENSIONS
-from pipeline.data.listing import LeftOut, LeftOutKind, Listing, SourceImage, describe, reason_to_leave_out
+from pipeline.data.left_out import LeftOut, LeftOutKind, Leftovers, reason_to_leave_out
+from pipeline.data.listing import Listing, describe
 from pipeline.data.locations import Location, TarLocation, ZipLocation
 from pipeline.data.rejection import RejectedImageError, RejectionKind
+from pipeline.data.source_images import SourceImages
 from pipeline.data.streams import StorageError, open_stream, stamp
 from pipeline.settings import UserError
 from pipeline.settings.fields import absolute_path
@@ -32,6 +35,8 @@ T = TypeVar("T")
 
 _ZIP = (".zip",)
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+ENDINGS = _ZIP + _TAR
+"""Lower-case endings of archives."""
 _DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),  # type: ignore[dict-item, return-value]
     b"BZh": bz2.BZ2File,
@@ -49,6 +54,13 @@ _LONGEST_LINK = 4096
 """Bytes of a symbolic link in a zip archive."""
 _LZMA_MEMORY = 2**28
 """Bytes that decompressing a member of a zip archive may take beside its content."""
+_ZIP_HEADER = struct.Struct("<4s2xHH16xHH")
+"""Header of a member of a zip archive (APPNOTE.TXT 4.3.7): signature, flags, method, and the lengths of name and extra
+field, which follow."""
+_EXTRA = 256
+"""Bytes of an extra field that are requested with a member; a longer one takes a second request."""
+_ENCRYPTED, _PATCHED, _STRONGLY_ENCRYPTED = 1, 1 << 5, 1 << 6
+"""Flags of a member of a zip archive."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,12 @@ def is_archive(source: str) -> bool:
     """Tell by its ending if a path or URL names an archive."""
     on_web = source.startswith(("http://", "https://"))
     path = re.split("[?#]", source, maxsplit=1)[0] if on_web else source
-    return path.lower().endswith(_ZIP + _TAR)
+    return path.lower().endswith(ENDINGS)
+
+
+def may_be_archive(name: str) -> bool:
+    """Tell whether files of the same type as one of this name can be archives; "set.csv.gz" and "set.tar.gz" are."""
+    return name.lower().endswith(tuple(f".{ending.rpartition('.')[2]}" for ending in ENDINGS))
 
 
 def list_archive(source: str, extensions: tuple[str, ...] = EXTENSIONS) -> Listing:
@@ -88,8 +105,7 @@ def list_archive(source: str, extensions: tuple[str, ...] = EXTENSIONS) -> Listi
     """
     kind = "zip" if source.lower().endswith(_ZIP) else "tar"
     archive = absolute_path(source)
-    _open_zip.cache_clear()  # the archive may have changed
-    _open_tar.cache_clear()
+    _open_tar.cache_clear()  # the archive may have changed
     try:
         members = _run(archive, lambda: _zip_members(archive) if kind == "zip" else _tar_members(archive))
     except FileNotFoundError:
@@ -104,19 +120,19 @@ def list_archive(source: str, extensions: tuple[str, ...] = EXTENSIONS) -> Listi
 def read_member(location: ZipLocation | TarLocation) -> bytes:
     """Read a member of an archive.
 
-    The members of a compressed tar archive are best read in order, because a step back starts again at the beginning.
+    A member of a zip archive, or of a tar archive that is not compressed, takes one request, and nothing else of the
+    archive is read. The members of a compressed tar archive are best read in order, because a step back starts again
+    at the beginning.
 
     Raises:
         RejectedImageError: if the member is damaged or encrypted.
         OSError: if the archive cannot be read.
     """
-
-    def read() -> bytes:
-        return _read_zip(location) if isinstance(location, ZipLocation) else _read_tar(location)
-
     try:
-        return _run(location.archive, read)
-    except _ContentError as error:
+        if isinstance(location, ZipLocation):
+            return _read_zip(location)
+        return _read_tar(location) if location.plain else _run(location.archive, lambda: _read_compressed(location))
+    except (zipfile.BadZipFile, tarfile.ReadError, _ContentError) as error:
         detail = f"cannot be read from its archive: {one_line(error)}"
         raise RejectedImageError(RejectionKind.DAMAGED, detail) from None
 
@@ -137,7 +153,6 @@ def _run(archive: str, operation: Callable[[], T]) -> T:
         try:
             return operation()
         except StorageError as error:
-            _open_zip.cache_clear()
             _open_tar.cache_clear()
             raise (error.__cause__ or error) from None
         except Exception as error:  # see open_stream
@@ -148,31 +163,35 @@ def _run(archive: str, operation: Callable[[], T]) -> T:
 
 
 @lru_cache(maxsize=8)
-def _open_zip(archive: str, _stamp: tuple[int, ...]) -> zipfile.ZipFile:
-    return zipfile.ZipFile(open_stream(archive))
-
-
-@lru_cache(maxsize=8)
 def _open_tar(archive: str, _stamp: tuple[int, ...]) -> IO[bytes]:
-    """Open the content of a tar archive, decompressed if it is compressed."""
-    file = open_stream(archive)
+    """Open the content of a compressed tar archive for reading its members."""
+    return _decompressed(open_stream(archive))
+
+
+def _decompressed(file: IO[bytes]) -> IO[bytes]:
+    """Return the content of a tar archive: the file itself, or what it is decompressed to."""
     start = file.read(6)
     file.seek(0)
     return next((opener(file) for magic, opener in _DECOMPRESSORS.items() if start.startswith(magic)), file)
 
 
 def _zip_members(archive: str) -> list[_Member]:
-    opened = _open_zip(archive, stamp(archive))
+    with open_stream(archive) as file:
+        infos = zipfile.ZipFile(file).infolist()
+        end = file.seek(0, os.SEEK_END)
     members = []
-    for info in opened.infolist():
+    for info in infos:
         mode = info.external_attr >> 16 if info.create_system == 3 else 0  # the mode of Unix
         details = {"size": info.file_size, "CRC": info.CRC}
-        location = ZipLocation(archive, info.filename, info.file_size)
+        numbers = info.file_size, info.header_offset, info.compress_size, info.CRC, info.compress_type
+        location = ZipLocation(archive, info.filename, *numbers)
         name = info.orig_filename
         if "\0" in name:
             members.append(_Member(name, None, details, fault="has a name with a NUL character"))
         elif name.endswith("/"):
             continue
+        elif info.header_offset < 0 or info.header_offset + info.compress_size > end:
+            members.append(_Member(name, None, details, fault="lies outside of the archive"))
         elif stat.S_ISLNK(mode) and info.file_size <= _LONGEST_LINK:
             members.append(_zip_link(location, details))
         elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
@@ -186,16 +205,20 @@ def _zip_link(location: ZipLocation, details: dict[str, Any]) -> _Member:
     """Return the member for a symbolic link, whose content is the path that it points to."""
     try:
         target = _read_zip(location).decode(errors="surrogateescape")
-    except StorageError:
-        raise
-    except Exception as error:  # see open_stream
+    except OSError as error:
+        raise StorageError from error
+    except zipfile.BadZipFile as error:
         return _Member(location.member, None, details, fault=f"is a damaged link: {one_line(error)}")
     return _Member(location.member, None, details, _link_target(location.member, target))
 
 
 def _tar_members(archive: str) -> list[_Member]:
-    content = _open_tar(archive, stamp(archive))
-    content.seek(0)
+    with open_stream(archive) as file:
+        content = _decompressed(file)
+        return _read_headers(archive, content, plain=content is file)
+
+
+def _read_headers(archive: str, content: IO[bytes], plain: bool) -> list[_Member]:
     headers = _Headers(content)
     opened = tarfile.TarFile(fileobj=headers)  # type: ignore[arg-type]
     members = []
@@ -215,7 +238,7 @@ def _tar_members(archive: str) -> list[_Member]:
         elif not info.isreg() or info.issparse():
             fault = "is a sparse file" if info.issparse() else "is no regular file"
         else:
-            location = TarLocation(archive, info.name, info.offset_data, info.size)
+            location = TarLocation(archive, info.name, info.offset_data, info.size, plain)
         members.append(_Member(info.name, location, details, target, fault))
     if len(headers.last) < tarfile.BLOCKSIZE or headers.last.strip(b"\0"):  # `tarfile` takes any damage for the end
         raise tarfile.ReadError(f"the header at byte {opened.offset} is damaged or missing")
@@ -254,8 +277,8 @@ def _sort_members(source: str, members: Sequence[_Member], extensions: tuple[str
     by_path = {_path(member.name): member for member in members}
     has_links = any(member.target is not None for member in members)
     folders = {str(folder) for path in by_path for folder in PurePosixPath(path).parents} if has_links else set()
-    images: list[SourceImage] = []
-    left_out: dict[LeftOut, None] = {}
+    images = []
+    left_out = Leftovers()
     for member in members:
         name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
         reason = reason_to_leave_out(name, extensions)
@@ -267,11 +290,10 @@ def _sort_members(source: str, members: Sequence[_Member], extensions: tuple[str
         elif reason is None and (found is None or found.location is None):
             reason = LeftOut(name, LeftOutKind.UNUSABLE, found.fault if found else "is a link to nothing")
         if reason:
-            left_out[reason] = None
+            left_out.add(reason)
         elif found and found.location:
             images.append(describe(name, found.location, found.details))
-    images.sort(key=lambda image: image.name)
-    return Listing(source, images, list(left_out))
+    return Listing(source, SourceImages.of(images).sorted(), left_out.entries())
 
 
 def _path(name: str) -> str:
@@ -290,16 +312,32 @@ def _follow(member: _Member, by_path: dict[str, _Member]) -> _Member | None:
 
 
 def _read_zip(location: ZipLocation) -> bytes:
-    opened = _open_zip(location.archive, stamp(location.archive))
-    info = opened.getinfo(location.member)
-    if info.compress_size > 2 * location.size + 2**16:
-        raise zipfile.BadZipFile(f"{info.compress_size} bytes would become {location.size}")
-    stored = copy.copy(info)  # `zipfile` itself would decompress without a limit
-    stored.compress_type, stored.file_size = zipfile.ZIP_STORED, info.compress_size
-    del stored.CRC  # that of the decompressed content
-    with opened.open(stored) as member:
-        content = _decompress(member.read(), info.compress_type, location.size)
-    if len(content) != location.size or zlib.crc32(content) != info.CRC:
+    """Read a member of a zip archive by one request, or two if its header is unusually long.
+
+    Raises:
+        BadZipFile: if it is damaged, encrypted or of an unknown kind.
+        OSError: if the storage fails.
+    """
+    if location.stored > 2 * location.size + 2**16:
+        raise zipfile.BadZipFile(f"{location.stored} bytes would become {location.size}")
+    start = location.offset
+    guess = _ZIP_HEADER.size + len(location.member.encode(errors="surrogatepass")) + _EXTRA
+    found = _read_range(location.archive, start, start + guess + location.stored)
+    if len(found) < _ZIP_HEADER.size:
+        raise zipfile.BadZipFile("its header is missing")
+    signature, flags, _, name, extra = _ZIP_HEADER.unpack_from(found)
+    if signature != b"PK\3\4":
+        raise zipfile.BadZipFile("its header is damaged")
+    if flags & (_ENCRYPTED | _PATCHED | _STRONGLY_ENCRYPTED):
+        raise zipfile.BadZipFile("it is encrypted, or a patch of another file")
+    begin = _ZIP_HEADER.size + name + extra
+    if len(found) < begin + location.stored:
+        found, begin = _read_range(location.archive, start + begin, start + begin + location.stored), 0
+    try:
+        content = _decompress(found[begin : begin + location.stored], location.method, location.size)
+    except Exception as error:  # the modules for compression have a dozen different ones
+        raise zipfile.BadZipFile(str(error) or type(error).__name__) from error
+    if len(content) != location.size or zlib.crc32(content) != location.crc:
         raise zipfile.BadZipFile("its content does not have the size and the CRC that the archive states")
     return content
 
@@ -320,6 +358,21 @@ def _decompress(stored: bytes, method: int, size: int) -> bytes:
 
 
 def _read_tar(location: TarLocation) -> bytes:
+    """Read a member of a tar archive that is not compressed by one request."""
+    content = _read_range(location.archive, location.offset, location.offset + location.size)
+    if len(content) < location.size:
+        raise tarfile.ReadError(f"{len(content)} of {location.size} bytes came")
+    return content
+
+
+def _read_range(archive: str, start: int, end: int) -> bytes:
+    content = storage.read(archive, start, end) if end > start else b""
+    if content is None:
+        raise FileNotFoundError(f"{printable(archive)} is gone")
+    return content
+
+
+def _read_compressed(location: TarLocation) -> bytes:
     file = _open_tar(location.archive, stamp(location.archive))
     file.seek(location.offset)
     parts, left = [], location.size

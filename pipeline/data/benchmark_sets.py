@@ -11,7 +11,7 @@ from typing import Literal
 
 from pipeline import storage
 from pipeline.data.archives import is_archive
-from pipeline.data.listing import count, describe_left_out
+from pipeline.data.left_out import count, describe_left_out
 from pipeline.data.locations import Location
 from pipeline.data.sources import list_source
 from pipeline.settings import UserError

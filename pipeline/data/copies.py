@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import threading
 import weakref
@@ -10,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
+import numpy as np
 
 from pipeline import storage
-from pipeline.data.manifest import Shard
 from pipeline.data.parquet import DamagedShardError
 from pipeline.data.patchset import PatchSet
+from pipeline.data.record_tables import ShardFile, Shards
 from sr_model.pixels import Pixels
 
 _COPIERS = 4
@@ -41,8 +41,8 @@ class CopiedShards:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         storage.sweep(str(folder))
         self._set, self._folder = patch_set, folder
-        self._copies = PatchSet(str(folder), patch_set.manifest)
-        shards = iter(_that_fit(patch_set.shards, folder, budget_mb))
+        self._copies = patch_set.at(str(folder))
+        shards = _that_fit(patch_set.shards, folder, budget_mb)
         stop = threading.Event()
         weakref.finalize(self, stop.set)
         for _ in range(_COPIERS):
@@ -69,23 +69,22 @@ class CopiedShards:
         return sum(_is_copied(shard, self._folder) for shard in self._set.shards)
 
 
-def _is_copied(shard: Shard, folder: Path) -> bool:
+def _is_copied(shard: ShardFile, folder: Path) -> bool:
     try:
         return (folder / shard.file).stat().st_size == shard.bytes
     except OSError:
         return False
 
 
-def _that_fit(shards: list[Shard], folder: Path, budget_mb: float) -> list[Shard]:
+def _that_fit(shards: Shards, folder: Path, budget_mb: float) -> Iterator[ShardFile]:
     """Return the first shards, of which as many are taken as fit."""
     copied = sum(shard.bytes for shard in shards if _is_copied(shard, folder))
     free = shutil.disk_usage(folder).free
     room = copied + free if budget_mb == float("inf") else min(1e6 * budget_mb, copied + free / 2)
-    sizes = itertools.accumulate(shard.bytes for shard in shards)
-    return [shard for shard, size in zip(shards, sizes, strict=True) if size <= room]
+    return iter(shards[: int(np.searchsorted(np.cumsum(shards.bytes), room, side="right"))])
 
 
-def _copy_shards(url: str, shards: Iterator[Shard], folder: Path, stop: threading.Event) -> None:
+def _copy_shards(url: str, shards: Iterator[ShardFile], folder: Path, stop: threading.Event) -> None:
     for shard in shards:
         if stop.is_set():
             return
@@ -102,7 +101,7 @@ def _copy_shards(url: str, shards: Iterator[Shard], folder: Path, stop: threadin
             return
 
 
-def _copy_shard(url: str, shard: Shard, folder: Path) -> None:
+def _copy_shard(url: str, shard: ShardFile, folder: Path) -> None:
     fs, path = storage.locate(url)
     with storage.create(str(folder / shard.file), sync=False) as part:  # a damaged copy is noticed by its checksums
         storage.with_retries(url, lambda: fs.get_file(path, str(part)))

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.data.archives import list_archive
-from pipeline.data.listing import Listing, SourceImage
+from pipeline.data.listing import Listing
 from pipeline.data.locations import BuiltinLocation
+from pipeline.data.source_images import SourceImage
 from pipeline.downloads import download
 from pipeline.settings import UserError
 

@@ -66,7 +66,7 @@ def _gather(tiles: Tensor, first: Tensor, side: int, pin: bool) -> Tensor:
 
 def held_bytes(patch_set: PatchSet) -> int:
     """Return the size of all tiles."""
-    return sum(patch_set.row_groups) * 3 * (patch_set.tile**2 + (patch_set.tile // patch_set.scale) ** 2)
+    return patch_set.tiles * 3 * (patch_set.tile**2 + (patch_set.tile // patch_set.scale) ** 2)
 
 
 def load_tiles(patch_set: PatchSet, parts: Iterable[tuple[Pixels, Pixels]], device: torch.device) -> HeldTiles:
@@ -91,5 +91,5 @@ def load_tiles(patch_set: PatchSet, parts: Iterable[tuple[Pixels, Pixels]], devi
 
 
 def _shapes(patch_set: PatchSet) -> dict[str, tuple[int, int, int, int]]:
-    count, sides = sum(patch_set.row_groups), {"hr": patch_set.tile, "lr": patch_set.tile // patch_set.scale}
+    count, sides = patch_set.tiles, {"hr": patch_set.tile, "lr": patch_set.tile // patch_set.scale}
     return {name: (count, side, side, 3) for name, side in sides.items()}

@@ -22,11 +22,12 @@ class RowGroupTable:
     """The sizes of all row groups, stored as runs of equal sizes: a shard has at most two, whatever its length.
 
     Args:
-        runs: number of row groups and tiles in each of them, for each run in order.
+        runs: number of row groups and tiles in each of them, for each run in order; an array has the shape (n, 2).
     """
 
-    def __init__(self, runs: Iterable[tuple[int, int]]) -> None:
-        counts, self._size = np.array([run for run in runs if run[0]], np.int64).reshape(-1, 2).T
+    def __init__(self, runs: Iterable[tuple[int, int]] | Ints) -> None:
+        table = np.asarray(runs if isinstance(runs, np.ndarray) else list(runs), np.int64).reshape(-1, 2)
+        counts, self._size = (column.copy() for column in table[table[:, 0] > 0].T)
         self._group = np.cumsum(counts) - counts
         self._tile = np.cumsum(counts * self._size) - counts * self._size
         self.count = int(counts.sum())

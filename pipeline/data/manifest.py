@@ -1,4 +1,4 @@
-"""The records in a patch set's manifest: its settings, its shards and the outcome for every source image."""
+"""The records of a patch set: its manifest, its shards and the outcome for every source image."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pipeline.data.rejection import Rejection
 from pipeline.settings import Preprocess
 
 FORMAT = 3
-"""Version of shards and manifest, and part of the name of every patch set and shard.
+"""Version of shards, and part of the name of every patch set and shard.
 
 Increase it for every incompatible change, including one of the preprocessing settings.
 """
+MANIFEST_FORMAT = 4
+"""Version of the manifest. Format 3 had all shards and images in the manifest itself, and is still read."""
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
@@ -43,15 +45,43 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file of the set."""
+    """One Parquet file of the set, with its images."""
 
     file: Name
     """Name in the set's folder."""
     row_groups: list[Positive]
-    """Rows in each row group."""
+    """Rows in each row group; all but the last one have the same number."""
     bytes: Count
     sha256: str
     images: list[ImageRecord]
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A Parquet file with records of shards or images."""
+
+    file: Annotated[str, Field(pattern=r"^(index|images)/(train|holdout|rejected)-[0-9]{5,9}\.parquet$")]
+    """Path in the set's folder."""
+    rows: Count
+    bytes: Count
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counts over a patch set."""
+
+    images: Count
+    """All source images."""
+    trained: Count
+    """Images with tiles."""
+    held_out: Count
+    rejected: Count
+    tiles: Count
+    shards: Count
+    """Training and held-out shards."""
+    bytes: Count
+    """Size of all shards."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +94,27 @@ class Manifest:
     """Side of a tile in HR pixels."""
     settings: Preprocess
     """The settings with which the set was made."""
+    totals: Totals
+    files: list[TableFile]
+    """The tables of shards and images, in order."""
+    format: int = MANIFEST_FORMAT
+
+
+@dataclass(frozen=True)
+class ManifestOfFormat3:
+    """The content of a manifest.json of format 3."""
+
+    name: Name
+    scale: Positive
+    tile: Positive
+    settings: Preprocess
     shards: list[Shard]
     """Training shards."""
     holdout: list[Shard]
     """Shards of held-out images."""
     rejected: list[ImageRecord] = field(default_factory=list)
     """Images that were rejected before they reached a shard."""
-    format: int = FORMAT
+    format: int = 3
 
 
 @dataclass(frozen=True)

@@ -7,61 +7,48 @@ each format takes.
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
 
 from pipeline import storage
-from pipeline.data import parquet, sources
+from pipeline.data import degradation, parquet, sources
 from pipeline.data.images import decode
-from pipeline.data.inventory import InspectedImage
+from pipeline.data.inspected import InspectedImage
 from pipeline.data.manifest import ImageRecord, Shard
 from pipeline.data.rejection import RejectedImageError, RejectionKind
+from pipeline.data.reuse import FinishedShard, reuse_shard
 from pipeline.data.shard_plan import ShardSpec, reduced_size, tile_origins
-from pipeline.settings import Degradation, Preprocess
+from pipeline.settings import Preprocess
 from pipeline.storage import printable
-from sr_model.degrade import add_noise, blur, downscale
 from sr_model.pixels import Pixels
 
 
-def make_shard(spec: ShardSpec, url: str, finished: str | None) -> Shard:
+def make_shard(spec: ShardSpec, url: str, finished: FinishedShard | None) -> Shard:
     """Write a shard, or reuse a finished one if it is undamaged.
 
     Args:
         spec: what to write.
         url: path or URL of the new file.
-        finished: where a shard of this name already exists, either `url` itself or in another patch set.
+        finished: a shard of this name that already exists, at `url` itself or in another patch set.
 
     Raises:
         OSError: if the shard cannot be stored, an image can no longer be read, or there is not enough memory to decode
             it. Such an image is not rejected, because the shard's name does not depend on rejections, so the rejection
             would become permanent.
     """
-    if finished and (shard := _reuse(spec, url, finished)):
+    if finished and (shard := reuse_shard(spec.file, url, finished)):
         return shard
     with storage.create(url, sync=False) as part:  # saving the manifest syncs the shards that it names
         _write(spec, part)
         shard = parquet.read_shard(part, spec.file, check=False)
     assert shard is not None
     return shard
-
-
-def _reuse(spec: ShardSpec, url: str, finished: str) -> Shard | None:
-    with suppress(FileNotFoundError), storage.local_copy(finished) as file:  # it may have been removed by now
-        shard = parquet.read_shard(file, spec.file, check=True)
-        if shard and finished != url:
-            storage.copy(file, url)
-        return shard
-    return None
 
 
 def _write(spec: ShardSpec, file: Path) -> None:
@@ -105,12 +92,12 @@ def _images(spec: ShardSpec) -> Iterator[tuple[ImageRecord, list[_Row]]]:
         except Exception as error:
             error.add_note(f"the image is {printable(image.name)}")
             raise
-        lr = _degrade(hr, spec.scale, settings.degradation, image.sha256)
         height, width = hr.shape[:2]
         if spec.held_out:
+            lr = degradation.degrade(hr, spec.scale, settings.degradation, image.sha256)
             rows, flat = [_Row(image.name, height, width, hr, lr)], 0
         else:
-            rows, flat = _cut(image.name, hr, lr, settings, spec.scale)
+            rows, flat = _cut(image, hr, settings, spec.scale)
         record = image.record(held_out=spec.held_out, tiles=0 if spec.held_out else len(rows))
         yield replace(record, width=width, height=height, flat=flat), rows
 
@@ -134,32 +121,10 @@ def _load(image: InspectedImage, settings: Preprocess, scale: int) -> Pixels:
     return rgb[: height // scale * scale, : width // scale * scale]
 
 
-def _degrade(hr: Pixels, scale: int, settings: Degradation, content_hash: str) -> Pixels:
-    """Return the LR image (H/scale, W/scale, 3): blur, bicubic reduction, noise, JPEG, each if it is configured."""
-    x = as_tensor(hr).permute(2, 0, 1)
-    if settings.blur:
-        x = blur(x, settings.blur)
-    x = downscale(x, scale, settings.bicubic)
-    lr = x.permute(1, 2, 0)
-    if settings.noise:
-        lr = add_noise(lr, settings.noise, f"{settings.seed} {content_hash}".encode())
-    if settings.jpeg:
-        sink = io.BytesIO()
-        Image.fromarray(lr.numpy()).save(sink, "JPEG", quality=settings.jpeg)
-        return decode(sink.getvalue(), lr.shape[0] * lr.shape[1])
-    return lr.numpy()
-
-
-def as_tensor(image: Pixels) -> torch.Tensor:
-    """Return a tensor that shares an image's memory; do not write to it, because decoded images are read-only."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(image)
-
-
-def _cut(name: str, hr: Pixels, lr: Pixels, settings: Preprocess, scale: int) -> tuple[list[_Row], int]:
-    """Return an image's tiles, as views, and the number of flat tiles that were dropped."""
-    tile, lr_tile = settings.tile, settings.tile // scale
+def _cut(image: InspectedImage, hr: Pixels, settings: Preprocess, scale: int) -> tuple[list[_Row], int]:
+    """Return an image's tiles, those of HR as views, and the number of flat tiles that were dropped."""
+    tile = settings.tile
+    cut_lr = degradation.tile_cutter(hr, scale, tile, settings.degradation, image.sha256)
     rows, flat = [], 0
     for y in tile_origins(hr.shape[0], settings):
         for x in tile_origins(hr.shape[1], settings):
@@ -167,6 +132,5 @@ def _cut(name: str, hr: Pixels, lr: Pixels, settings: Preprocess, scale: int) ->
             if settings.min_detail and square.mean(axis=2).std() < settings.min_detail:
                 flat += 1
                 continue
-            ly, lx = y // scale, x // scale
-            rows.append(_Row(name, y, x, square, lr[ly : ly + lr_tile, lx : lx + lr_tile]))
+            rows.append(_Row(image.name, y, x, square, cut_lr(y, x)))
     return rows, flat

@@ -10,6 +10,8 @@ from typing import IO, Any
 
 from pipeline import storage
 
+_BLOCK = 2**22
+"""Bytes that are requested from a store at a time; the default of S3's client would be 50 MB for each open file."""
 _MOST_BYTES = 2**43
 """A position in a file that is not reached; some file systems refuse larger ones."""
 
@@ -76,7 +78,7 @@ def open_stream(url: str) -> IO[bytes]:
     """
     fs, path = storage.locate(url)
     try:
-        file = open(path, "rb", buffering=0) if storage.is_local(fs) else fs.open(path, "rb")  # noqa: SIM115
+        file = open(path, "rb", buffering=0) if storage.is_local(fs) else fs.open(path, "rb", block_size=_BLOCK)  # noqa: SIM115
     except Exception as error:  # the clients of stores have exceptions of their own
         raise StorageError from error
     return io.BufferedReader(_Stream(file), 2**16)

@@ -20,20 +20,20 @@ _GAP = 8
 
 def describe(patch_set: PatchSet) -> str:
     """Return the counts, sizes and settings of a patch set as lines of text."""
-    records = patch_set.images
-    tiles, flat = sum(patch_set.row_groups), sum(record.flat for record in records)
-    rejections = Counter(record.rejected.kind for record in records if record.rejected)
-    sizes = [shard.bytes / 1e6 for shard in patch_set.all_shards]
-    groups = patch_set.row_groups
-    applied = patch_set.manifest.settings.degradation.model_dump().items()
-    degradation = ", ".join(f"{key} {value}" for key, value in applied if value)
+    totals, tiles = patch_set.manifest.totals, patch_set.tiles
+    flat = sum(record.flat for record in patch_set.images())
+    rejections = Counter(record.rejected.kind for record in patch_set.rejected() if record.rejected)
+    sizes = np.concatenate([patch_set.shards.bytes, patch_set.holdout.bytes]) / 1e6
+    applied = patch_set.manifest.settings.degradation.model_dump(mode="json").items()
+    shown = {key: " to ".join(map(str, value)) if isinstance(value, list) else value for key, value in applied if value}
+    degradation = ", ".join(f"{key} {value}" for key, value in shown.items())
     lines = {
         "patch set": patch_set.url,
         "scale": f"x{patch_set.scale}, LR made by {degradation}",
-        "images": f"{len(records)}: {sum(bool(r.tiles) for r in records)} to train on, "
-        f"{len(patch_set.holdout_names)} held out, {sum(rejections.values())} rejected",
+        "images": f"{totals.images}: {totals.trained} to train on, "
+        f"{patch_set.held_out} held out, {sum(rejections.values())} rejected",
         **{f"  rejected, {kind}": f"{count}" for kind, count in rejections.most_common()},
-        "tiles": f"{tiles} of {patch_set.tile}x{patch_set.tile}, in row groups of {max(groups, default=0)}; "
+        "tiles": f"{tiles} of {patch_set.tile}x{patch_set.tile}, in row groups of {patch_set.row_groups.largest}; "
         f"{flat} ({flat / max(tiles + flat, 1):.1%}) dropped as flat",
         "files": f"{len(sizes)} shards, {sum(sizes):.1f} MB, {min(sizes):.1f} to {max(sizes):.1f} MB each",
     }
@@ -48,7 +48,7 @@ def list_rejected(patch_set: PatchSet, most: int | None) -> list[str]:
         patch_set: the patch set.
         most: images to name; one more line says how many others there are. None names all.
     """
-    lines = [storage.printable(f"rejected {r.name}: {r.rejected}") for r in patch_set.images if r.rejected]
+    lines = [storage.printable(f"rejected {r.name}: {r.rejected}") for r in patch_set.rejected()]
     if most is None or len(lines) <= most:
         return lines
     return [*lines[:most], f"and {len(lines) - most} more rejected images: patchset show --all names them"]
@@ -62,16 +62,15 @@ def contact_sheet(patch_set: PatchSet, pairs: int, seed: int) -> Image.Image:
         pairs: the most tiles to draw.
         seed: chooses the tiles.
     """
-    count = sum(patch_set.row_groups)
+    count, table = patch_set.tiles, patch_set.row_groups
     chosen = random.Random(seed).sample(range(count), min(pairs, count))  # noqa: S311
-    first = np.cumsum([0, *patch_set.row_groups])
     side, columns = patch_set.tile, min(_COLUMNS, max(len(chosen), 1))
     rows = -(-len(chosen) // columns)
     size = columns * (2 * side + _GAP) + _GAP, rows * (side + _GAP) + _GAP
     sheet = Image.new("RGB", size, "white")
     for position, tile in enumerate(sorted(chosen)):
-        group = int(np.searchsorted(first, tile, side="right")) - 1
-        hr, lr = (tiles[tile - first[group]] for tiles in patch_set.read_group(group))
+        group, row = (int(place[0]) for place in table.locate(np.array([tile])))
+        hr, lr = (tiles[row] for tiles in patch_set.read_group(group))
         x, y = _GAP + position % columns * (2 * side + _GAP), _GAP + position // columns * (side + _GAP)
         sheet.paste(Image.fromarray(hr), (x, y))
         sheet.paste(Image.fromarray(lr).resize((side, side), Image.Resampling.NEAREST), (x + side, y))

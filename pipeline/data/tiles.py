@@ -85,7 +85,7 @@ def open_tiles(
 
 def _read_all(patch_set: PatchSet) -> Iterator[tuple[Pixels, Pixels]]:
     """Read all tiles in order."""
-    count = len(patch_set.row_groups)
+    count = patch_set.row_groups.count
     with ThreadPoolExecutor(patch_set.readers, thread_name_prefix="tiles") as pool:
         for first in range(0, count, _AT_ONCE):
             yield from pool.map(patch_set.read_group, range(first, min(first + _AT_ONCE, count)))

@@ -13,6 +13,7 @@ from pipeline import storage
 from pipeline.data.manifest import FORMAT, Shard
 from pipeline.data.parquet import HOLDOUT_SCHEMA, TILE_SCHEMA
 from pipeline.data.patchset import PatchSet, manifest_url
+from pipeline.data.reuse import ETAGS
 
 
 def find_faults(patch_set: PatchSet, shard: Shard) -> Iterator[str]:
@@ -20,7 +21,7 @@ def find_faults(patch_set: PatchSet, shard: Shard) -> Iterator[str]:
 
     Args:
         patch_set: the shard's patch set.
-        shard: one of `patch_set.all_shards`.
+        shard: one of `patch_set.read_shards()`.
 
     Yields:
         A description of each fault, to follow the shard's name.
@@ -43,7 +44,7 @@ def find_faults(patch_set: PatchSet, shard: Shard) -> Iterator[str]:
 
 
 def _row_faults(patch_set: PatchSet, shard: Shard, file: Path) -> Iterator[str]:
-    held_out = shard in patch_set.holdout
+    held_out = any(image.held_out for image in shard.images)
     parquet = pq.ParquetFile(file)
     if not parquet.schema_arrow.equals(HOLDOUT_SCHEMA if held_out else TILE_SCHEMA):
         yield f"has the columns {parquet.schema_arrow.names}, expected those of format {FORMAT}"
@@ -70,5 +71,8 @@ def _row_faults(patch_set: PatchSet, shard: Shard, file: Path) -> Iterator[str]:
 def unknown_files(patch_set: PatchSet) -> list[str]:
     """Return the sorted names of files in the folder that the manifest does not name."""
     manifest_name = manifest_url(patch_set.url).rsplit("/", 1)[-1]
-    known = {shard.file for shard in patch_set.all_shards} | {manifest_name}
-    return sorted(set(storage.names(patch_set.url)) - known)
+    known = {manifest_name, ETAGS, *(shard.file for shard in patch_set.all_shards)}
+    known |= {file.file for file in patch_set.manifest.files}
+    folders = {file.file.split("/")[0] for file in patch_set.manifest.files}
+    inside = [f"{folder}/{name}" for folder in folders for name in storage.names(f"{patch_set.url}/{folder}")]
+    return sorted({*storage.names(patch_set.url), *inside} - known - folders)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from pipeline.evaluation.scores import (
 from pipeline.evaluation.scoring import load_pair, mean_scores, measure
 from pipeline.networks import features
 from pipeline.networks.devices import best_device, cuda_fault
-from pipeline.settings import Config, UserError
+from pipeline.settings import Config, Degradation, UserError
 from sr_model.pixels import Pixels, to_pixels, to_tensor
 
 _PROCESSES_PER_GPU = 4
@@ -89,6 +90,7 @@ class Evaluation:
 
     def identify(self, config: Config) -> str:
         """Return a fingerprint of the content of images and methods, of the metrics and of the protocol."""
+        degradation = config.evaluate.degradation
         return storage.fingerprint(
             {
                 "protocol": PROTOCOL_VERSION,
@@ -105,6 +107,7 @@ class Evaluation:
                 "names": list(self.names),
                 "show_lr": self.show_lr,
                 "distance": features.distance_identity(config),
+                **({"degradation": degradation.model_dump(mode="json")} if degradation.label else {}),
             }
         )
 
@@ -121,6 +124,8 @@ class _Task:
     st_lpips: bool
     folder: str
     max_pixels: int
+    degradation: Degradation
+    """What is done to the LR images of benchmark sets."""
     gpu: bool
     """True if the worker has a GPU."""
 
@@ -153,6 +158,7 @@ def list_images(config: Config, patch_set: PatchSet | None = None) -> list[Score
         ]
     for name, source in config.evaluate.benchmarks.items():
         found = benchmark_sets.list_images(name, source, config.scale, config.downloads)
+        name += config.evaluate.degradation.label
         images += [ScoredImage(name, i, image.name, image.version, image, i < shown) for i, image in enumerate(found)]
     return images
 
@@ -174,9 +180,9 @@ def score_images(config: Config, evaluation: Evaluation, folder: str, stage: str
     cluster.connect(config)
     gpus = cluster.gpu_pool(config, _PROCESSES_PER_GPU)
     shared = Evaluation(evaluation.scale, [], evaluation.methods, evaluation.names, evaluation.show_lr)
-    limit, judged = config.preprocess.max_pixels, config.evaluate.st_lpips
+    limit, judged, further = config.preprocess.max_pixels, config.evaluate.st_lpips, config.evaluate.degradation
     tasks = [
-        _Task(number, image, shared, squeezenet, judged, folder, limit, gpus is not None)
+        _Task(number, image, shared, squeezenet, judged, folder, limit, further, gpus is not None)
         for number, image in enumerate(evaluation.images)
     ]
     discard_scores(folder)
@@ -231,12 +237,18 @@ def _score(task: _Task) -> _Result:
     return _Result(task.number, origin, scores, shown, problems, cuda_fault() if task.gpu else None)
 
 
+@lru_cache(maxsize=1)
+def _open(patch_set: str) -> PatchSet:
+    """Open a patch set, which all tasks of this process share."""
+    return patchset.load(patch_set)
+
+
 def _load_pair(task: _Task) -> tuple[Pixels, Pixels, str]:
     source = task.image.source
     if isinstance(source, HeldOut):
-        image = patchset.load(source.patch_set).read_holdout(source.index)
+        image = _open(source.patch_set).read_holdout(source.index)
         return image.hr, image.lr, "made by this pipeline"
-    return load_pair(source.hr, source.lr, task.evaluation.scale, task.max_pixels)
+    return load_pair(source.hr, source.lr, task.evaluation.scale, task.max_pixels, task.degradation)
 
 
 def _read_files(task: _Task, hr: Pixels) -> tuple[dict[str, Tensor], list[str]]:

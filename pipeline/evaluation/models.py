@@ -8,7 +8,8 @@ from pathlib import PurePosixPath
 
 from pipeline import storage, terminal
 from pipeline.data import benchmark_sets, sources
-from pipeline.data.listing import Listing, count
+from pipeline.data.left_out import count
+from pipeline.data.listing import Listing
 from pipeline.evaluation import methods
 from pipeline.evaluation.measuring import Evaluation, list_images, score_images
 from pipeline.evaluation.methods import Method

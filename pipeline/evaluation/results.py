@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from pipeline.data.benchmark_sets import plain_set_name
-from pipeline.data.listing import Listing, SourceImage
+from pipeline.data.listing import Listing
+from pipeline.data.source_images import SourceImage
 from pipeline.evaluation.measuring import EnlargedFile, ScoredImage
 from pipeline.settings import UserError
 from pipeline.storage import printable

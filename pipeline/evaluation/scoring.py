@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.data import sources
+from pipeline.data import degradation, sources
 from pipeline.data.images import decode
 from pipeline.data.locations import Location
 from pipeline.data.patchset import HeldOutImage
@@ -18,12 +19,17 @@ from pipeline.data.rejection import RejectedImageError, RejectionKind
 from pipeline.evaluation.scores import Metrics
 from pipeline.networks import features
 from pipeline.networks.devices import tf32
-from sr_model.degrade import downscale, upscale_bicubic
+from pipeline.settings import Degradation
+from sr_model.degrade import upscale_bicubic
 from sr_model.metrics import SMALLEST, Score, consistency, phase_energy, score, ssim_rgb
 from sr_model.pixels import Pixels, to_input, to_pixels, to_tensor
 
+_NO_DEGRADATION = Degradation()
 
-def load_pair(hr: Location, lr: Location | None, scale: int, max_pixels: int) -> tuple[Pixels, Pixels, str]:
+
+def load_pair(
+    hr: Location, lr: Location | None, scale: int, max_pixels: int, further: Degradation = _NO_DEGRADATION
+) -> tuple[Pixels, Pixels, str]:
     """Read a benchmark image, crop it to a multiple of the scale, and read or make its LR version.
 
     Args:
@@ -31,6 +37,7 @@ def load_pair(hr: Location, lr: Location | None, scale: int, max_pixels: int) ->
         lr: the place of the LR file, or None to reduce the HR image with MATLAB's bicubic.
         scale: HR pixels per LR pixel along an axis.
         max_pixels: largest number of pixels of an image that is decoded.
+        further: what is done to the LR image; with blur, it is made from the HR image in any case.
 
     Returns:
         HR (H, W, C) uint8 with C = 1 or 3 as stored, LR (H/scale, W/scale, C) uint8, and the LR image's origin.
@@ -39,7 +46,10 @@ def load_pair(hr: Location, lr: Location | None, scale: int, max_pixels: int) ->
         RejectedImageError: if a file cannot be used or the two do not fit each other.
         OSError: if a file cannot be read.
     """
-    hr_image = decode(sources.read_bytes(hr, sources.byte_limit(max_pixels)), max_pixels, as_stored=True)
+    content = sources.read_bytes(hr, sources.byte_limit(max_pixels))
+    drawn = further.drawn(key := hashlib.sha256(content).hexdigest())
+    done = f", with {' and '.join(further.words)}" if further.words else ""
+    hr_image = decode(content, max_pixels, as_stored=True)
     hr_image = hr_image[: hr_image.shape[0] // scale * scale, : hr_image.shape[1] // scale * scale]
     if min(hr_image.shape[:2]) < 2 * scale + SMALLEST:
         raise RejectedImageError(
@@ -47,16 +57,16 @@ def load_pair(hr: Location, lr: Location | None, scale: int, max_pixels: int) ->
             f"is {hr_image.shape[1]}x{hr_image.shape[0]}, expected at least {SMALLEST} pixels along each axis inside a "
             f"border of {scale}",
         )
-    if lr is None:
-        made = downscale(to_tensor(hr_image), scale)
-        return hr_image, to_pixels(made), "made by this pipeline with MATLAB's bicubic"
+    if lr is None or drawn.blur:
+        made = degradation.degrade(hr_image, scale, drawn, key)
+        return hr_image, made, f"made by this pipeline with MATLAB's bicubic{done}"
     lr_image = decode(sources.read_bytes(lr, sources.byte_limit(max_pixels)), max_pixels, as_stored=True)
     if (lr_image.shape[0] * scale, lr_image.shape[1] * scale, lr_image.shape[2]) != hr_image.shape:
         raise RejectedImageError(
             RejectionKind.MISMATCHED,
             f"has an LR file of shape {lr_image.shape}, which does not fit the HR shape {hr_image.shape} at x{scale}",
         )
-    return hr_image, lr_image, "files of the set"
+    return hr_image, degradation.spoil(lr_image, drawn, key), f"files of the set{done}"
 
 
 def score_image(sr: Pixels, hr: Pixels, scale: int) -> Score:

@@ -142,6 +142,8 @@ def lacks_mlflow_run(cell: Cell, parent: str) -> bool:
 def restore_from_record(cell: Cell, config: Config) -> Cell:
     """Restore the cell's training from its record in `tune.records`, if there is one.
 
+    From the record of a part, the cell gets the state from which its training goes on.
+
     Args:
         cell: the cell.
         config: settings of the grid.
@@ -158,8 +160,13 @@ def restore_from_record(cell: Cell, config: Config) -> Cell:
     record = records.read(folder, cell.label)
     if record is None:
         return cell
-    same = runs.describes_same(record.identity, records.configuration(record), cell.config, cell.patch_set.name)
-    if not same:
+    known = records.configuration(record)
+    if record.planned_steps is not None:
+        done = record.result.steps
+        if runs.continues(record.identity, known, done, cell.config, cell.patch_set.name):
+            _go_on(cell, folder, record)
+            return cell
+    if record.planned_steps or not runs.describes_same(record.identity, known, cell.config, cell.patch_set.name):
         if folder == config.new_records:
             raise record_files.conflict(folder, cell.label)
         return cell
@@ -170,6 +177,17 @@ def restore_from_record(cell: Cell, config: Config) -> Cell:
             return cell
         print(f"cell {cell.label} taken from {folder}/{records.folder_name(cell.label)}", flush=True)
     return restored
+
+
+def _go_on(cell: Cell, folder: str, record: TrainingRecord) -> None:
+    """Bring the state of a part's record into the training of a cell."""
+    try:
+        home = training_folder(cell)
+    except UserError:  # weights that the objective needs are missing, so the cell will be left out
+        return
+    step = record_files.go_on(folder, record, home)
+    if step is not None:
+        print(f"cell {cell.label} goes on from step {step} of {folder}/{records.folder_name(cell.label)}", flush=True)
 
 
 def save_record(cell: Cell, folder: str | None, scores: Scores | None = None) -> None:

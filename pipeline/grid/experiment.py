@@ -32,6 +32,7 @@ from pipeline.grid.cells import (
     training_folder,
 )
 from pipeline.grid.estimates import cell_seconds, grid_seconds
+from pipeline.grid.parts import METHODS, record_stopped
 from pipeline.grid.shares import Share, find_share
 from pipeline.grid.trials import read_stopped, train_cells
 from pipeline.grid.variants import Variant, list_variants
@@ -46,9 +47,6 @@ from pipeline.training.planning import Plan
 from pipeline.training.ranks import Ranks
 from pipeline.training.stopping import OutOfTime, describe_stop
 from pipeline.training.worker import Worker
-
-METHODS = ("bicubic", "trained")
-"""The methods of enlarging that a comparison scores, keys of `scores.METHODS`."""
 
 Plans = dict[str, Plan]
 """Plans of trainings by the label of the cell."""
@@ -107,6 +105,8 @@ def run(config: Config, dry_run: bool = False, stop_at: float | None = None) -> 
         except OutOfTime:
             finished = sum(outcome.state is State.FINISHED for outcome in outcomes.values())
             print(describe_stop(f"grid stopped with {finished} of {len(cells)} cells finished", config), flush=True)
+            for cell in cells:
+                record_stopped(cell, config)
             raise
         rows = [_score(cell, outcomes[cell.label], folder, config.new_records) for cell in cells]
         # The facts are those of the trainings, not of this command, so that a rerun writes the same report.
@@ -126,7 +126,8 @@ def run(config: Config, dry_run: bool = False, stop_at: float | None = None) -> 
 def _is_new(variant: Variant) -> bool:
     """Tell whether a variant has neither a finished training nor a record, whatever its images are."""
     config = variant.config
-    recorded = config.tune.records and records.read(config.tune.records, variant.label)
+    record = records.read(config.tune.records, variant.label) if config.tune.records else None
+    recorded = record is not None and record.planned_steps is None
     return not recorded and not tracking.any_tracked(f"{config.outputs}/trainings", config.training_label)
 
 
@@ -355,5 +356,6 @@ def _score(cell: Cell, outcome: Outcome, folder: str, records_folder: str | None
         history=history,
         seconds=runs.seconds(history),
         threads=trained.result.threads * trained.result.workers if trained and trained.result.device == "cpu" else 0,
+        parts=cell.record.parts if cell.record else [],
         sets=measured.sets,
     )

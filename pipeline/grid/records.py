@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -18,10 +18,15 @@ from pipeline.data.patchset import PatchSet
 from pipeline.evaluation.scores import Scores, SetScores
 from pipeline.networks.weights import read_weights, serialise
 from pipeline.reporting import cards, records
-from pipeline.reporting.records import Machine, PatchSetCounts, TrainingRecord
+from pipeline.reporting.records import Machine, Part, PatchSetCounts, TrainingRecord
 from pipeline.settings import Config, UserError
+from pipeline.settings.grid import Moments
 from pipeline.storage import redact
-from pipeline.training import runs
+from pipeline.training import portable, runs
+from pipeline.training.checkpoints import Checkpoints
+
+_STATE = "state"
+"""Folder of a record with the state of an unfinished training, in the form of a checkpoint."""
 
 _PRECISION = 6
 """Significant digits of the metrics in a record's history."""
@@ -42,9 +47,9 @@ def new_record(label: str, config: Config, patch_set: PatchSet, trained: runs.Tr
         identity=runs.identify(config, patch_set.name),
         config=_portable(config),
         patch_set=PatchSetCounts(
-            images=sum(image.tiles > 0 for image in patch_set.images),
-            held_out=len(patch_set.holdout_names),
-            tiles=sum(patch_set.row_groups),
+            images=patch_set.manifest.totals.trained,
+            held_out=patch_set.held_out,
+            tiles=patch_set.tiles,
         ),
         result=trained.result,
         seconds=trained.seconds,
@@ -64,6 +69,8 @@ def new_record(label: str, config: Config, patch_set: PatchSet, trained: runs.Tr
 def save(folder: str, record: TrainingRecord, weights: str, scores: Scores | None = None) -> None:
     """Write a record, or add new scores to the one that is there.
 
+    The record of a part is replaced by that of a later part or of the whole training, which keeps the list of parts.
+
     Args:
         folder: path or URL of all records.
         record: the record to write.
@@ -75,16 +82,120 @@ def save(folder: str, record: TrainingRecord, weights: str, scores: Scores | Non
         DamagedFileError: if the record in the folder is damaged.
     """
     known = records.read(folder, record.label)
-    if known and known.identity != record.identity:
+    if known and not (_is_part_of(known, record) or known.identity == record.identity):
         raise conflict(folder, record.label)
     url = f"{folder}/{records.folder_name(record.label)}"
-    if known is None:
+    base = known
+    if known is None or (known.planned_steps is not None and record.result.steps > known.result.steps):
+        in_parts = known or record.planned_steps is not None
+        base = _with_part(record, known.parts if known else []) if in_parts else record
         storage.write(f"{url}/model.safetensors", _in_half(weights, records.configuration(record).scale))
-    base = known or record
+    assert base
     complete = replace(base, scores=_merged(base.scores, scores.sets if scores else {}))
+    if complete.planned_steps is not None:
+        means = {name: entry.mean["trained"] for name, entry in complete.scores.items()}
+        complete = replace(complete, parts=[*complete.parts[:-1], replace(complete.parts[-1], scores=means)])
     if complete != known:
         storage.write_document(f"{url}/record.json", complete)
         cards.write_card(folder, complete)
+    if complete.planned_steps is None:
+        storage.remove(f"{url}/{_STATE}")
+
+
+def save_part(folder: str, record: TrainingRecord, weights: str, home: str, moments: Moments) -> bool:
+    """Write the record of a part of a training, with the state from which the training goes on.
+
+    Args:
+        folder: path or URL of all records.
+        record: the record to write.
+        weights: path or URL of the weights so far.
+        home: path or URL of the training's folder.
+        moments: precision of the kept moments.
+
+    Returns:
+        False if the record in the folder is as far, or the training has no whole checkpoint of this step.
+
+    Raises:
+        UserError: if the folder holds the record of another training under this label.
+        DamagedFileError: if the record in the folder is damaged.
+    """
+    known = records.read(folder, record.label)
+    if known and not _is_part_of(known, record):
+        raise conflict(folder, record.label)
+    found = Checkpoints(f"{home}/checkpoints", 1).restore()
+    as_far = known is not None and known.result.steps >= record.result.steps
+    if as_far or found is None or found[1].step != record.result.steps:
+        return False
+    files, state = found
+    kept = Checkpoints(_state(folder, record.label), 1)
+    kept.save(portable.pack(files, moments), state)
+    kept.wait()
+    save(folder, record, weights)
+    return True
+
+
+def go_on(folder: str, record: TrainingRecord, home: str) -> int | None:
+    """Bring the state of a record into the folder of a training, unless that training is as far.
+
+    Args:
+        folder: path or URL of all records.
+        record: the record of a part of the training, or of one that begins with the same steps.
+        home: path or URL of the training's folder.
+
+    Returns:
+        The step from which the training goes on; None if nothing was done.
+
+    Raises:
+        UserError: if the record has no state.
+        DamagedFileError: if the state cannot be used.
+    """
+    own = Checkpoints(f"{home}/checkpoints", 1)
+    if runs.open_training(home) or max(own.steps(), default=-1) >= record.result.steps:
+        return None
+    place = _state(folder, record.label)
+    found = Checkpoints(place, 1).restore()
+    if found is None:
+        raise UserError(
+            f"{place} holds no whole state, although the record {record.label} is that of a part of a training: "
+            "restore it, such as from version control, or delete the record to train from the start"
+        )
+    files, state = found
+    unpacked = portable.unpack(files)
+    for name in ("checkpoints", "journal"):  # of fewer steps of the same training
+        storage.remove(f"{home}/{name}")
+    _write_history(home, record)
+    own.save(unpacked, state)
+    own.wait()
+    return state.step
+
+
+def _state(folder: str, label: str) -> str:
+    return f"{folder}/{records.folder_name(label)}/{_STATE}"
+
+
+def _is_part_of(known: TrainingRecord, record: TrainingRecord) -> bool:
+    """Tell whether a record is that of a part, with which the training of another record begins."""
+    if known.planned_steps is None:
+        return False
+    config, patch_set = records.configuration(record), str(record.identity["patch_set"])
+    return known.identity == record.identity or runs.continues(
+        known.identity, records.configuration(known), known.result.steps, config, patch_set
+    )
+
+
+def _with_part(record: TrainingRecord, known: Sequence[Part]) -> TrainingRecord:
+    """Return the record of a training with its parts: the known ones, and what came after them."""
+    last = Part(
+        steps=record.result.steps,
+        seconds=max(record.seconds - sum(part.seconds for part in known), 0.0),
+        threads=record.threads if record.result.device == "cpu" else 0,
+        precision=record.result.precision,
+        scores={},
+        recorded=record.recorded,
+        commit=record.commit,
+        machine=record.machine,
+    )
+    return replace(record, parts=[*known, last])
 
 
 def add_variants(folder: str, label: str, scores: Scores) -> int:
@@ -139,11 +250,15 @@ def restore(folder: str, record: TrainingRecord, home: str) -> bool:
         return False
     weights = {name: value.float() if value.is_floating_point() else value for name, value in read_weights(url).items()}
     storage.write(f"{home}/model.safetensors", serialise(weights, records.configuration(record).scale))
-    journal = "".join(json.dumps(asdict(line)) + "\n" for line in record.history)
-    storage.write(f"{home}/journal/000000000-0.jsonl", journal.encode())
+    _write_history(home, record)
     storage.write(f"{home}/config.yaml", records.configuration(record).to_yaml().encode())
     storage.write_document(f"{home}/result.json", record.result)
     return True
+
+
+def _write_history(home: str, record: TrainingRecord) -> None:
+    journal = "".join(json.dumps(asdict(line)) + "\n" for line in record.history)
+    storage.write(f"{home}/journal/000000000-0.jsonl", journal.encode())
 
 
 def conflict(folder: str, label: str) -> UserError:

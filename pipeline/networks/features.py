@@ -73,7 +73,7 @@ def load_terms(settings: Train, device: torch.device) -> list[Term]:
             raise _lacking(needed, error) if needed else error from None
         if isinstance(distance, torch.nn.Module):
             distance = distance.to(device, torch.get_default_dtype()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        terms.append(Term(name, weight, kind.start(own), distance))
+        terms.append(Term(name, weight, kind.start(own), distance, kind.shift(own), settings.seed))
     return terms
 
 

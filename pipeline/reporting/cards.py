@@ -51,7 +51,8 @@ def bundled_card(folder: str, name: str) -> str | None:
     record = records.with_weights(folder, sha256)
     if record is None:
         return None
-    place = f"`docs/results/{records.folder_name(record.label)}/record.json` in the project's repository"
+    below = folder.partition("docs/results")[2]
+    place = f"`docs/results{below}/{records.folder_name(record.label)}/record.json` in the project's repository"
     return model_card(record, records.initial_record(folder, record), name, place)
 
 

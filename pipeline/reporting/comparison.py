@@ -16,8 +16,8 @@ from pipeline import storage, terminal
 from pipeline.evaluation.scores import HELD_OUT, METHODS, METRICS, PROTOCOL, Metrics, SetScores, higher_is_better
 from pipeline.evaluation.tables import aligned, common_metrics, format_value
 from pipeline.networks.weights import count_parameters
-from pipeline.reporting import pages, plane, report
-from pipeline.reporting.records import Variant
+from pipeline.reporting import cost, pages, plane, report
+from pipeline.reporting.records import Part, Variant
 from pipeline.settings import Config
 from pipeline.tracking import JournalRecord, TrackedRun, Tracker, describe_model
 
@@ -85,6 +85,10 @@ class Row:
     """CPU threads of the training, all workers together; 0 if it ran on GPUs, or is not known."""
     variants: list[Variant] = field(default_factory=list)
     """Scores of the same weights at other positions of a dial."""
+    parts: list[Part] = field(default_factory=list)
+    """The parts of a training that was made in parts."""
+    earlier_core_hours: float = 0.0
+    """Core-hours of the training of the weights that it started from, if they are known."""
     sets: dict[str, SetScores] = field(default_factory=dict)
     """Scores by the name of the set; empty if the cell was not scored."""
 
@@ -96,7 +100,8 @@ class Row:
     @property
     def core_hours(self) -> float | None:
         """Hours of training times CPU threads; None if it ran on GPUs, or is not known."""
-        return self.seconds * self.threads / 3600 if self.threads else None
+        used = [(part.seconds, part.threads) for part in self.parts] or [(self.seconds, self.threads)]
+        return sum(seconds * threads for seconds, threads in used) / 3600 if all(t for _, t in used) else None
 
     @functools.cached_property
     def effort(self) -> Metrics:
@@ -148,6 +153,7 @@ def write(
     note = NOTE if _published(rows) else ""
     points = plane.list_points(rows)
     positions, drawing = plane.plane_table(points), plane.draw_plane(points)
+    costs = cost.draw_costs(rows)
     page = pages.render(
         "grid.html.j2",
         title=config.name,
@@ -155,6 +161,7 @@ def write(
         cells=cells,
         positions=positions,
         plane=drawing,
+        costs=costs,
         missing=missing(rows),
         best=best(rows),
         protocol=PROTOCOL,
@@ -172,6 +179,7 @@ def write(
     files = {
         "results.md": "\n".join([markdown(scores), note, "", markdown(cells), *missing(rows), best(rows), ""]).encode(),
         **({"plane.md": markdown(positions).encode(), "plane.svg": drawing.encode()} if drawing else {}),
+        **({"cost.svg": costs.encode()} if costs else {}),
         "results.csv": _csv(rows),
         "report.html": page,
     }

@@ -60,6 +60,28 @@ class Variant:
     """Mean scores by the name of the set."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a training that was made in parts, from the end of the part before to its own."""
+
+    steps: int
+    """Number of finished steps at its end."""
+    seconds: float
+    """Seconds of this part."""
+    threads: int
+    """CPU threads, all workers together; 0 on GPUs."""
+    precision: str
+    """Precision of the forward and backward pass."""
+    scores: dict[str, Metrics]
+    """Mean scores at its end by the name of the set; empty for the last part of a finished training, whose scores are
+    those of the record."""
+    recorded: str
+    """Date of its end, ISO 8601."""
+    commit: str
+    """Commit of the code that trained."""
+    machine: Machine
+
+
 _DIALS = {"alpha": re.compile(r"alpha (\d+(?:\.\d+)?)"), "steps": re.compile(r"(\d+) steps?")}
 """Names of variants in the scores of `pipeline.interpolate` and of `pipeline.evaluate --steps`, by dial."""
 
@@ -145,6 +167,10 @@ class TrainingRecord:
     """Versions of Python and of the packages that matter, by name."""
     variants: list[Variant] = field(default_factory=list)
     """Further scores of the same weights: mixed with another model, or with other numbers of steps."""
+    planned_steps: int | None = None
+    """Steps of the whole training, if these weights are those of a part; None if the training is finished."""
+    parts: list[Part] = field(default_factory=list)
+    """The parts so far, if the training was made in parts."""
 
     @property
     def threads(self) -> int:

@@ -6,7 +6,7 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -17,7 +17,7 @@ from pipeline.evaluation import scoring
 from pipeline.evaluation.scores import HELD_OUT, Metrics
 from pipeline.networks import upscaling
 from pipeline.networks.weights import load_network
-from pipeline.reporting import cards, comparison, pages, plane, records, report
+from pipeline.reporting import cards, comparison, cost, pages, plane, records, report
 from pipeline.reporting.comparison import Row
 from pipeline.reporting.records import TrainingRecord
 from pipeline.settings import UserError
@@ -35,11 +35,12 @@ class Literature:
 
 
 LITERATURE = (
-    Literature("SRResNet", "srresnet", {"Set5": 32.05, "Set14": 28.49}),
+    Literature("SRResNet", "srresnet", {"Set5": 32.05, "Set14": 28.49, "BSD100": 27.58}),
     Literature("SRResNet with VGG22", "srresnet", {"Set5": 30.51, "Set14": 27.19}),
-    Literature("SRCNN 9-5-5, luma", "srcnn", {"Set5": 30.48, "Set14": 27.50}),
+    Literature("SRCNN 9-5-5, luma", "srcnn", {"Set5": 30.48, "Set14": 27.50, "BSD100": 26.90}),
 )
-"""Table 1 of Ledig et al. 2017 (arXiv:1609.04802) for SRResNet, and Dong et al. 2015 (arXiv:1501.00092) for SRCNN."""
+"""Tables 1 and 2 of Ledig et al. 2017 (arXiv:1609.04802) for SRResNet, and Dong et al. 2015 (arXiv:1501.00092) for
+SRCNN."""
 
 CROPS = (("Set5", "butterfly"), ("Set14", "comic"), ("Set14", "zebra"))
 """Sets and images whose crops are shown."""
@@ -83,13 +84,15 @@ def write_page(
     Raises:
         UserError: if a benchmark image is missing.
     """
-    rows = [record_row(record) for record in found]
+    initial = {record.label: records.initial_record(folder, record) for record in found}
+    rows = [_with_start(record_row(record), initial[record.label]) for record in found]
     configs = {record.label: records.configuration(record) for record in found}
     first = configs[found[0].label]
     short = records.configuration(seeds[0]) if seeds else None
     spreads = _spreads(seeds)
     points = plane.list_points(rows)
     drawing = plane.draw_plane(points)
+    costs = cost.draw_costs(rows)
     page = pages.render(
         "results.md.j2",
         records=found,
@@ -109,13 +112,15 @@ def write_page(
         short=short,
         short_steps=seeds[0].result.steps if seeds else 0,
         best=comparison.best(rows),
-        initial={record.label: records.initial_record(folder, record) for record in found},
+        initial=initial,
+        costs=costs,
     )
     (out / "results.md").write_text(page)
     curves = report.curves({record.label: record.history for record in found}, None)
     (out / "results-curves.svg").write_text(curves)
-    if drawing:
-        (out / "results-plane.svg").write_text(drawing)
+    for name, svg in (("results-plane.svg", drawing), ("results-cost.svg", costs)):
+        if svg:
+            (out / name).write_text(svg)
     if benchmarks:
         best = comparison.best_row(rows, "psnr_y")
         one = [record for record in found if best and record.label == best.label]
@@ -130,9 +135,10 @@ def record_row(record: TrainingRecord, folder: str = "") -> Row:
         record: the record.
         folder: path or URL of the training, if it was restored.
     """
+    planned = record.planned_steps
     return Row(
         record.label,
-        "finished",
+        "finished" if planned is None else f"part of {planned:,} steps",
         records.configuration(record),
         folder=folder,
         steps=record.result.steps,
@@ -140,8 +146,15 @@ def record_row(record: TrainingRecord, folder: str = "") -> Row:
         seconds=record.seconds,
         threads=record.threads if record.result.device == "cpu" else 0,
         variants=record.variants,
+        parts=record.parts,
         sets=record.scores,
     )
+
+
+def _with_start(row: Row, initial: TrainingRecord | None) -> Row:
+    """Return a row with the core-hours of the weights that its training started from."""
+    hours = record_row(initial).core_hours if initial else None
+    return replace(row, earlier_core_hours=hours or 0.0)
 
 
 def _psnr(found: Sequence[TrainingRecord]) -> dict[str, Metrics]:

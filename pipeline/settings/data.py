@@ -2,29 +2,98 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from pipeline.settings.fields import STRICT
 
+Blur = Annotated[float, Field(ge=0, le=20)]
+Noise = Annotated[float, Field(ge=0, le=100)]
+Quality = Annotated[int, Field(ge=1, le=100)]
+
 
 class Degradation(BaseModel):
-    """How the LR image is computed from the HR image; the steps are applied to whole images, in this order."""
+    """How the LR image is computed from the HR image; the steps are applied to whole images, in this order.
+
+    In place of a single value, blur, noise and JPEG take a range, such as [40, 95], from which values are drawn
+    uniformly: blur for each image, noise and JPEG for each tile. Held-out images have draws of their own. All draws
+    depend on the seed and the content of the image alone.
+    """
 
     model_config = STRICT
 
-    blur: float = Field(0, ge=0, le=20)
-    """Standard deviation of a Gaussian blur, in HR pixels; 0 turns it off."""
+    blur: Blur | tuple[Blur, Blur] = 0.0
+    """Standard deviation of a Gaussian blur, in HR pixels, or its range; 0 turns it off."""
     bicubic: Literal["matlab", "legacy"] = "matlab"
     """Variant of the bicubic reduction: "matlab" is that of current MATLAB versions, "legacy" is the 8-bit variant that
     made the published benchmark files."""
-    noise: float = Field(0, ge=0, le=100)
-    """Standard deviation of Gaussian noise on the LR image, in grey levels of 255; 0 turns it off."""
-    jpeg: int | None = Field(None, ge=1, le=100)
-    """Quality of a JPEG compression of the LR image; no compression by default."""
+    noise: Noise | tuple[Noise, Noise] = 0.0
+    """Standard deviation of Gaussian noise on the LR image, in grey levels of 255, or its range; 0 turns it off."""
+    jpeg: Quality | tuple[Quality, Quality] | None = None
+    """Quality of a JPEG compression of the LR image, or its range; no compression by default."""
     seed: int = 0
-    """Noise seed, combined with each image's hash."""
+    """Seed of noise and draws, combined with each image's hash."""
+    clean: float = Field(0.0, ge=0, lt=1, exclude_if=lambda value: value == 0)  # so that older names stay
+    """Share of the tiles and of the held-out images that are reduced alone, without blur, noise and JPEG."""
+
+    @property
+    def varies_by_tile(self) -> bool:
+        """True if tiles of an image differ in noise or JPEG, or some of them stay clean."""
+        return isinstance(self.noise, tuple) or isinstance(self.jpeg, tuple) or self.clean > 0
+
+    @property
+    def words(self) -> list[str]:
+        """What is applied beside the reduction, such as ["noise 5", "jpeg 40 to 95"]."""
+        values = {key: getattr(self, key) for key in ("blur", "noise", "jpeg", "clean")}
+        ranges = {key: value if isinstance(value, tuple) else (value,) for key, value in values.items() if value}
+        return [f"{key} {' to '.join(f'{value:g}' for value in ends)}" for key, ends in ranges.items()]
+
+    @property
+    def label(self) -> str:
+        """The same as a part of a set's name, such as "-noise5-jpeg40to95"; "" for the reduction alone."""
+        return "".join(f"-{word.replace(' ', '')}" for word in self.words)
+
+    def cleaned(self) -> Degradation:
+        """Return the reduction alone."""
+        return Degradation(bicubic=self.bicubic, seed=self.seed)
+
+    def drawn(self, key: str) -> Degradation:
+        """Return single values in place of ranges.
+
+        Args:
+            key: names what the values are for, such as an image by the hash of its content.
+        """
+
+        def draw(name: str) -> float:
+            digest = hashlib.sha256(f"{self.seed} {key} {name}".encode()).digest()
+            return int.from_bytes(digest[:8], "big") / 2**64
+
+        if self.clean and draw("clean") < self.clean:
+            return self.cleaned()
+        values: dict[str, Any] = {"clean": 0.0}
+        for name in ("blur", "noise"):
+            if isinstance(bounds := getattr(self, name), tuple):
+                values[name] = bounds[0] + draw(name) * (bounds[1] - bounds[0])
+        if isinstance(self.jpeg, tuple):
+            values["jpeg"] = self.jpeg[0] + int(draw("jpeg") * (self.jpeg[1] - self.jpeg[0] + 1))
+        return self.model_copy(update=values)
+
+    @field_validator("blur", "noise", "jpeg", mode="before")
+    @classmethod
+    def _single_of_list(cls, value: Any) -> Any:
+        """Take the value of a list of one, as which the command line reads a setting that may be a list."""
+        if isinstance(value, str):  # a list that is no JSON, such as [nan]
+            return value.removeprefix("[").removesuffix("]") if "," not in value else value
+        return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+    @field_validator("blur", "noise", "jpeg")
+    @classmethod
+    def _ascending(cls, value: Any) -> Any:
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise ValueError("a single value, or the lower and the upper end of a range, such as [40, 95]")
+        return value
 
 
 class Preprocess(BaseModel):
@@ -54,6 +123,10 @@ class Preprocess(BaseModel):
     """Tiles in a Parquet row group, the unit that is read at once and assigned to a lane."""
     shard_mb: float = Field(128, gt=0)
     """Target size of a shard in MB."""
+    grouping: Literal["name", "hash"] = "name"
+    """How images come to shards: "name" takes them in the order of their names, "hash" by the first bits of the hash of
+    their content. With "hash", a changed image changes the shard that it was in and the one that it comes to, and no
+    other, and images from one folder are spread over all shards. It suits datasets of a million images and more."""
     max_pixels: int = Field(200_000_000, ge=1)
     """Pixels in the largest accepted image; larger images are rejected, as a protection against decompression bombs."""
     max_reject_share: float = Field(0.05, ge=0, le=1)

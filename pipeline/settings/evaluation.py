@@ -7,6 +7,7 @@ import re
 
 from pydantic import BaseModel, Field, field_validator
 
+from pipeline.settings.data import Degradation
 from pipeline.settings.fields import STRICT, absolute_path, absolute_source
 
 
@@ -30,6 +31,10 @@ class Evaluate(BaseModel):
     benchmarks: dict[str, str] = Field({}, examples=["Set5=data/Set5"])
     """Benchmark sets as NAME=FOLDER. A folder holds HR images, with or without the published LR files; the data guide
     describes the layouts."""
+    degradation: Degradation = Degradation()
+    """What is done to the LR images of benchmark sets before they are enlarged, such as JPEG compression. Blur needs LR
+    images that are made here, so published LR files are then not used. The names of the sets say what was done, such as
+    Set5-jpeg60. Held-out images have the degradation of the patch set."""
     images: int = Field(6, ge=0)
     """Number of images of each set that the report shows."""
     squeezenet: str | None = None

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from pipeline.settings.fields import STRICT, absolute_path
+
+Moments = Literal["bf16", "fp32"]
+"""Precision of the moments of an optimizer in a record."""
 
 
 class Tune(BaseModel):
@@ -50,6 +53,10 @@ class Tune(BaseModel):
     new_records: str | None = None
     """Folder or URL in which newly finished cells are recorded. By default the folder `records`; in a submitted job
     records/ in the home folder if `records` is a local folder, because Ray deletes a job's local files."""
+    keep_state: Moments | None = None
+    """Whether records keep the state of trainings that `cluster.stop_after` ends early, so that they go on anywhere
+    where the record is: weights, moving average and position, and the moments of the optimizer in "bf16", or in "fp32",
+    with which a training goes on exactly. By default only finished trainings are recorded."""
     note: str = ""
     """Text for the model cards that says what the images are and under which terms they may be used."""
 
@@ -71,6 +78,12 @@ class Tune(BaseModel):
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
         return value if value is None else absolute_path(value)
+
+    @model_validator(mode="after")
+    def _state_in_records(self) -> Tune:
+        if self.keep_state and not self.records:
+            raise ValueError("tune.keep_state keeps the state in records, expected tune.records to name their folder")
+        return self
 
 
 def _is_finite(value: Any) -> bool:

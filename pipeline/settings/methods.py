@@ -22,6 +22,10 @@ def _accept(_: Config) -> None:
     """Accept all settings."""
 
 
+def _as_it_is(config: Config) -> Config:
+    return config
+
+
 def _psnr(_: Config) -> str:
     return "psnr_y"
 
@@ -50,6 +54,8 @@ class MethodKind:
     check: Callable[[Config], None] = _accept
     """Refuse settings that the method cannot work with, by a UserError, before anything starts."""
     settings: type[MethodSettings] = MethodSettings
+    heaviest: Callable[[Config], Config] = _as_it_is
+    """Return a configuration of which every step takes as much memory as the heaviest step of this one."""
     selects: Callable[[Config], str] = _psnr
     """The metric of held-out images that chooses the best weights, a key of `pipeline.evaluation.scores.METRICS`."""
     measures: Callable[[Config], tuple[str, ...]] = _no_metrics
@@ -65,6 +71,7 @@ _ALL = (
         deferred("pipeline.training.methods.gan:AdversarialTraining"),
         check=deferred("pipeline.training.methods.gan_checks:check"),
         settings=Gan,
+        heaviest=deferred("pipeline.training.methods.gan_checks:penalise_every_step"),
         selects=perceptual_metric,
         measures=deferred("pipeline.training.methods.gan_checks:metrics"),
         remark=deferred("pipeline.training.methods.gan_checks:remark"),

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.settings.errors import UserError
 from pipeline.settings.fields import section_models
-from pipeline.settings.mistakes import explain, suggest
+from pipeline.settings.mistakes import explain, known_keys, suggest
 from pipeline.settings.network import known_settings, settings_for
 from pipeline.settings.schema import Config
 
@@ -33,7 +33,9 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
         section: Any = changed
         for part in sections:
             section = section.get(part) if isinstance(section, dict) else None
-        if not isinstance(section, dict) or name not in section:
+        # A default may be left out of the dump; networks have different keys, so theirs are those of the dump.
+        known = isinstance(section, dict) and (name in section or (sections[:1] != ["model"] and key in known_keys()))
+        if not known:
             raise UserError(f"unknown key {key}{suggest(key)}")
         section[name] = value
     try:

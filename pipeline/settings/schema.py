@@ -49,7 +49,7 @@ class Config(BaseSettings):
     source: list[str] = ["builtin"]
     """Training and validation images, as one or more comma-separated sources: "builtin" (photographs that ship with
     installed packages), "div2k", "div2k/train" or "div2k/valid" (downloaded), or the paths or URLs of folders, image
-    files, zip and tar archives, or glob patterns."""
+    files, zip and tar archives, Parquet or CSV tables of URLs, or glob patterns."""
     scale: Literal[2, 3, 4, 8] = 4
     """Upscaling factor."""
     preprocess: Preprocess = Preprocess()

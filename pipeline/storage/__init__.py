@@ -10,7 +10,9 @@ from pipeline.storage.documents import (
     write_document,
 )
 from pipeline.storage.files import (
+    StoredFile,
     copy,
+    copy_stored,
     create,
     exists,
     flush,
@@ -22,6 +24,8 @@ from pipeline.storage.files import (
     sha256,
     size,
     sizes,
+    stored,
+    stored_files,
     sweep,
     write,
 )
@@ -29,20 +33,23 @@ from pipeline.storage.locations import is_url, locate, real_name
 from pipeline.storage.locks import HeldError, hold
 from pipeline.storage.private import private_folder
 from pipeline.storage.redaction import redact
-from pipeline.storage.retries import is_local, with_retries
+from pipeline.storage.retries import is_local, is_temporary, with_retries
 from pipeline.storage.texts import fingerprint, one_line, plain_name, printable, unicode_name
 
 __all__ = [
     "DELETE_AND_RERUN",
     "DamagedFileError",
     "HeldError",
+    "StoredFile",
     "copy",
+    "copy_stored",
     "create",
     "exists",
     "fingerprint",
     "flush",
     "hold",
     "is_local",
+    "is_temporary",
     "is_url",
     "local_copy",
     "locate",
@@ -63,6 +70,8 @@ __all__ = [
     "sha256",
     "size",
     "sizes",
+    "stored",
+    "stored_files",
     "sweep",
     "unicode_name",
     "with_retries",

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import has_magic
 from pathlib import Path
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import fsspec
@@ -24,6 +25,8 @@ from pipeline.storage.retries import DISK_FULL, is_local, with_retries
 
 _ABANDONED_S = 3600
 """Age in seconds at which an unfinished file counts as left by a killed writer."""
+_CHECKSUMS = ("ETag", "etag", "md5Hash", "content_md5")
+"""Entries of a file's details that stand for its content, in the stores of Amazon, Google and Microsoft."""
 
 
 def write(url: str, content: bytes) -> None:
@@ -94,6 +97,29 @@ def copy(file: Path, url: str) -> None:
         shutil.copyfile(file, part)
 
 
+def copy_stored(origin: str, url: str) -> bool:
+    """Copy a file within its object store, so that its content does not travel.
+
+    Args:
+        origin: URL of the file.
+        url: URL of the copy.
+
+    Returns:
+        False if nothing was done, because these are local files or two stores, or the store cannot copy.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+    """
+    (fs, path), (other, source) = locate(url), locate(origin)
+    if is_local(fs) or fs is not other:
+        return False
+    try:
+        with_retries(url, lambda: fs.cp_file(source, path), expected=(NotImplementedError,))
+    except NotImplementedError:
+        return False
+    return True
+
+
 @contextmanager
 def local_copy(url: str) -> Iterator[Path]:
     """Give the file at `url` as a local file: a local one itself, otherwise a copy that is removed after the block.
@@ -136,11 +162,17 @@ def sweep(folder: str) -> None:
                 part.unlink(missing_ok=True)
 
 
-def read(url: str) -> bytes | None:
-    """Return a file's content, or None if there is no such file."""
+def read(url: str, start: int | None = None, end: int | None = None) -> bytes | None:
+    """Return a file's content, or None if there is no such file.
+
+    Args:
+        url: path or fsspec URL of the file.
+        start: position of the first byte to read; None for the beginning.
+        end: position behind the last byte, which may lie behind the end; None for the end.
+    """
     fs, path = locate(url)
     try:
-        return with_retries(url, lambda: bytes(fs.cat_file(path)))
+        return with_retries(url, lambda: bytes(fs.cat_file(path, start=start, end=end)))
     except FileNotFoundError:
         return None
 
@@ -160,6 +192,28 @@ def size(url: str) -> int | None:
         return None
 
 
+class StoredFile(NamedTuple):
+    """What a store reports of a file."""
+
+    bytes: int
+    etag: str
+    """A text that changes with the content, such as the ETag of S3; empty for a local file."""
+
+    @classmethod
+    def of(cls, info: dict[str, Any]) -> StoredFile:
+        """Take it from fsspec's details."""
+        return cls(int(info["size"]), next((str(info[key]) for key in _CHECKSUMS if info.get(key)), ""))
+
+
+def stored(url: str) -> StoredFile | None:
+    """Return what the store reports of a file, or None if there is no such file."""
+    fs, path = locate(url)
+    try:
+        return StoredFile.of(with_retries(url, lambda: fs.info(path)))
+    except FileNotFoundError:
+        return None
+
+
 def names(folder: str) -> list[str]:
     """Return the sorted names of a folder's files and folders; an empty list if the folder does not exist."""
     fs, path = locate(folder)
@@ -173,12 +227,17 @@ def names(folder: str) -> list[str]:
 
 def sizes(folder: str) -> dict[str, int]:
     """Return the size in bytes of each file in a folder by its name; empty if the folder does not exist."""
+    return {name: file.bytes for name, file in stored_files(folder).items()}
+
+
+def stored_files(folder: str) -> dict[str, StoredFile]:
+    """Return what the store reports of each file in a folder by its name; empty if the folder does not exist."""
     fs, path = locate(folder)
     try:
         entries = with_retries(folder, lambda: list(fs.ls(path, detail=True)))
     except FileNotFoundError:
         return {}
-    return {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}
+    return {entry["name"].rsplit("/", 1)[-1]: StoredFile.of(entry) for entry in entries if entry["type"] == "file"}
 
 
 def sha256(file: Path) -> str:

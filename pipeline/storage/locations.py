@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from datetime import datetime
+from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import fsspec
 from fsspec.core import split_protocol
@@ -43,7 +46,25 @@ def locate(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fs, path
     protocol, _ = split_protocol(url)
     kind = fsspec.get_filesystem_class(protocol)
+    if protocol in ("s3", "s3a"):
+        _parse_times_fast()
     return fsspec.filesystem(protocol, **kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
+
+
+@cache
+def _parse_times_fast() -> None:
+    """Let S3's client parse times by the standard library, because four fifths of a listing's CPU time went there."""
+    from botocore import parsers
+    from botocore.utils import parse_timestamp
+
+    def parse(text: Any) -> datetime:
+        try:
+            parsed = datetime.fromisoformat(text)
+        except (TypeError, ValueError):  # another form, as in the headers of HTTP
+            return cast(datetime, parse_timestamp(text))
+        return parsed if parsed.tzinfo else cast(datetime, parse_timestamp(text))
+
+    parsers.DEFAULT_TIMESTAMP_PARSER = parse
 
 
 def real_name(place: str) -> str:

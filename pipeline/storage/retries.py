@@ -55,7 +55,7 @@ def with_retries(url: str, operation: Callable[[], T], expected: tuple[type[Exce
         return operation()
     fs.invalidate_cache()  # another process may have written since
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(lambda error: _is_temporary(error) and not isinstance(error, expected)),
+        retry=tenacity.retry_if_exception(lambda error: is_temporary(error) and not isinstance(error, expected)),
         stop=tenacity.stop_after_delay(PATIENCE_S),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=10),
         reraise=True,
@@ -75,7 +75,8 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
     return "file" in fs.protocol
 
 
-def _is_temporary(error: BaseException) -> bool:
+def is_temporary(error: BaseException) -> bool:
+    """Tell whether an operation that raised this may succeed later: nothing is missing, forbidden, full or wrong."""
     disk_full = isinstance(error, OSError) and error.errno in DISK_FULL
     permanent = isinstance(error, _PERMANENT_ERRORS) or bool(_PERMANENT_ERROR_NAMES.search(type(error).__name__))
     return isinstance(error, Exception) and not permanent and not disk_full

@@ -20,6 +20,9 @@ from pipeline.tracking import Best
 
 Files = dict[str, bytes]
 
+OPTIMIZERS = "optimizer.pt"
+"""The file of a checkpoint with the states of the optimizers, by the name of the module."""
+
 
 _FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 _Count = Annotated[int, Field(ge=0)]

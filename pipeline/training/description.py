@@ -70,7 +70,7 @@ def run_parameters(config: Config, cell: str = "") -> dict[str, Any]:
 def log_patch_set(run: TrackedRun, config: Config, patch_set: PatchSet) -> None:
     """Log the patch set as the dataset of an MLflow run."""
     names = [PurePosixPath(redact(source).split("?")[0]).name or redact(source) for source in config.source]
-    profile = {"images": len(patch_set.images), "tiles": sum(patch_set.row_groups)}
+    profile = {"images": patch_set.manifest.totals.images, "tiles": patch_set.tiles}
     run.log_dataset(",".join(names), patch_set.name, patch_set.url, profile)
 
 

@@ -236,7 +236,9 @@ def make_trainer(
         folder=folder,
         threads=int(resources["CPU"]),
         benchmarks={
-            name: benchmark_sets.list_images(name, source, config.scale, config.downloads)
+            name + config.evaluate.degradation.label: benchmark_sets.list_images(
+                name, source, config.scale, config.downloads
+            )
             for name, source in shown.items()
         },
         plan_only=plan_only,

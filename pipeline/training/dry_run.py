@@ -48,7 +48,7 @@ def describe_plan(config: Config, patch_set: PatchSet) -> str:
     title = architecture(config.model).title
     facts = {
         "network": f"{title} x{config.scale}, {count_parameters(config.scale, config.model):,} parameters",
-        "patch set": f"{patch_set.url}: {sum(patch_set.row_groups):,} tiles of {patch_set.tile}",
+        "patch set": f"{patch_set.url}: {patch_set.tiles:,} tiles of {patch_set.tile}",
         "an epoch": f"{epoch:,} patches of {config.data.crop}, {epoch / settings.global_batch:.1f} steps",
         "length": f"{plan.steps:,} steps of global batch {settings.global_batch}: {length:.2f} epochs",
         "workers": f"{workers} on {'GPU' if gpu else 'CPU'}, {int(resources['CPU'])} cores each",

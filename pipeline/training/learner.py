@@ -27,7 +27,7 @@ from pipeline.data.reader import Batch
 from pipeline.networks.devices import tf32
 from pipeline.networks.weights import to_safetensors
 from pipeline.settings import Config
-from pipeline.training.checkpoints import LossScale, SkipCounts
+from pipeline.training.checkpoints import OPTIMIZERS, LossScale, SkipCounts
 from pipeline.training.methods import Method, Phase, Sample, Setup, find_method
 from pipeline.training.methods.method import AVERAGE, shipped_network
 from pipeline.training.precision import LossScaler, Precision
@@ -35,8 +35,6 @@ from pipeline.training.ranks import Ranks
 from pipeline.training.schedule import ema_decay, learning_rate
 from pipeline.training.trained import trained
 from sr_model.pixels import to_unit
-
-_OPTIMIZERS = "optimizer.pt"
 
 _STEPS_AHEAD = 2
 """Steps that the process may prepare on a GPU before it looks at the outcome of a step."""
@@ -287,7 +285,7 @@ class Learner:
         states = {name: [o.state_dict() for o in module.optimizers] for name, module in self._modules.items()}
         torch.save(states, moments)
         files = {f"{name}.safetensors": to_safetensors(net) for name, net in self._networks().items()}
-        return {**files, _OPTIMIZERS: moments.getvalue()}
+        return {**files, OPTIMIZERS: moments.getvalue()}
 
     def load(self, files: dict[str, bytes], skips: SkipCounts, loss_scale: LossScale | None = None) -> None:
         """Restore what `save` returned, and the state that a checkpoint holds beside it.
@@ -296,7 +294,7 @@ class Learner:
         """
         for name, net in self._networks().items():
             net.load_state_dict(safetensors.torch.load(files[f"{name}.safetensors"]))
-        moments = io.BytesIO(files[_OPTIMIZERS])
+        moments = io.BytesIO(files[OPTIMIZERS])
         states = torch.load(moments, map_location="cpu", weights_only=True)  # the optimizers move it
         for name, module in self._modules.items():
             for optimizer, state in zip(module.optimizers, states[name], strict=True):

@@ -168,7 +168,7 @@ def sample_order(config: Config, patch_set: PatchSet) -> SampleOrder:
         return SampleOrder(patch_set.row_groups, config.train.seed, data.lanes, data.window, crops, data.order)
     except ValueError as error:
         raise UserError(
-            f"data.lanes is {data.lanes}, but the patch set has {len(patch_set.row_groups)} row groups: "
+            f"data.lanes is {data.lanes}, but the patch set has {patch_set.row_groups.count} row groups: "
             "expected fewer lanes, a smaller preprocess.row_group or more images"
         ) from error
 

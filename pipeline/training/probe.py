@@ -15,6 +15,7 @@ from pipeline.settings import Config, UserError
 from pipeline.storage import one_line
 from pipeline.training import memory
 from pipeline.training.learner import Learner
+from pipeline.training.methods import METHODS
 from pipeline.training.precision import Precision
 from pipeline.training.ranks import Ranks
 
@@ -24,8 +25,8 @@ MARGIN = 0.8
 _LARGEST_PROBE = 16
 """Samples up to which memory is measured; beyond, it grows in proportion."""
 
-_STEPS = 1000
-"""Length of the measured schedule; only its first and its last steps are made."""
+_STEPS = 1_000_000
+"""Length of the measured schedule, which exceeds any warm-up; only some first and last steps of it are made."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ class Probe:
         """A learner that does not talk to the other ranks, which could wait for ever for one that failed."""
         alone = Ranks(self._ranks.device, per_node=self._ranks.per_node)
         graphs = self._ranks.world_size == 1
-        return Learner(self._config, _STEPS, alone, self._precision, compiled, graphs)
+        heaviest = METHODS[self._config.train.method].heaviest(self._config)
+        return Learner(heaviest, _STEPS, alone, self._precision, compiled, graphs)
 
     def _samples(self, count: int) -> Batch:
         side = self._config.data.crop // self._config.scale

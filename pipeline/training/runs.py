@@ -13,15 +13,20 @@ from pydantic import JsonValue
 from pipeline import storage, tracking
 from pipeline.data.patchset import PatchSet
 from pipeline.networks import features
-from pipeline.settings import Config, Data, UserError
+from pipeline.settings import Config, Data, Train, UserError
+from pipeline.settings.fields import MethodSettings
 from pipeline.settings.methods import DEFAULT_METHOD
 from pipeline.storage import fingerprint
 from pipeline.tracking import JournalReader, JournalRecord, TrainingResult
 from pipeline.training.initial import identify_initial
+from pipeline.training.schedule import learning_rate
 from sr_model.networks import DEFAULT
 
 ALGORITHM = 2
 """Version of the training algorithm. A change that gives other weights for the same configuration increases it."""
+
+STOPPED = "stopped"
+"""Name of the files with weights and result of a training that ended early, at the end of its time."""
 
 Identity = dict[str, JsonValue]
 """All that shapes the weights of a training: algorithm, patch set, and the sections data, model and train."""
@@ -41,6 +46,9 @@ _NOT_SHAPING = {
     },
 }
 """Settings that change how a training runs, but not its weights."""
+
+_SCHEDULE = ("length", "warmup", "stable", "schedule", "lr_final")
+"""Settings of the learning rate's course over the length."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,45 @@ def describes_same(known: Identity, known_config: Config, config: Config, patch_
         for name in its_config.train.pretrained():
             train[name]["weights"] = dict(content.get(name) or {}).get("weights") if content else ""
     return theirs == own
+
+
+def continues(known: Identity, known_config: Config, done: int, config: Config, patch_set: str) -> bool:
+    """Tell whether the training that a configuration describes begins with the first steps of a recorded one.
+
+    It may be the same training, or one of another length: learning rate and terms of all steps so far have to be the
+    same, and all that does not belong to the schedule.
+
+    Args:
+        known: identity of the recorded training.
+        known_config: its configuration.
+        done: number of its finished steps.
+        config: the configuration to compare with.
+        patch_set: name of that configuration's patch set.
+    """
+    if describes_same(known, known_config, config, patch_set):
+        return True
+    lengths = [_given_steps(settings.train) for settings in (known_config, config)]
+    if None in lengths or type(config.train.method_settings()) is not MethodSettings:
+        return False  # a method's own settings may have shares of the length, too
+    schedule = {name: getattr(config.train, name) for name in _SCHEDULE}
+    aligned = known_config.model_copy(update={"train": known_config.train.model_copy(update=schedule)})
+    if not describes_same(known, aligned, config, patch_set):
+        return False
+    before, after = (
+        (settings.train, steps or 0) for settings, steps in zip((known_config, config), lengths, strict=True)
+    )
+    return done <= after[1] and all(_course(step, *before) == _course(step, *after) for step in range(done))
+
+
+def _given_steps(train: Train) -> int | None:
+    """Return the length in steps; None if it is given in another unit."""
+    amount, unit = train.length.split()
+    return max(int(float(amount)), 1) if unit == "steps" else None
+
+
+def _course(step: int, train: Train, steps: int) -> tuple[float, list[bool]]:
+    """Return what depends on the length in a step: the learning rate, and which terms take part."""
+    return learning_rate(step, steps, train), [step >= round(start * steps) for start in train.term_starts().values()]
 
 
 def read_history(folder: str) -> list[JournalRecord]:

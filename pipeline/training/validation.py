@@ -83,7 +83,7 @@ class Validator:
     ) -> None:
         self._config, self._patch_set, self._ranks, self._journal = config, patch_set, ranks, journal
         self._further = [name for name in measured_metrics(config) if name in scoring.FURTHER]
-        self._held_out = len(patch_set.holdout_names)
+        self._held_out = patch_set.held_out
         self._benchmarks = [(f"bench/{name}", image) for name, images in benchmarks.items() for image in images]
         self._sets: Sequence[str] = [HELD_OUT] * self._held_out + [name for name, _ in self._benchmarks]
 
@@ -126,8 +126,10 @@ class Validator:
         if number < self._held_out:
             return self._patch_set.read_holdout(number)
         _, image = self._benchmarks[number - self._held_out]
+        config = self._config
+        limit, further = config.preprocess.max_pixels, config.evaluate.degradation
         try:
-            hr, lr, _ = scoring.load_pair(image.hr, image.lr, self._config.scale, self._config.preprocess.max_pixels)
+            hr, lr, _ = scoring.load_pair(image.hr, image.lr, config.scale, limit, further)
         except RejectedImageError as error:
             raise UserError(f"evaluate.benchmarks: {image.name} {error}") from None
         return HeldOutImage(image.name, hr, lr)

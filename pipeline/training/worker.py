@@ -31,6 +31,7 @@ from pipeline.training.methods import find_method
 from pipeline.training.planning import Plan, plan_training, sample_order
 from pipeline.training.probe import has_compiler
 from pipeline.training.ranks import Ranks
+from pipeline.training.runs import STOPPED
 from pipeline.training.session import NodeLeavesError, Session, ray_session
 from pipeline.training.validation import HELD_OUT, Validation, Validator, stop_watching, watch_for_hangs
 from sr_model.networks.super_resolver import SuperResolver
@@ -159,8 +160,8 @@ class Worker:
             self._journal.flush()
             if leaves:
                 raise NodeLeavesError(done)
-        elif ranks.rank == 0:
-            self._write_result(learner, plan, metrics, time.monotonic() - started)
+        if ranks.rank == 0:
+            self._write_result(learner, plan, done, metrics, time.monotonic() - started)
         stop_watching()
         return LoopResult(plan, done if done < plan.steps else None)
 
@@ -321,10 +322,12 @@ class Worker:
         )
         self._session.add_checkpoint(state)
 
-    def _write_result(self, learner: Learner, plan: Plan, metrics: dict[str, float], seconds: float) -> None:
-        self._write_weights(learner.ema, "model")
+    def _write_result(self, learner: Learner, plan: Plan, done: int, metrics: dict[str, float], seconds: float) -> None:
+        """Write weights and result of a training that has ended, or of the part of it that ends here."""
+        weights, document = ("model", "result") if done == plan.steps else (STOPPED, STOPPED)
+        self._write_weights(learner.ema, weights)
         result = TrainingResult(
-            steps=plan.steps,
+            steps=done,
             workers=self.ranks.world_size,
             device=self.ranks.device.type,
             threads=torch.get_num_threads(),
@@ -336,7 +339,7 @@ class Worker:
             best=self._best,
             metrics=metrics,
         )
-        storage.write_document(f"{self.folder}/result.json", result)
+        storage.write_document(f"{self.folder}/{document}.json", result)
 
     def _write_weights(self, net: SuperResolver, name: str) -> None:
         if self.ranks.rank == 0:

@@ -13,8 +13,10 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline import storage
 from pipeline.data.images import READABLE_EXTENSIONS
-from pipeline.data.listing import Listing, SourceImage, describe_left_out, list_files
+from pipeline.data.left_out import describe_left_out
+from pipeline.data.listing import Listing, list_files
 from pipeline.data.locations import FileLocation, identity
+from pipeline.data.source_images import SourceImage
 from pipeline.data.sources import list_source
 from pipeline.downloads import download
 from pipeline.settings import UserError
@@ -105,7 +107,8 @@ def make_plan(inputs: Sequence[str], out: str, naming: Naming, cache: str, scrat
         if listing.left_out:
             summaries.append(listing.summary())
         top = _top(source) if len(inputs) > 1 else ""
-        images += [_renamed(image, top, listing.images) for image in found]
+        listed = list(listing.images)
+        images += [_renamed(image, top, listed) for image in found]
     _check_folder(place, out)
     return Plan(_jobs(images, place, naming, results), place, summaries)
 

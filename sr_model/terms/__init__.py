@@ -31,6 +31,7 @@ _ALL = (
         compares_pixels=False,
         pretrained=Perceptual.pretrained,
         start=lambda settings: settings.start,
+        shift=lambda settings: settings.shift,
     ),
 )
 
@@ -38,20 +39,27 @@ TERMS: dict[str, TermKind] = {kind.name: kind for kind in _ALL}
 """All terms by name."""
 
 
-def objective(terms: Sequence[Term], sr: Tensor, hr: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def objective(terms: Sequence[Term], sr: Tensor, hr: Tensor, positions: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the weighted sum of terms for each image.
 
     Args:
         terms: at least one.
         sr: prediction, (B, 3, H, W), nominally in [0, 1].
         hr: ground truth of the same shape.
+        positions: (B,) int64, positions of the samples in the order of the whole training, which random shifts are
+            functions of.
 
     Returns:
         The objective, (B,), and the unweighted terms by name, (B,) each, detached.
     """
     import torch  # here, because it takes seconds and commands check their settings before
 
-    values = {term.name: term.distance(sr, hr) for term in terms}
+    from sr_model.terms.shifts import shift_together
+
+    values = {}
+    for term in terms:
+        images = shift_together(sr, hr, term.shift, term.seed, positions) if term.shift else (sr, hr)
+        values[term.name] = term.distance(*images)
     total = torch.stack([term.weight * values[term.name] for term in terms]).sum(0)
     return total, {name: value.detach() for name, value in values.items()}
 

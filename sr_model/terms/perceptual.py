@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sr_model.normalise import Normalise
 from sr_model.pretrained import Weights, load_weights
-from sr_model.terms.settings import CONVOLUTIONS, FeatureDistance, Network, Perceptual, layer_index
+from sr_model.terms.settings import CONVOLUTIONS, FeatureDistance, Network, Perceptual, Pooling, layer_index
 
 _CHANNELS = (64, 128, 256, 512, 512)
 """Channels of each block."""
@@ -33,6 +33,7 @@ class PerceptualLoss(nn.Module):
         distance: "mse" or "l1", averaged over the values of a layer.
         scale: factor on features; 1/12.75 brings the squared distances of torchvision's VGG-19 close to those of
             pixels (Ledig et al. 2017, section 3.2).
+        pooling: "max", as the network was trained, or "blurred".
 
     Raises:
         ValueError: if a layer or its weights are missing.
@@ -45,12 +46,13 @@ class PerceptualLoss(nn.Module):
         network: Network = "vgg19",
         distance: FeatureDistance = "mse",
         scale: float = 1.0,
+        pooling: Pooling = "max",
     ) -> None:
         super().__init__()
         self.layers = {layer_index(network, layer): weight for layer, weight in layers.items()}
         self.distance, self.scale = distance, scale
         depth = max(self.layers) + 1
-        self.features = nn.ModuleList(_layers(network)[:depth])
+        self.features = nn.ModuleList(_layers(network, pooling)[:depth])
         load_weights(self, {name: value for name, value in weights.items() if _number(name) < depth}, network)
         self.normalise = Normalise()
         self.requires_grad_(False).eval()
@@ -83,13 +85,26 @@ class PerceptualLoss(nn.Module):
         return each.flatten(1).mean(1)
 
 
+class BlurredMaxPool(nn.Module):
+    """Max pooling that favours no phase: the largest of 2x2 values at every position, then a blur, then every second.
+
+    The blur is [1, 2, 1] / 4 along each axis, the smallest of Zhang 2019 (arXiv:1904.11486). Outputs lie where those of
+    nn.MaxPool2d(2) do.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reduce (B, C, H, W) to (B, C, H // 2, W // 2)."""
+        largest = F.pad(F.max_pool2d(x, 2, stride=1), (1, 1, 1, 1), mode="replicate")
+        return F.avg_pool2d(F.avg_pool2d(largest, 2, stride=1), 2)
+
+
 def trunk(weights: Weights, network: Network, layers: Iterable[str]) -> dict[str, Tensor]:
     """Take from a whole VGG's state dict the tensors that `layers` need."""
     depth = max(layer_index(network, layer) for layer in layers) + 1
     return {name: value for name, value in weights.items() if _number(name) < depth}
 
 
-def _layers(network: Network) -> list[nn.Module]:
+def _layers(network: Network, pooling: Pooling) -> list[nn.Module]:
     layers: list[nn.Module] = []
     before = 3
     for channels, count in zip(_CHANNELS, CONVOLUTIONS[network], strict=True):
@@ -97,7 +112,7 @@ def _layers(network: Network) -> list[nn.Module]:
             # The activation is not in place, since the output before it may be compared, too.
             layers += [nn.Conv2d(before, channels, 3, padding=1), nn.ReLU()]
             before = channels
-        layers.append(nn.MaxPool2d(2))
+        layers.append(nn.MaxPool2d(2) if pooling == "max" else BlurredMaxPool())
     return layers
 
 
@@ -113,7 +128,9 @@ def create(settings: Perceptual, weights: Weights) -> PerceptualLoss:
         ValueError: if weights are missing.
         RuntimeError: if a shape differs.
     """
-    return PerceptualLoss(settings.layers, weights, settings.network, settings.distance, settings.scale)
+    return PerceptualLoss(
+        settings.layers, weights, settings.network, settings.distance, settings.scale, settings.pooling
+    )
 
 
 def select(settings: Perceptual, whole: Weights) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from sr_model.terms.term import TermSettings
 
 Network = Literal["vgg16", "vgg19"]
 FeatureDistance = Literal["mse", "l1"]
+Pooling = Literal["max", "blurred"]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 CONVOLUTIONS: dict[str, tuple[int, ...]] = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -31,6 +32,13 @@ class Perceptual(TermSettings):
     """Distance between features, averaged over a layer."""
     scale: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Factor on features; the paper uses 1/12.75 = 0.0784 for the published weights."""
+    pooling: Pooling = Field("max", exclude_if=lambda value: value == "max")  # so that older names stay
+    """How the network reduces its features: "max" keeps the largest of 2x2 values, as it was trained; "blurred" takes
+    the largest of 2x2 values around every position, and blurs before it drops every second one (Zhang 2019,
+    arXiv:1904.11486), so that no phase of the pixels is favoured."""
+    shift: int = Field(0, ge=0, le=8, exclude_if=lambda value: value == 0)
+    """Most pixels by which both images are shifted, at random for each patch, before they are compared; 3 lets the
+    network's pooling meet all phases of a fourfold enlargement. Borders that leave the images are cut off."""
     start: float = Field(0.0, ge=0, lt=1)
     """Share of the steps after which the term joins the others; until then they train alone. Ledig et al. 2017 also
     train on pixels first."""

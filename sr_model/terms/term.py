@@ -33,6 +33,10 @@ def _from_the_start(_: Any) -> float:
     return 0.0
 
 
+def _no_shift(_: Any) -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class TermKind:
     """A kind of term: how to configure it and how to compute it."""
@@ -48,6 +52,8 @@ class TermKind:
     """The pretrained weights that the term needs under its settings."""
     start: Callable[[Any], float] = _from_the_start
     """Share of the steps after which the term joins the others, in [0, 1)."""
+    shift: Callable[[Any], int] = _no_shift
+    """Most pixels by which the images of a sample are shifted together before the term compares them."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,10 @@ class Term:
     start: float
     """Share of the steps after which it joins the others, in [0, 1)."""
     distance: Distance
+    shift: int = 0
+    """Most pixels by which the images of a sample are shifted together before they are compared."""
+    seed: int = 0
+    """Seed of the shifts."""
 
     def active(self, step: int, steps: int) -> bool:
         """Tell whether the term takes part in step number `step` (from 0) of `steps`."""

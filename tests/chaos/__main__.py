@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.chaos.cases import CASES, Case
 from tests.chaos.ground import ChaosError, Ground, Skipped
 from tests.chaos.scene import Scene
-from tests.chaos.table import Row, write_table
+from tests.chaos.table import Row, keep_row, write_table
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--case", action="append", metavar="NAME", help="a case, or the first part of several names")
     parser.add_argument("--seed", type=int, default=0, help="chooses the random moments (default: %(default)s)")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="write the results to this page")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="write all results in the folder to this page")
     parser.add_argument("--folder", type=Path, help="folder to work in, which is kept (default: a temporary one)")
     parser.add_argument("--list", action="store_true", help="print the names of the cases")
     options = parser.parse_args()
@@ -47,6 +47,9 @@ def main() -> None:
         ground.start()
         for case in chosen:
             rows.append(play(ground, case, options.seed))
+            keep_row(folder, rows[-1])
+        if options.table:
+            write_table(options.table, folder, options.seed)
     except KeyboardInterrupt:
         print(f"stopped after {len(rows)} of {len(chosen)} cases", file=sys.stderr)
     finally:
@@ -57,8 +60,6 @@ def main() -> None:
     minutes = (time.monotonic() - began) / 60
     skipped = sum(bool(row.skipped) for row in rows)
     print(f"{len(rows)} cases in {minutes:.1f} minutes: {len(failed)} failed, {skipped} skipped", *failed)
-    if options.table and len(rows) == len(chosen):
-        write_table(options.table, rows, options.seed, minutes)
     sys.exit(bool(failed) or len(rows) < len(chosen))
 
 

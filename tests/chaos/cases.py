@@ -100,9 +100,8 @@ def _later(scene: Scene, start: Callable[[], None]) -> None:
 
 def _full_disk(free_mb: float) -> Callable[[Scene], None]:
     def play(scene: Scene) -> None:
-        home = Path(scene.home, "disk")
-        with small_disk(home, 64) as resize:
-            _fill(home, scene, free_mb)
+        with small_disk(scene.ground, 64) as resize:
+            _fill(scene.ground.disk, scene, free_mb)
             command = scene.start()
             code = command.wait()
             check(code in (1, 2), f"the command ended with code {code} on a full disk: {command.output[-2000:]}")
@@ -171,18 +170,13 @@ def _pause_driver(scene: Scene) -> None:
 def _clock(scene: Scene) -> None:
     file = scene.ground.folder / "clock"
     file.write_text("+0")
-    steps = {"SR_CHAOS_STEPS": str(scene.ground.steps_folder), "PYTHONPATH": _site()}
-    command = scene.start(cluster=False, **faked_clock(file), **steps)
+    command = scene.start(cluster=False, **faked_clock(file), **scene.ground.site)
     for moment, jump in zip(scene.moments(2), ("+3600", "-3600"), strict=True):
         scene.reach(moment, command)
         scene.disturb(lambda jump=jump: file.write_text(jump))  # type: ignore[misc]
     command.succeed()
     scene.disturbances.clear()  # the times in the journal are those of the moved clock
     scene.check_end()
-
-
-def _site() -> str:
-    return str(Path(__file__).parent / "site")
 
 
 def _twice(scene: Scene) -> None:

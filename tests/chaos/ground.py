@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from PIL import Image
 
 from infra.stack import BUCKET, Stack
 from pipeline import storage
+from tests.commands import Running, start
 from tests.conftest import ROOT, SMALL, write_photos
 
 Stage = Literal["preprocess", "train", "grid", "upscale"]
@@ -54,6 +56,8 @@ FASTER = {
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "5",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    # Workers get as much of the processor as the servers and commands, which share it with them.
+    "RAY_worker_niceness": "0",
 }
 """Settings of Ray that shorten its waiting, so that the whole run takes minutes."""
 
@@ -72,7 +76,7 @@ def check(condition: object, problem: str) -> None:
 class Command:
     """A command of the pipeline that is running, or has ended."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Running
     log: Path
 
     @property
@@ -131,8 +135,11 @@ class Ground:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.steps_folder = self.folder / "steps"
         self.steps_folder.mkdir(exist_ok=True)
-        environment = {"SR_CHAOS_STEPS": str(self.steps_folder), "PYTHONPATH": str(ROOT / "tests/chaos/site")} | FASTER
-        self.stack = Stack(self.folder / "stack", environment, self._report, cpus=2)
+        self.disk = self.folder / "disk"
+        places = os.pathsep.join([str(ROOT / "tests/chaos/site"), str(ROOT)])
+        self.site = {"SR_CHAOS_STEPS": str(self.steps_folder), "PYTHONPATH": places}
+        """Environment of processes that tests/chaos/site changes."""
+        self.stack = Stack(self.folder / "stack", self.site | FASTER, self._report, cpus=2, lean=True)
         if not (self.folder / "photos").exists():
             write_photos(self.folder / "photos")
             _write_noise(self.folder / "noise", 24, 320)
@@ -140,9 +147,17 @@ class Ground:
 
     def start(self) -> None:
         """Start what is not running."""
+        if self._mount_disk():
+            self.stack.second.stop()  # it sees the disks that are mounted when it starts
         self.stack.up()
         self._quiet = True
-        os.environ.update(self.stack.exports)  # for the functions of `storage` and MLflow's client in this process
+        os.environ.update(self.stack.exports | FASTER)  # also for what this process does
+
+    def _mount_disk(self) -> bool:
+        """Mount a small disk if it is not mounted, and return whether that was necessary and possible."""
+        self.disk.mkdir(exist_ok=True)
+        mount = ["mount", "-t", "tmpfs", "-o", "size=512m", "tmpfs", str(self.disk)]
+        return not self.disk.is_mount() and subprocess.run(mount, capture_output=True, check=False).returncode == 0
 
     def _report(self, line: str) -> None:
         if not self._quiet:
@@ -152,6 +167,7 @@ class Ground:
         """Stop all commands and servers."""
         self.end_commands()
         self.stack.down()
+        subprocess.run(["umount", "-l", str(self.disk)], capture_output=True, check=False)
 
     def end_commands(self) -> None:
         """Kill the commands that are still running."""
@@ -178,11 +194,9 @@ class Ground:
             del variables["RAY_ADDRESS"]
         log = self.folder / "logs" / f"{next(self._numbers):03}-{stage}"
         log.parent.mkdir(exist_ok=True)
-        with log.open("wb") as sink:
-            process = subprocess.Popen(
-                [sys.executable, "-m", f"pipeline.{module}", *self._options(stage, home), *more],
-                cwd=ROOT, env=variables, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+        log.write_bytes(b"")
+        argv = (*self._options(stage, home), *more)
+        process = start(module, argv, log, variables) if cluster else _start_anew(module, argv, log, variables)
         command = Command(process, log)
         self._commands.append(command)
         return command
@@ -246,7 +260,8 @@ class Ground:
         """Wait until a condition holds while a command runs."""
         deadline = time.monotonic() + seconds
         while not condition():
-            check(command.running(), f"the command ended before {what}: {command.output[-3000:]}")
+            code = command.process.poll()
+            check(code is None, f"the command ended with code {code} before {what}: {command.output[-3000:]}")
             check(time.monotonic() < deadline, f"{what} took over {seconds:.0f} s: {command.output[-3000:]}")
             time.sleep(0.02)
 
@@ -259,21 +274,36 @@ class Ground:
         return options + (_GRID if stage == "grid" else ["cluster.workers=2"])
 
 
+def _start_anew(module: str, argv: tuple[str, ...], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a command that is not forked, because its environment changes what it loads."""
+    with log.open("wb") as sink:
+        return subprocess.Popen(
+            [sys.executable, "-m", f"pipeline.{module}", *argv],
+            cwd=ROOT, env=environment, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+
+
 def progress(ground: Ground, stage: Stage, home: str) -> int:
     """Return how much a command has done: shards, steps or images."""
     if stage in ("train", "grid"):
         return ground.steps()
     if stage == "preprocess":
-        return len(_files(f"{home}/patchsets", ".parquet"))
+        return len(_shards(home))
     return len(_files(home, ".png"))
 
 
 def results(stage: Stage, home: str) -> dict[str, str]:
     """Return a checksum for each file that a finished command has made, by its name."""
-    places = {"preprocess": ("patchsets", ".parquet"), "upscale": ("", ".png")}
-    folder, ending = places.get(stage, ("trainings", "/model.safetensors"))
-    found = _files(f"{home}/{folder}".rstrip("/"), ending)
+    if stage == "preprocess":
+        found = _shards(home)
+    else:
+        found = _files(home, ".png") if stage == "upscale" else _files(f"{home}/trainings", "/model.safetensors")
     return {name: hashlib.sha256(storage.read(url) or b"").hexdigest() for name, url in found.items()}
+
+
+def _shards(home: str) -> dict[str, str]:
+    files = _files(f"{home}/patchsets", ".parquet")
+    return {name: url for name, url in files.items() if re.fullmatch("[^/]+/(train|holdout)-[^/]+", name)}
 
 
 def _files(url: str, ending: str) -> dict[str, str]:
@@ -303,25 +333,32 @@ def _write_noise(folder: Path, count: int, side: int) -> None:
 
 
 @contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[Callable[[int], None]]:
-    """Mount a disk of so many MB; the function that is yielded changes its size.
+def small_disk(ground: Ground, megabytes: int) -> Iterator[Callable[[int], None]]:
+    """Empty the ground's disk and give it so many MB; the function that is yielded changes its size.
 
     Raises:
-        Skipped: if this user may not mount one.
+        Skipped: if this user may not mount a disk.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    size = f"size={megabytes}m"
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], capture_output=True, check=False)
-    if done.returncode != 0:
+    if not ground.disk.is_mount():
         raise Skipped("only root may mount a small disk")
 
     def resize(to: int) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={to}m", str(folder)], check=True)
+        subprocess.run(["mount", "-o", f"remount,size={to}m", str(ground.disk)], check=True)
 
+    def empty() -> None:
+        for path in ground.disk.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    empty()
+    resize(megabytes)
     try:
         yield resize
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=False)
+        ground.end_commands()
+        empty()
 
 
 class Skipped(Exception):  # noqa: N818

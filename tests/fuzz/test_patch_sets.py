@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline.data import parquet, patchset, verification
-from pipeline.data.inventory import InspectedImage
+from pipeline.data.inspected import InspectedImage, InspectedImages
 from pipeline.data.locations import FileLocation
-from pipeline.data.manifest import Manifest
 from pipeline.data.patchset import PatchSet
 from pipeline.data.shard_plan import ShardSpec
 from pipeline.data.shards import make_shard
@@ -37,25 +36,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> PatchSet:
             Image.fromarray(random_image(70, 80, number)).save(file)
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
             images.append(InspectedImage(file.name, FileLocation(str(file)), "", digest, 80, 70, 1, None))
-        spec = ShardSpec(held_out, 4, settings, images)
+        spec = ShardSpec(held_out, 4, settings, InspectedImages.of(images))
         shards.append(make_shard(spec, f"{folder}/set/{spec.file}", None))
-    manifest = Manifest("set", 4, 32, settings, shards[:1], shards[1:])
-    PatchSet(f"{folder}/set", manifest).save()
+    patchset.assemble(f"{folder}/set", "set", 4, settings, enumerate(shards), 1).save()
     return patchset.load(f"{folder}/set")
 
 
 def read_everything(patch_set: PatchSet) -> None:
     """Use a patch set as training, validation and the commands do."""
     assert "images" in patchset.describe(patch_set)
-    assert len(patch_set.images) >= 0
+    assert len(list(patch_set.images())) >= 0
     patch_set.find_missing()
-    for shard in patch_set.all_shards:
+    for shard in patch_set.read_shards():
         list(verification.find_faults(patch_set, shard))
-    for number, rows in enumerate(patch_set.row_groups[:4]):
+    for number in range(min(patch_set.row_groups.count, 4)):
+        rows = int(patch_set.row_groups.sizes(np.array([number]))[0])
         hr, lr = patch_set.read_group(number)
         assert hr.shape == (rows, patch_set.tile, patch_set.tile, 3)
         assert len(lr) == rows
-    for number in range(min(len(patch_set.holdout_names), 4)):
+    for number in range(min(patch_set.held_out, 4)):
         image = patch_set.read_holdout(number)
         assert image.hr.dtype == np.uint8
 
@@ -93,16 +92,16 @@ def test_mutated_shards(made: PatchSet, tmp_path: Path, count: int) -> None:
             (folder / other).hardlink_to(Path(made.url, other))
         (folder / name).unlink()
         (folder / name).write_bytes(content)
-        patch_set = PatchSet(str(folder), made.manifest)
-        shard = next(shard for shard in patch_set.all_shards if shard.file == name)
+        patch_set = made.at(str(folder))
+        shard = next(shard for shard in made.read_shards() if shard.file == name)
         faults = list(verification.find_faults(patch_set, shard))
         assert faults or content == contents[name]
         read = parquet.read_shard(folder / name, name, check=True)
         assert read is None or read.bytes == len(content)
-        for number in range(len(patch_set.row_groups)):
+        for number in range(patch_set.row_groups.count):
             original = made.read_group(number)
             assert all(map(np.array_equal, patch_set.read_group(number), original))
-        for number in range(len(patch_set.holdout_names)):
+        for number in range(patch_set.held_out):
             assert all(map(np.array_equal, patch_set.read_holdout(number)[1:], made.read_holdout(number)[1:]))
 
     Campaign("shards", make, use, (DamagedFileError,), tmp_path).run(count)

@@ -47,7 +47,7 @@ class WithCritic:
 
     def _please_critic(self, active: Sequence[Term], modules: Modules, sample: Sample) -> Loss:
         sr = modules["model"](sample.lr)
-        total, values = terms.objective(active, sr, sample.hr)
+        total, values = terms.objective(active, sr, sample.hr, sample.position)
         pleasing = F.softplus(-modules["critic"](sr)).flatten()
         return Loss(total + 0.01 * pleasing, {**values, "pleasing": pleasing.detach()})
 

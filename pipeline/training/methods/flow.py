@@ -52,7 +52,7 @@ class Refinement:
         example = self._example(step, sample, anchor)
         with autocast(self._setup.precision, self._setup.device):
             told = modules[NETWORK](condition, example.state, example.level)
-        return Loss(*terms.objective(active, told.to(example.target.dtype), example.target))
+        return Loss(*terms.objective(active, told.to(example.target.dtype), example.target, sample.position))
 
     @torch.no_grad()
     def _example(self, step: int, sample: Sample, anchor: Tensor) -> Example:

@@ -74,7 +74,7 @@ class AdversarialTraining:
         settings, judge = self._settings, modules[DISCRIMINATOR]
         sr = self._enlarge(modules[NETWORK], sample)
         made.append(sr.detach().clone())  # a CUDA graph writes its next output to the same memory
-        total, values = terms.objective(active, sr, sample.hr)
+        total, values = terms.objective(active, sr, sample.hr, sample.position)
         with self._autocast():
             with torch.no_grad():
                 true = judge(sample.hr)

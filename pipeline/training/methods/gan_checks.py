@@ -47,6 +47,12 @@ def check(config: Config) -> None:
         )
 
 
+def penalise_every_step(config: Config) -> Config:
+    """Return a configuration of which every step trains both networks and has the penalties that are configured."""
+    settings = gan_settings(config).model_copy(update={"warmup_steps": 0, "penalty_every": 1})
+    return config.model_copy(update={"train": config.train.model_copy(update={"gan": settings})})
+
+
 def metrics(config: Config) -> tuple[str, ...]:
     """Return the metrics that each validation measures beside PSNR and SSIM."""
     judged = config.evaluate.st_lpips or perceptual_metric(config) == "st_lpips"

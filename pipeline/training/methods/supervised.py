@@ -41,7 +41,7 @@ class Supervised:
     def _loss(self, active: Sequence[Term], modules: Modules, sample: Sample) -> Loss:
         with autocast(self._setup.precision, self._setup.device):
             sr = modules[NETWORK](sample.lr)
-        return Loss(*terms.objective(active, sr.to(sample.hr.dtype), sample.hr))
+        return Loss(*terms.objective(active, sr.to(sample.hr.dtype), sample.hr, sample.position))
 
 
 def initial_network(config: Config, device: torch.device) -> SuperResolver:

@@ -38,12 +38,11 @@ class _Finder:
 
 def _change_learner(module: Any) -> None:
     real = module.Learner.step
-    note = Path(os.environ["SR_CHAOS_STEPS"], str(os.getpid()))
 
     @functools.wraps(real)
     def step(self: Any, number: int, *arguments: Any, **named: Any) -> Any:
         result = real(self, number, *arguments, **named)
-        note.write_text(str(number + 1))
+        Path(os.environ["SR_CHAOS_STEPS"], str(os.getpid())).write_text(str(number + 1))
         time.sleep(0.03)
         return result
 
@@ -72,3 +71,7 @@ _CHANGES = {
 
 if "SR_CHAOS_STEPS" in os.environ:
     sys.meta_path.insert(0, _Finder())
+    if len(sys.orig_argv) > 1 and sys.orig_argv[1].endswith("ray/_private/workers/setup_worker.py"):
+        from forking import wait_for_fork  # type: ignore[import-not-found]
+
+        wait_for_fork()

@@ -1,4 +1,6 @@
+import os
 import re
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +88,45 @@ def test_a_task_that_needs_more_memory_than_there_is_runs_alone() -> None:
     tasks = [Task(number) for number in range(3)]
     outcomes = cluster.map_tasks(square, tasks, memory=lambda task: 2**60 if task.number == 1 else 2**20)
     assert [outcome.square for outcome in outcomes if isinstance(outcome, Outcome)][-1] == 1
+
+
+def fail_at_first(task: Waiting) -> int:
+    """Return the task's number, but only from the second call on, and never for the last task."""
+    if task.number == 3:
+        raise PermissionError(13, "Permission denied")
+    if not Path(task.signal).exists():
+        Path(task.signal).touch()
+        raise OSError(f"the store is down for {task.number}")
+    return task.number
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_tasks_whose_storage_failed_run_again_after_the_others(tmp_path: Path) -> None:
+    tasks = [Waiting(number, str(tmp_path / str(number))) for number in range(4)]
+    outcomes = list(cluster.map_tasks(fail_at_first, tasks, pauses=[0.1]))
+    assert outcomes[0] == cluster.TaskError(tasks[3], "[Errno 13] Permission denied")
+    assert sorted(outcome for outcome in outcomes[1:] if isinstance(outcome, int)) == [0, 1, 2]
+    again = [Waiting(number, str(tmp_path / f"again{number}")) for number in range(2)]
+    errors = list(cluster.map_tasks(fail_at_first, again))
+    assert {error for error in errors if isinstance(error, cluster.TaskError)} == {
+        cluster.TaskError(task, f"the store is down for {task.number}", temporary=True) for task in again
+    }
+
+
+def die_at_first(task: Waiting) -> int:
+    """Kill this process six times, which is more often than Ray repeats a task."""
+    with Path(task.signal).open("a+") as file:
+        file.write("x")
+    if Path(task.signal).stat().st_size <= 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task.number
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("ray_session")
+def test_tasks_whose_processes_died_run_again(tmp_path: Path) -> None:
+    tasks = [Waiting(0, str(tmp_path / "signal"))]
+    assert list(cluster.map_tasks(die_at_first, tasks, pauses=[0.1, 0.1])) == [0]
 
 
 def test_no_tasks_give_no_results() -> None:

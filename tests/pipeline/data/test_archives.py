@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from pipeline.data import sources
 from pipeline.data.images import decode
-from pipeline.data.listing import Listing, SourceImage
+from pipeline.data.listing import Listing
 from pipeline.data.rejection import RejectedImageError, RejectionKind
+from pipeline.data.source_images import SourceImage
 from pipeline.settings import UserError
 from tests.archives import add, png, write_archive
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline import storage
 from pipeline.data import patchset, preparation, verification
-from pipeline.data.manifest import FORMAT
+from pipeline.data.manifest import MANIFEST_FORMAT
 from pipeline.data.parquet import DamagedShardError
 from pipeline.data.patchset import PatchSet
 from pipeline.settings import Config, UserError
@@ -88,16 +88,16 @@ def test_a_missing_shard_is_named(copied: PatchSet) -> None:
 def test_shards_in_an_object_store_are_named_without_retries(copied: PatchSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.storage.retries.PATIENCE_S", 20.0)
     url = "memory://damaged"
-    for file in Path(copied.url).iterdir():
-        storage.write(f"{url}/{file.name}", file.read_bytes())
+    for file in Path(copied.url).rglob("*.*"):
+        storage.write(f"{url}/{file.relative_to(copied.url)}", file.read_bytes())
     remote = patchset.load(url)
     assert np.array_equal(remote.read_group(0)[0], copied.read_group(0)[0])
     first, last = remote.shards[0].file, remote.shards[-1].file
     for number, content in enumerate((b"not found", bytes(remote.shards[-1].bytes))):
-        other = PatchSet(f"memory://damaged-{number}", remote.manifest)
+        other = remote.at(f"memory://damaged-{number}")
         storage.write(f"{other.url}/{last}", content)
         with pytest.raises(DamagedShardError, match=f"{last} is damaged"):
-            other.read_group(len(other.row_groups) - 1)
+            other.read_group(other.row_groups.count - 1)
         with pytest.raises(DamagedShardError, match=f"{first} is missing"):
             other.read_group(0)
 
@@ -110,7 +110,7 @@ def test_no_changed_byte_changes_a_tile(made: PatchSet, place: float, value: int
     content[int(place * len(content))] ^= value
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, shard.file).write_bytes(content)
-        mutated = PatchSet(folder, dataclasses.replace(made.manifest, shards=[shard]))
+        mutated = made.at(folder)
         for group in range(len(shard.row_groups)):
             try:
                 tiles = mutated.read_group(group)
@@ -131,9 +131,9 @@ def test_a_missing_or_incomplete_shard_is_made_again(
     damage(Path(before.url, shard))
     again, found = preparation.prepare(own)
     assert not found
-    assert f"{before.url} lacks {shard}: 1 shards are made again" in capsys.readouterr().err
+    assert f"{before.url} lacks {shard}: 1 files are made again" in capsys.readouterr().err
     assert again.manifest == before.manifest
-    assert all(not list(verification.find_faults(again, shard)) for shard in again.all_shards)
+    assert all(not list(verification.find_faults(again, shard)) for shard in again.read_shards())
 
 
 def test_a_damaged_manifest_is_made_again_from_the_shards(
@@ -146,7 +146,7 @@ def test_a_damaged_manifest_is_made_again_from_the_shards(
     times = {file: file.stat().st_mtime_ns for file in manifest.parent.glob("*.parquet")}
     again, _ = preparation.prepare(own)
     assert again.manifest == made.manifest
-    assert "manifest.json is damaged: it is made again from the undamaged shards" in capsys.readouterr().err
+    assert "has a damaged manifest or index, which is made again from the undamaged shards" in capsys.readouterr().err
     assert {file: file.stat().st_mtime_ns for file in manifest.parent.glob("*.parquet")} == times
 
 
@@ -159,13 +159,14 @@ def _with(manifest: dict[str, Any], **changes: Any) -> dict[str, Any]:
     [
         (lambda m: [], "is damaged: "),
         (lambda m: {"a": 1}, "is damaged at format: field required; delete it and rerun pipeline.preprocess"),
-        (lambda m: {"format": FORMAT}, "is damaged at name: field required; delete it"),
+        (lambda m: {"format": MANIFEST_FORMAT}, "is damaged at name: field required; delete it"),
         (lambda m: _with(m, name="../../elsewhere"), "is damaged at name: string should match pattern"),
         (lambda m: _with(m, name=".."), "is damaged at name: "),
         (lambda m: _with(m, scale=0), "is damaged at scale: input should be greater"),
         (lambda m: _with(m, tile=46), "is damaged: tile is 46, no multiple of the scale 4"),
-        (lambda m: _with(m, shards=[_with(m["shards"][0], file="/etc/passwd")]), "is damaged at shards.0.file: "),
-        (lambda m: _with(m, shards=[_with(m["shards"][0], row_groups=[-1])]), "is damaged at shards.0.row_groups.0: "),
+        (lambda m: _with(m, files=[_with(m["files"][0], file="images/../../a")]), "is damaged at files.0.file: "),
+        (lambda m: _with(m, files=[_with(m["files"][0], rows=-1)]), "is damaged at files.0.rows: "),
+        (lambda m: _with(m, files=[]), "is damaged: it names 2 held-out images in 0 row groups"),
         (lambda m: _with(m, settings={"unknown": 1}), "is damaged at settings.unknown: "),
     ],
 )
@@ -182,18 +183,18 @@ def test_a_manifest_that_holds_something_else_is_one_sentence(
 
 @pytest.mark.parametrize(
     ("version", "advice"),
-    [(FORMAT - 1, "make it again with pipeline.preprocess"), (FORMAT + 1, "a newer version made it, so update this")],
+    [(2, "make it again with pipeline.preprocess"), (MANIFEST_FORMAT + 1, "a newer version made it, so update this")],
 )
 def test_another_format_is_refused_with_advice_that_works(copied: PatchSet, version: int, advice: str) -> None:
     file = Path(copied.url, "manifest.json")
     file.write_text(json.dumps({"format": version, "anything": "else"}))
-    with pytest.raises(UserError, match=f"has the format {version}, expected {FORMAT}: {advice}"):
+    with pytest.raises(UserError, match=f"has the format {version}, expected {MANIFEST_FORMAT}: {advice}"):
         patchset.load(copied.url)
 
 
 def test_verify_names_a_shard_that_agrees_with_a_wrong_manifest(copied: PatchSet) -> None:
     """A shard can have the checksum that the manifest says and still be no Parquet file."""
-    shard = copied.shards[0]
+    shard = next(copied.read_shards())
     file = Path(copied.url, shard.file)
     file.write_bytes(b"PAR1 but no more")
     agreed = dataclasses.replace(shard, bytes=file.stat().st_size, sha256=storage.sha256(file))

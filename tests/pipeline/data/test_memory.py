@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from pipeline.data.formats.png import PngFile
-from pipeline.data.inventory import InspectedImage, InspectionTask, inspect
+from pipeline.data.inspected import InspectedImage, InspectedImages
+from pipeline.data.inventory import InspectionTask, inspect
 from pipeline.data.listing import list_files
 from pipeline.data.locations import FileLocation
 from pipeline.data.rejection import RejectionKind
@@ -28,7 +29,7 @@ def test_a_shard_is_not_made_without_an_image_that_memory_does_not_suffice_for(
 ) -> None:
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     image = InspectedImage("a.png", FileLocation(str(file)), "", digest, 80, 70, 1, None)
-    spec = ShardSpec(False, 4, Preprocess(tile=32), [image])
+    spec = ShardSpec(False, 4, Preprocess(tile=32), InspectedImages.of([image]))
 
     def fail(self: PngFile) -> None:
         raise MemoryError

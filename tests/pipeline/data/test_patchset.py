@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline import patchset as patchset_command
 from pipeline import storage
 from pipeline.data import patchset, preparation, verification
-from pipeline.data.manifest import FORMAT, ImageRecord
+from pipeline.data.manifest import MANIFEST_FORMAT, ImageRecord
 from pipeline.data.parquet import TILE_SCHEMA
 from pipeline.data.patchset import PatchSet
 from pipeline.data.rejection import Rejection, RejectionKind
@@ -42,17 +42,17 @@ def test_a_row_is_a_tile_of_raw_bytes(made: PatchSet) -> None:
 
 
 def test_read_group_returns_the_bytes_of_the_rows(made: PatchSet) -> None:
-    number = 0
+    number, sizes = 0, made.row_groups.sizes(np.arange(made.row_groups.count))
     for shard in made.shards:
         file = pq.ParquetFile(f"{made.url}/{shard.file}")
         for group in range(file.num_row_groups):
             hr, lr = made.read_group(number)
             rows = file.read_row_group(group).to_pylist()
-            assert len(hr) == len(lr) == len(rows) == made.row_groups[number]
+            assert len(hr) == len(lr) == len(rows) == sizes[number]
             assert [tile.tobytes() for tile in hr] == [row["hr"] for row in rows]
             assert [tile.tobytes() for tile in lr] == [row["lr"] for row in rows]
             number += 1
-    assert number == len(made.row_groups)
+    assert number == made.row_groups.count
 
 
 def test_a_folder_without_a_manifest_is_no_patch_set(tmp_path: Path) -> None:
@@ -63,14 +63,14 @@ def test_a_folder_without_a_manifest_is_no_patch_set(tmp_path: Path) -> None:
 def test_another_format_is_refused(made: PatchSet, tmp_path: Path) -> None:
     manifest = json.loads(Path(made.url, "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
-    with pytest.raises(UserError, match=f"has the format 99, expected {FORMAT}"):
+    with pytest.raises(UserError, match=f"has the format 99, expected {MANIFEST_FORMAT}"):
         patchset.load(str(tmp_path))
 
 
 def test_a_damaged_manifest_gives_one_sentence(made: PatchSet, tmp_path: Path) -> None:
     manifest = json.loads(Path(made.url, "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "shards": [{"file": "train-0.parquet"}]}))
-    with pytest.raises(storage.DamagedFileError, match=r"manifest.json is damaged at shards.0.row_groups: field req"):
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "files": [{"file": "index/train-00000.parquet"}]}))
+    with pytest.raises(storage.DamagedFileError, match=r"manifest.json is damaged at files.0.rows: field req"):
         patchset.load(str(tmp_path))
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(storage.DamagedFileError, match=r"manifest.json is damaged"):
@@ -92,7 +92,7 @@ def test_show_prints_a_summary_and_draws_pairs(made: PatchSet, tmp_path: Path) -
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape == (2 * 56 + 8, 4 * 104 + 8, 3)
     hr, lr = sheet[8:56, 8:56], sheet[8:56, 56:104]
-    assert any(np.array_equal(hr, tile) for group in range(len(made.row_groups)) for tile in made.read_group(group)[0])
+    assert any(np.array_equal(hr, tile) for group in range(made.row_groups.count) for tile in made.read_group(group)[0])
     assert np.array_equal(lr, np.asarray(Image.fromarray(lr[::4, ::4]).resize((48, 48), Image.Resampling.NEAREST)))
 
 
@@ -102,9 +102,9 @@ def rejecting(made: PatchSet, tmp_path: Path) -> PatchSet:
     rejection = Rejection(RejectionKind.DAMAGED, "cannot be decoded")
     rejected = [ImageRecord(f"bad\x1b{number:02}.png", "", 0, 0, 0, False, rejection) for number in range(25)]
     folder = shutil.copytree(made.url, tmp_path / "rejecting", copy_function=shutil.copy)
-    patch_set = PatchSet(str(folder), dataclasses.replace(made.manifest, rejected=rejected))
-    patch_set.save()
-    return patch_set
+    settings, trained = made.manifest.settings, len(made.shards)
+    shards = enumerate(made.read_shards())
+    return patchset.assemble(str(folder), made.name, made.scale, settings, shards, trained, rejected).save()
 
 
 def show(monkeypatch: pytest.MonkeyPatch, *argv: str) -> None:
@@ -149,7 +149,8 @@ def test_a_name_in_the_manifest_does_not_choose_the_folder_of_the_sheet(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     copied = shutil.copytree(made.url, tmp_path / "copy", copy_function=shutil.copy)
-    PatchSet(str(copied), dataclasses.replace(made.manifest, name="../../outside")).save()
+    manifest = json.loads((copied / "manifest.json").read_text())
+    (copied / "manifest.json").write_text(json.dumps({**manifest, "name": "../../outside"}))
     with pytest.raises(SystemExit):
         show(monkeypatch, str(copied))
     assert not list((tmp_path / "here").iterdir())
@@ -187,11 +188,10 @@ def test_verify_finds_damaged_missing_and_unknown_files(made: PatchSet, tmp_path
 
 
 def test_verify_compares_rows_with_the_manifest(made: PatchSet) -> None:
-    shard = made.shards[0]
+    shard = next(made.read_shards())
     fewer = dataclasses.replace(shard.images[0], tiles=shard.images[0].tiles + 1)
     wrong = dataclasses.replace(shard, images=[fewer, *shard.images[1:]], row_groups=[*shard.row_groups, 1])
-    changed = PatchSet(made.url, dataclasses.replace(made.manifest, shards=[wrong]))
-    faults = list(verification.find_faults(changed, wrong))
+    faults = list(verification.find_faults(made, wrong))
     assert len(faults) == 2
     assert "the manifest says" in faults[0]
 

@@ -8,7 +8,8 @@ from PIL import Image
 from pipeline.data import datasets, sources
 from pipeline.data.datasets import WebArchive
 from pipeline.data.images import decode
-from pipeline.data.listing import Listing, SourceImage
+from pipeline.data.listing import Listing
+from pipeline.data.source_images import SourceImages
 from pipeline.data.sources import read_bytes
 from pipeline.downloads import download
 from pipeline.settings import UserError
@@ -18,7 +19,7 @@ from tests.conftest import random_image
 RGB = Image.fromarray(random_image(20, 30))
 
 
-def list_images(wanted: list[str]) -> list[SourceImage]:
+def list_images(wanted: list[str]) -> SourceImages:
     return sources.list_images(wanted, cache="/none")
 
 

@@ -1,15 +1,22 @@
 """Scores of single images and their means."""
 
+import hashlib
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from pipeline.evaluation import scoring
+from pipeline.data import degradation
+from pipeline.data.locations import FileLocation
+from pipeline.evaluation import measuring, scoring
 from pipeline.networks import features
 from pipeline.networks.devices import tf32
+from pipeline.settings import Degradation
+from pipeline.settings.command_line import parse
 from pipeline.training import memory
 from sr_model.metrics import score
 from sr_model.pixels import Pixels, to_tensor
@@ -68,3 +75,32 @@ def test_the_distance_of_a_grey_image_is_that_of_equal_channels(squeezenet: str)
     grey = scoring.feature_distance(squeezenet, to_tensor(sr), to_tensor(hr))
     rgb = scoring.feature_distance(squeezenet, *(to_tensor(image.repeat(3, axis=2)) for image in (sr, hr)))
     assert grey == rgb > 0
+
+
+def test_lr_images_are_degraded_before_they_are_enlarged(tmp_path: Path) -> None:
+    hr = random_image(64, 64)
+    for name, pixels in (("hr", hr), ("lr", hr[::4, ::4])):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    files = FileLocation(str(tmp_path / "hr.png")), FileLocation(str(tmp_path / "lr.png"))
+    content = hashlib.sha256((tmp_path / "hr.png").read_bytes()).hexdigest()
+    noisy, blurred = Degradation(noise=5, jpeg=60), Degradation(blur=1.5, jpeg=(40, 60))
+    _, lr, origin = scoring.load_pair(*files, 4, 10**6, noisy)
+    assert np.array_equal(lr, degradation.spoil(hr[::4, ::4], noisy, content))
+    assert origin == "files of the set, with noise 5 and jpeg 60"
+    _, lr, origin = scoring.load_pair(*files, 4, 10**6, blurred)
+    assert np.array_equal(lr, degradation.degrade(hr, 4, blurred, content))
+    assert origin == "made by this pipeline with MATLAB's bicubic, with blur 1.5 and jpeg 40 to 60"
+    assert np.array_equal(scoring.load_pair(*files, 4, 10**6)[1], hr[::4, ::4])
+
+
+def test_the_name_of_a_set_and_the_identity_of_scores_say_what_was_done() -> None:
+    def evaluation(*options: str) -> tuple[set[str], str]:
+        config = parse(["evaluate.benchmarks=builtin=builtin", *options], "evaluate", "")
+        images = measuring.list_images(config)
+        return {image.set for image in images}, measuring.Evaluation(4, images, [], []).identify(config)
+
+    (plain, identity), (same, known), (jpeg, other) = (
+        evaluation(*options) for options in ([], ["evaluate.degradation.seed=1"], ["evaluate.degradation.jpeg=60"])
+    )
+    assert (plain, same, jpeg) == ({"builtin"}, {"builtin"}, {"builtin-jpeg60"})
+    assert identity == known != other

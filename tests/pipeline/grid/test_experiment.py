@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.data.manifest import Manifest
-from pipeline.data.patchset import PatchSet
+from pipeline.data import patchset
 from pipeline.grid import experiment
 from pipeline.grid.cells import Cell, Outcome, Outcomes, State, name_grid
 from pipeline.grid.shares import Share
@@ -18,7 +17,7 @@ from pipeline.settings import Config, Preprocess, UserError
 from pipeline.settings.command_line import parse
 from pipeline.training.planning import Plan
 
-PATCH_SET = PatchSet("x", Manifest("x", 4, 192, Preprocess(), [], [], []))
+PATCH_SET = patchset.assemble("x", "x", 4, Preprocess(), [], 0)
 SHARE = Share(1, 1, {"CPU": 1})
 
 

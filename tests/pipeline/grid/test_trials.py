@@ -12,9 +12,7 @@ import pytest
 import ray
 from rich.console import Console
 
-from pipeline.data import preparation
-from pipeline.data.manifest import Manifest
-from pipeline.data.patchset import PatchSet
+from pipeline.data import patchset, preparation
 from pipeline.grid.cells import Cell, Outcome, Outcomes, State
 from pipeline.grid.events import Ended, Event, Failed, Interrupted, Progressed, Started, apply_event
 from pipeline.grid.live_table import LiveTable
@@ -23,7 +21,7 @@ from pipeline.settings.command_line import parse
 from pipeline.training import driver
 from pipeline.training.stopping import StopTraining
 
-PATCH_SET = PatchSet("x", Manifest("x", 4, 192, Preprocess(), [], [], []))
+PATCH_SET = patchset.assemble("x", "x", 4, Preprocess(), [], 0)
 
 
 def progressed(step: int, loss: float | None = None, psnr: float | None = None) -> Progressed:

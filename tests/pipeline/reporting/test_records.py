@@ -189,7 +189,7 @@ def test_the_pages_tell_what_the_shipped_records_hold(tmp_path: Path, monkeypatc
     assert {record.label for record in found} == ROWS
     results_page.write_page(found, records.read_all("docs/results/seeds"), "docs/results", tmp_path, None)
     page = (tmp_path / "results.md").read_text()
-    for name in ("results.md", "results-curves.svg", "results-plane.svg"):
+    for name in ("results.md", "results-curves.svg", "results-plane.svg", "results-cost.svg"):
         assert (tmp_path / name).read_text() == (ROOT / "docs/explanation" / name).read_text()
     for record in found:
         name = records.folder_name(record.label)

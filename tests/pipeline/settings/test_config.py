@@ -94,7 +94,7 @@ def test_a_mistake_is_one_sentence_with_key_value_and_what_was_expected(argv: li
 
 NUMBERS = [
     "train.lr", "train.memory_mb", "train.clip_norm", "train.ema_decay", "train.warmup", "train.perceptual.scale",
-    "train.perceptual.start", "preprocess.shard_mb", "preprocess.max_reject_share", "preprocess.degradation.blur",
+    "train.perceptual.start", "preprocess.shard_mb", "preprocess.max_reject_share", "preprocess.degradation.clean",
     "data.hold_mb", "cluster.resize_s", "train.seed", "model.channels", "evaluate.images",
 ]  # fmt: skip
 

@@ -57,3 +57,25 @@ def test_urls_and_paths_are_told_apart(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_chain_of_file_systems_is_still_one(tmp_path: Path) -> None:
     fsspec.filesystem("memory").pipe("/chained/file", b"content")
     assert storage.read("simplecache::memory://chained/file") == b"content"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-01-01T12:34:56.789Z",
+        "2026-01-01T12:34:56+02:00",
+        "2026-01-01T12:34:56",
+        "20260101T123456Z",
+        "1704067200",
+        1704067200,
+        "Wed, 01 Jan 2026 12:34:56 GMT",
+    ],
+)
+def test_times_of_s3_mean_what_they_mean_to_its_client(text: str | float) -> None:
+    """They are parsed by another function, which is much faster."""
+    from botocore import parsers
+    from botocore.utils import parse_timestamp
+
+    storage.locate("s3://bucket/key")
+    assert parsers.DEFAULT_TIMESTAMP_PARSER is not parse_timestamp
+    assert parsers.DEFAULT_TIMESTAMP_PARSER(text) == parse_timestamp(text)

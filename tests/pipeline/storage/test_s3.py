@@ -21,8 +21,8 @@ from PIL import Image
 
 from pipeline import cluster, storage
 from pipeline.data import parquet, patchset, preparation, sources
-from pipeline.data.manifest import Manifest
 from pipeline.data.patchset import PatchSet
+from pipeline.data.verification import unknown_files
 from pipeline.settings import Preprocess, UserError
 from pipeline.settings.command_line import parse
 from pipeline.storage import retries
@@ -364,7 +364,7 @@ def test_an_unfinished_patch_set_is_none_and_goes_on_where_it_stopped(
     write_photos(tmp_path / "photos")
     expected, _ = prepare(tmp_path / "photos", tmp_path / "home")
 
-    def stop(patch_set: PatchSet) -> None:
+    def stop(patch_set: PatchSet) -> PatchSet:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -379,9 +379,10 @@ def test_an_unfinished_patch_set_is_none_and_goes_on_where_it_stopped(
     proxy.seen.clear()
     made, found = prepare(tmp_path / "photos", url)
     assert not found
-    assert made.all_shards == expected.all_shards
+    assert made.manifest == expected.manifest
     written = [path.rsplit("/", 1)[-1] for method, path in proxy.seen if method == "PUT"]
-    assert written == [expected.shards[0].file, "manifest.json"]
+    tables = [f"{part}-00000.parquet" for part in ("train", "train", "holdout", "holdout")]
+    assert written[: len(tables) + 2] == [expected.shards[0].file, *tables, "manifest.json"]
     assert patchset.load(folder) == made
 
 
@@ -398,7 +399,7 @@ def test_a_row_group_is_read_alone_and_through_trouble(url: str, proxy: Proxy, t
     shard = parquet.read_shard(tmp_path / "shard", "train.parquet", check=True)
     assert shard is not None
     storage.copy(tmp_path / "shard", f"{url}/train.parquet")
-    patch_set = PatchSet(url, Manifest("set", 4, 64, Preprocess(), [shard], []))
+    patch_set = patchset.assemble(url, "set", 4, Preprocess(tile=64), [(0, shard)], 1)
     for group in (3, 0, 4):
         proxy.seen.clear()
         proxy.fault = first(2, "503 ServiceUnavailable")
@@ -406,6 +407,27 @@ def test_a_row_group_is_read_alone_and_through_trouble(url: str, proxy: Proxy, t
         assert np.array_equal(got_hr, hr[group * 8 : group * 8 + 8])
         assert np.array_equal(got_lr, lr[group * 8 : group * 8 + 8])
     assert [method for method, _ in proxy.seen] == ["GET"] * 3, "more than one request for a group"
+
+
+def test_the_shards_of_another_set_are_copied_without_reading_them(
+    url: str, without_ray: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "photos")
+    first, _ = prepare(tmp_path / "photos", url)
+    (tmp_path / "photos/chelsea1.png").unlink()
+    expected, _ = prepare(tmp_path / "photos", tmp_path / "home")
+
+    def refuse(place: str) -> None:
+        raise AssertionError(f"{place} was read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "local_copy", refuse)
+        second, _ = prepare(tmp_path / "photos", url)
+    assert {shard.file for shard in first.all_shards} & {shard.file for shard in second.all_shards}
+    assert list(second.read_shards()) == list(expected.read_shards())
+    for shard in expected.all_shards:
+        assert storage.read(f"{second.url}/{shard.file}") == Path(expected.url, shard.file).read_bytes()
+    assert not unknown_files(second)
 
 
 @pytest.mark.long
@@ -425,7 +447,7 @@ def test_the_commands_take_s3_for_source_and_home(
     status, output, errors = run("preprocess", f"--source={url}/photos", f"--home={url}/home", *SMALL)
     assert status == 0, errors
     assert f"patch set {folder}: 6 images (2 held out, 0 rejected)" in output
-    assert patchset.load(folder).all_shards == expected.all_shards
+    assert patchset.load(folder).manifest == expected.manifest
     found, again = prepare(f"{url}/photos", f"{url}/home")
     assert again
     assert found.url == folder
@@ -466,6 +488,6 @@ def test_preprocessing_outlives_the_servers_death(
     assert process.returncode == 0, errors
     manifest = json.loads((tmp_path / f"home/patchsets/{expected.name}/manifest.json").read_text())
     assert storage.read_document(f"{folder}/manifest.json", dict) == manifest
-    for shard in expected.all_shards:
+    for shard in expected.read_shards():
         with storage.local_copy(f"{folder}/{shard.file}") as file:
             assert storage.sha256(file) == shard.sha256

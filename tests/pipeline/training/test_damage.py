@@ -186,7 +186,7 @@ def test_a_training_waits_for_workers_as_long_as_nodes_are_promised(monkeypatch:
 @pytest.mark.long
 def test_a_shard_that_is_damaged_stops_two_workers_at_once(described: tuple[Config, PatchSet], tmp_path: Path) -> None:
     config, patch_set = described
-    copied = PatchSet(shutil.copytree(patch_set.url, tmp_path / "set").as_posix(), patch_set.manifest)
+    copied = patch_set.at(shutil.copytree(patch_set.url, tmp_path / "set").as_posix())
     shard = Path(copied.url, copied.shards[-1].file)
     content = bytearray(shard.read_bytes())
     content[3000] ^= 1  # a pixel
@@ -207,7 +207,7 @@ def test_a_shard_that_is_damaged_stops_two_workers_at_once(described: tuple[Conf
 
 def test_a_missing_shard_is_said_before_anything_starts(described: tuple[Config, PatchSet], tmp_path: Path) -> None:
     config, patch_set = described
-    copied = PatchSet(shutil.copytree(patch_set.url, tmp_path / "set").as_posix(), patch_set.manifest)
+    copied = patch_set.at(shutil.copytree(patch_set.url, tmp_path / "set").as_posix())
     Path(copied.url, copied.shards[-1].file).unlink()
     own = config.model_copy(update={"home": str(tmp_path / "home")})
     with pytest.raises(DamagedShardError, match=f"{copied.shards[-1].file} is missing or incomplete"):

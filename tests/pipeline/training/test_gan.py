@@ -11,7 +11,7 @@ from pipeline.settings import Config, UserError
 from pipeline.settings.command_line import parse
 from pipeline.training.checkpoints import SkipCounts
 from pipeline.training.learner import Learner, StepResult
-from pipeline.training.methods import find_method
+from pipeline.training.methods import METHODS, find_method
 from pipeline.training.methods.gan_checks import remark
 from pipeline.training.precision import Precision
 from pipeline.training.ranks import Ranks
@@ -44,6 +44,13 @@ def make_step(learner: Learner, step: int, sizes: list[int], start: int = 0) -> 
 
 def states(learner: Learner) -> dict[str, bytes]:
     return learner.save()
+
+
+def test_memory_is_planned_for_steps_of_both_networks_with_penalties() -> None:
+    rare = config("train.gan.warmup_steps=5000", "train.gan.penalty_every=16")
+    heaviest = Learner(METHODS["gan"].heaviest(rare), 8, Ranks(CPU), "fp32")
+    for step in (1, 2):
+        assert {"objective", "discriminator/r1", "discriminator/r2"} <= set(make_step(heaviest, step, [6]).sums)
 
 
 def test_the_discriminator_trains_alone_first_and_then_both_do() -> None:

@@ -109,7 +109,7 @@ def test_validation_is_the_mean_over_images_however_many_workers_share_them(
     _, config, trained = straight
     patch_set, _ = preparation.prepare(config)
     net, scores = build_network(config.scale, config.model, config.train.seed).eval(), []
-    for i in range(len(patch_set.holdout_names)):
+    for i in range(patch_set.held_out):
         image = patch_set.read_holdout(i)
         sr = upscaling.upscale_image(net, image.lr)
         scores.append(scoring.score_image(sr, image.hr, config.scale).psnr_y)

@@ -27,7 +27,7 @@ def test_scores_and_comparisons_are_those_of_the_upscaled_images(
     config = parse(small(), "train", "")
     patch_set, _ = preparation.prepare(config)
     net = build_network(config.scale, config.model, 0).eval()
-    images = [patch_set.read_holdout(number) for number in range(len(patch_set.holdout_names))]
+    images = [patch_set.read_holdout(number) for number in range(patch_set.held_out)]
     upscaled = [upscale_image(net, image.lr) for image in images]
     scores = [scoring.score_image(sr, image.hr, config.scale) for sr, image in zip(upscaled, images, strict=True)]
     validator = Validator(config, patch_set, {}, Ranks(torch.device("cpu")), Journal(f"{tmp_path}/journal"))

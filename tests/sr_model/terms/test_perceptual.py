@@ -7,8 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sr_model.networks.srresnet import SRResNet
-from sr_model.terms.perceptual import PerceptualLoss, trunk
-from sr_model.terms.settings import Network, layer_index
+from sr_model.terms import Term, objective
+from sr_model.terms.perceptual import BlurredMaxPool, PerceptualLoss, trunk
+from sr_model.terms.pixel import l1
+from sr_model.terms.settings import Network, Perceptual, layer_index
+from sr_model.terms.shifts import shift_together
 from tests.conftest import DATA
 
 
@@ -109,6 +112,53 @@ def test_autocast_changes_nothing() -> None:
 def test_weights_that_are_too_shallow_are_refused() -> None:
     with pytest.raises(ValueError, match=r"the weights lack features\.34\.weight"):
         PerceptualLoss({"conv5_4": 1.0}, trunk(WEIGHTS, "vgg19", {"conv5_3": 1.0}))
+
+
+def test_blurred_pooling_favours_no_phase_and_keeps_places() -> None:
+    pool, plain = BlurredMaxPool(), nn.MaxPool2d(2)
+    flat = torch.full((1, 2, 8, 10), 0.3)
+    torch.testing.assert_close(pool(flat), plain(flat))
+    slope = torch.arange(64.0).expand(1, 1, 8, 64)
+    torch.testing.assert_close(pool(slope)[..., 1:-1], plain(slope)[..., 1:-1])  # inside, where the blur sees no border
+    assert pool(torch.rand(2, 3, 9, 11)).shape == plain(torch.rand(2, 3, 9, 11)).shape
+    noise = torch.rand(16, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def change(layer: nn.Module) -> float:
+        """Mean square of what a shift by a pixel changes, as a share of the variance."""
+        seen, shifted = (layer(image)[..., 2:-2, 2:-2] for image in (noise, noise.roll(1, -1)))
+        return float((seen - shifted).square().mean() / seen.var())
+
+    assert change(pool) < 0.6 * change(plain)
+
+
+def test_both_images_of_a_sample_are_shifted_together_as_its_position_says() -> None:
+    hr = torch.arange(12.0 * 10).view(1, 1, 12, 10).repeat(64, 3, 1, 1)
+    positions = torch.arange(64) * 977
+    sr, same = shift_together(hr + 0.5, hr, 3, 7, positions)
+    assert sr.shape == (64, 3, 9, 7)
+    torch.testing.assert_close(sr - same, torch.full_like(sr, 0.5))
+    begins = [divmod(int(corner), 10) for corner in same[:, 0, 0, 0]]
+    assert set(begins) == {(y, x) for y in range(4) for x in range(4)}
+    for number, (y, x) in enumerate(begins):
+        assert torch.equal(same[number], hr[number, :, y : y + 9, x : x + 7])
+    alone, _ = shift_together(hr[5:9], hr[5:9], 3, 7, positions[5:9])  # as on another rank
+    assert torch.equal(alone, same[5:9])
+    other, _ = shift_together(hr, hr, 3, 8, positions)
+    assert not torch.equal(other, same)
+
+
+def test_the_objective_shifts_the_images_of_a_term_that_asks_for_it() -> None:
+    sr, hr, positions = torch.rand(4, 3, 16, 16, requires_grad=True), torch.rand(4, 3, 16, 16), torch.arange(4)
+    total, _ = objective([Term("l1", 1.0, 0.0, l1, shift=3, seed=2)], sr, hr, positions)
+    torch.testing.assert_close(total, l1(*shift_together(sr, hr, 3, 2, positions)))
+    total.sum().backward()
+    assert sr.grad is not None
+    assert (sr.grad != 0).sum() == 4 * 3 * 13 * 13
+
+
+def test_settings_that_did_not_exist_before_are_left_out_unless_they_are_set() -> None:
+    assert not {"pooling", "shift"} & Perceptual().model_dump().keys()
+    assert Perceptual(pooling="blurred", shift=3).model_dump().items() >= {"pooling": "blurred", "shift": 3}.items()
 
 
 def test_real_features_see_a_blur_more_than_a_shift_of_brightness() -> None:

@@ -8,7 +8,7 @@ from sr_model.terms.pixel import charbonnier, l1, mse, total_variation
 def test_terms_are_means_over_each_image() -> None:
     sr = torch.zeros(2, 3, 2, 2)
     hr = torch.stack([torch.full((3, 2, 2), 0.5), torch.full((3, 2, 2), 0.1)])
-    total, terms = objective([Term("mse", 2.0, 0.0, mse), Term("l1", 1.0, 0.0, l1)], sr, hr)
+    total, terms = objective([Term("mse", 2.0, 0.0, mse), Term("l1", 1.0, 0.0, l1)], sr, hr, torch.arange(2))
     torch.testing.assert_close(terms["mse"], torch.tensor([0.25, 0.01]))
     torch.testing.assert_close(terms["l1"], torch.tensor([0.5, 0.1]))
     torch.testing.assert_close(total, torch.tensor([1.0, 0.12]))
@@ -18,7 +18,8 @@ def test_terms_are_means_over_each_image() -> None:
 def test_every_term_has_a_gradient(name: str) -> None:
     sr = torch.rand(1, 3, 4, 4, requires_grad=True)
     kind = TERMS[name]
-    total, _ = objective([Term(name, 1.0, 0.0, kind.create(kind.settings(), {}))], sr, torch.rand(1, 3, 4, 4))
+    term = Term(name, 1.0, 0.0, kind.create(kind.settings(), {}))
+    total, _ = objective([term], sr, torch.rand(1, 3, 4, 4), torch.zeros(1, dtype=torch.int64))
     total.sum().backward()
     assert sr.grad is not None
     assert (sr.grad != 0).float().mean() > 0.5  # slopes of tv may cancel
