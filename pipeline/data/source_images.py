@@ -1,29 +1,38 @@
-"""Listed image files as a table: about 40 bytes for each, beside its name and version, so that ten million fit."""
+"""Listed image files as a table: about 40 bytes for each, beside its name and version, so that ten million fit.
+
+pyarrow is imported where it is used, because a command that upscales one image needs only `SourceImage`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
-
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
+from functools import cache
+from typing import TYPE_CHECKING, Any, overload
 
 from pipeline.data.locations import Base, FileLocation, Location, pack, unpack
 
-_SCHEMA = pa.schema(
-    [
-        ("name", pa.large_string()),
-        ("version", pa.large_string()),
-        ("bytes", pa.int64()),
-        ("base", pa.int32()),  # number of the `Base` of the location
-        ("place", pa.large_binary()),  # the rest of the location; empty if a file's URL ends with the name
-    ]
-)
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pyarrow as pa
+
 _ROWS = 2**15
 """Rows that are converted at a time."""
+
+
+@cache
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("name", pa.large_string()),
+            ("version", pa.large_string()),
+            ("bytes", pa.int64()),
+            ("base", pa.int32()),  # number of the `Base` of the location
+            ("place", pa.large_binary()),  # the rest of the location; empty if a file's URL ends with the name
+        ]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +78,16 @@ class SourceImages(Sequence[SourceImage]):
         """Put images into a table, in the same order."""
         if isinstance(images, SourceImages):
             return images
+        import pyarrow as pa
+
+        schema = _schema()
         bases: dict[Base, int] = {}
         batches: list[pa.RecordBatch] = []
-        columns: list[list[Any]] = [[] for _ in _SCHEMA]
+        columns: list[list[Any]] = [[] for _ in schema]
 
         def flush() -> None:
-            arrays = [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
-            batches.append(pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA))
+            arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+            batches.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
             for values in columns:
                 values.clear()
 
@@ -92,7 +104,7 @@ class SourceImages(Sequence[SourceImage]):
             if len(columns[0]) >= _ROWS:
                 flush()
         flush()
-        return cls(pa.Table.from_batches(batches, _SCHEMA), list(bases))
+        return cls(pa.Table.from_batches(batches, schema), list(bases))
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -117,6 +129,9 @@ class SourceImages(Sequence[SourceImage]):
 
     def take(self, rows: npt.ArrayLike) -> SourceImages:
         """Return the images with these numbers in a table of their own, which is small when it is pickled."""
+        import numpy as np
+        import pyarrow as pa
+
         taken = self.table.take(pa.array(np.asarray(rows, np.int64))).combine_chunks()
         used, numbers = np.unique(taken["base"].to_numpy(), return_inverse=True)
         table = taken.set_column(3, "base", pa.array(numbers.astype(np.int32)))
@@ -138,6 +153,8 @@ class SourceImages(Sequence[SourceImage]):
 
     def sorted(self) -> SourceImages:
         """Return the images in the order of their names."""
+        import pyarrow.compute as pc
+
         names = self.table["name"]
         if len(self) < 2 or pc.all(pc.less_equal(names[:-1], names[1:])).as_py():
             return self
@@ -145,6 +162,8 @@ class SourceImages(Sequence[SourceImage]):
 
     def repeats_names(self) -> bool:
         """Tell whether two of these images, which are sorted, have the same name."""
+        import pyarrow.compute as pc
+
         names = self.table["name"]
         return len(self) > 1 and bool(pc.any(pc.equal(names[:-1], names[1:])).as_py())
 
@@ -176,8 +195,11 @@ def merge_images(listings: Sequence[Iterable[SourceImage]]) -> SourceImages:
 
 
 def _concatenate(parts: Sequence[SourceImages]) -> SourceImages:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     bases: list[Base] = []
-    tables = [_SCHEMA.empty_table()]
+    tables = [_schema().empty_table()]
     for part in parts:
         numbers = pc.add(part.table["base"], pa.scalar(len(bases), pa.int32()))
         tables.append(part.table.set_column(3, "base", numbers))

@@ -1,4 +1,7 @@
-"""List the images that a table names: a Parquet or CSV file of URLs, such as an S3 Inventory."""
+"""List the images that a table names: a Parquet or CSV file of URLs, such as an S3 Inventory.
+
+pyarrow is imported where a table is read, because most commands read none.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_plus, urlsplit
-
-import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.data.images import EXTENSIONS
@@ -75,6 +74,8 @@ def list_table(source: str, extensions: tuple[str, ...] = EXTENSIONS) -> Listing
     Raises:
         UserError: if the table does not exist, cannot be read, has no row or lacks a column, or a row has no URL.
     """
+    import pyarrow as pa
+
     shown = storage.redact(printable(source))
     table = absolute_path(source)
     left_out = Leftovers()
@@ -100,6 +101,8 @@ class _TableError(Exception):
 
 
 def _parquet_rows(file: Path) -> Iterator[_Row]:
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(file) as table:
         columns = _columns(table.schema_arrow.names)
         for batch in table.iter_batches(_ROWS, columns=list(columns.values())):
@@ -107,6 +110,9 @@ def _parquet_rows(file: Path) -> Iterator[_Row]:
 
 
 def _csv_rows(file: Path, compressed: bool) -> Iterator[_Row]:
+    import pyarrow as pa
+    import pyarrow.csv as pa_csv
+
     opener = gzip.open if compressed else open
     with opener(file, "rt", encoding="utf-8-sig", newline="") as text:
         sample = list(itertools.islice(csv.reader(text), _SAMPLE))

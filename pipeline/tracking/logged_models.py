@@ -22,7 +22,7 @@ NAME = "model"
 WEIGHTS = "model.safetensors"
 """File of the weights in a model."""
 
-REQUIREMENTS = ("mlflow>=3.16.1,<4", "torch>=2.10,<2.15", "numpy>=2", "pydantic>=2.11", "safetensors>=0.5")
+REQUIREMENTS = ("mlflow>=3.16.1,<4", "torch>=2.10,<2.15", "numpy>=2", "pydantic>=2.12", "safetensors>=0.5")
 """Packages that a model needs, which are given because MLflow would run the model for seconds to infer them."""
 
 

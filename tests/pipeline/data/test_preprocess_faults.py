@@ -61,13 +61,13 @@ def start(images: Path, home: Path | str, *more: str, **env: str) -> subprocess.
 
 def files(home: Path) -> dict[str, str]:
     """Return the checksums of the existing shards."""
-    found = home.glob("patchsets/*/*.parquet")
+    found = [*home.glob("patchsets/*/train-*.parquet"), *home.glob("patchsets/*/holdout-*.parquet")]
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
 
 
 def wait_for_shards(home: Path, count: int) -> None:
     deadline = time.monotonic() + 90
-    while len(list(home.glob("patchsets/*/*.parquet"))) < count:
+    while len(files(home)) < count:
         assert time.monotonic() < deadline, "no shards were written"
         time.sleep(0.005)
 

@@ -92,7 +92,16 @@ def test_mlflow_compares_the_cells_by_name(finished_grid: Grid) -> None:
     assert (whole.data.metrics["held-out/psnr_y"], whole.data.tags["best_cell"]) == (psnr, best)
     assert [data.dataset.name for data in whole.inputs.dataset_inputs] == ["photos"]
     kept = {file.path for file in client.list_artifacts(parent)}
-    results = {"results.md", "results.csv", "results.json", "plane.md", "plane.svg", "comparison.png", "report.html"}
+    results = {
+        "results.md",
+        "results.csv",
+        "results.json",
+        "plane.md",
+        "plane.svg",
+        "cost.svg",
+        "comparison.png",
+        "report.html",
+    }
     assert kept == {"config.yaml", *results}
     note = runs["mse"].data.tags["mlflow.note.content"]
     assert f"python -m pipeline.run --from-run {runs['mse'].info.run_id}" in note
