@@ -32,7 +32,7 @@ FOLDERS = 1000
 
 
 class Cost(NamedTuple):
-    """What a listing took."""
+    """The time and memory of a listing."""
 
     seconds: float
     cpu: float

@@ -83,6 +83,12 @@ def _verify(patch_set: PatchSet) -> bool:
     from pipeline.data import patchset, verification
 
     undamaged = True
+    for fault in verification.find_table_faults(patch_set):
+        undamaged = False
+        print(fault, flush=True)
+    if not undamaged:
+        print("the shards were not checked; to make the tables again, delete the damaged ones and rerun the command")
+        return False
     with terminal.stage("verify", total=patch_set.manifest.totals.shards, unit="shards") as shown:
         for done, shard in enumerate(patch_set.read_shards(), start=1):
             for fault in verification.find_faults(patch_set, shard):

@@ -52,9 +52,14 @@ def main(argv: Sequence[str]) -> None:
     from pipeline.grid import importing  # after the checks, because imports take seconds
     from pipeline.reporting import cards, records, results_page
 
-    found = records.read_all(options.records)
+    whole = records.read_all(options.records)
+    found = [record for record in whole if record.planned_steps is None]
     if not found:
-        raise UserError(f"{options.records} holds no record, expected a folder that was written with tune.records")
+        raise UserError(f"{options.records} holds no finished training, expected a folder written with tune.records")
+    for record in whole:
+        if record.planned_steps is not None:
+            steps = f"{record.result.steps:,} of {record.planned_steps:,} steps"
+            print(f"{record.label} is left out, because its training has made {steps} so far", flush=True)
     if options.kind == "mlflow":
         importing.import_records(found, options.records, options.home, options.port or 5000)
         return

@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,9 @@ def _main(name: str, argv: tuple[str, ...], out: str, err: str, environment: dic
         code: int | str | None = 0
     except SystemExit as end:
         code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
     # As when Python ends, what the exception held is gone by now. multiprocessing calls no functions at exit.
     atexit._run_exitfuncs()
     sys.exit(code)

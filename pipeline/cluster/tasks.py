@@ -44,7 +44,7 @@ class TaskError(Generic[T]):
     reason: str
     """The exception in one line."""
     temporary: bool = False
-    """Whether the same task may succeed later: the storage failed, and neither a file nor a permission is missing."""
+    """True if the same task may succeed later: the storage failed, and neither a file nor a permission is missing."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,8 @@ def map_tasks(
                 ) from error
             reason = one_line(error)
         left = [task for number, task in enumerate(left) if number not in done]
+        if left and pause is None:
+            raise UserError(f"Ray returned no result of {len(left)} tasks: rerun the same command to resume")
         if left and pause is not None:
             storage.report_once(f"{len(left)} of {len(tasks)} tasks failed and run again in {pause:g} s: {reason}")
             time.sleep(pause)

@@ -23,7 +23,7 @@ from pipeline import storage
 from pipeline.data.images import EXTENSIONS
 from pipeline.data.left_out import LeftOut, LeftOutKind, Leftovers, reason_to_leave_out
 from pipeline.data.listing import Listing, describe
-from pipeline.data.locations import Location, TarLocation, ZipLocation
+from pipeline.data.locations import FileLocation, Location, TarLocation, ZipLocation
 from pipeline.data.rejection import RejectedImageError, RejectionKind
 from pipeline.data.source_images import SourceImages
 from pipeline.data.streams import StorageError, open_stream, stamp
@@ -190,6 +190,8 @@ def _zip_members(archive: str) -> list[_Member]:
             members.append(_Member(name, None, details, fault="has a name with a NUL character"))
         elif name.endswith("/"):
             continue
+        elif info.file_size >= 2**63:
+            members.append(_Member(name, None, {**details, "size": 0}, fault="states an impossible size"))
         elif info.header_offset < 0 or info.header_offset + info.compress_size > end:
             members.append(_Member(name, None, details, fault="lies outside of the archive"))
         elif stat.S_ISLNK(mode) and info.file_size <= _LONGEST_LINK:
@@ -215,7 +217,12 @@ def _zip_link(location: ZipLocation, details: dict[str, Any]) -> _Member:
 def _tar_members(archive: str) -> list[_Member]:
     with open_stream(archive) as file:
         content = _decompressed(file)
-        return _read_headers(archive, content, plain=content is file)
+        members = _read_headers(archive, content, plain=content is file)
+    fs, path = storage.locate(archive)
+    mark = storage.fingerprint(describe("", FileLocation(archive), fs.info(path)).version)
+    for member in members:  # a header says nothing about the content: archives that are made anew keep the times
+        member.details["mtime"] = f"{member.details['mtime']} {mark}"
+    return members
 
 
 def _read_headers(archive: str, content: IO[bytes], plain: bool) -> list[_Member]:

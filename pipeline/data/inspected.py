@@ -66,7 +66,7 @@ class InspectedImages(Sequence[InspectedImage]):
         self.source = images
         """The files."""
         self.found = found
-        """What was found in them."""
+        """The results of the inspections, a row of `FOUND_SCHEMA` for each file."""
 
     @classmethod
     def of(cls, images: Iterable[InspectedImage]) -> InspectedImages:

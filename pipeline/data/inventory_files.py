@@ -40,7 +40,7 @@ _LARGE = 2**20
 
 
 class InventoryFiles:
-    """What earlier inventories found, and a place for what this one finds.
+    """The results of earlier inventories, to which this one adds its own.
 
     A file that is damaged counts as missing; a line on stderr says so.
 
@@ -122,7 +122,9 @@ def _words(keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
 
 
 def _load(file: str) -> pa.Table:
-    content = storage.read(file) or b""
+    content = storage.read(file)
+    if content is None:  # another command has joined it with others meanwhile
+        return _SCHEMA.empty_table()
     try:
         return pq.read_table(pa.BufferReader(content), page_checksum_verification=True).cast(_SCHEMA)
     except (pa.ArrowException, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:

@@ -29,7 +29,10 @@ from pipeline.settings import UserError
 from pipeline.settings.fields import absolute_path
 from pipeline.storage import one_line, printable, unicode_name
 
-_VERSION_KEYS = ("ETag", "CRC", "mtime", "LastModified", "chksum")
+_VERSION_KEYS = (
+    "ETag", "CRC", "mtime", "LastModified", "chksum", "etag", "md5Hash", "content_md5", "last_modified",
+    "Last-Modified",
+)  # fmt: skip
 """Entries of a file's details that change with its content; the first one that is present is used."""
 
 

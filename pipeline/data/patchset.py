@@ -39,7 +39,7 @@ _IN_MEMORY = [name for name in INDEX_SCHEMA.names if name != "sha256"]
 
 @dataclass(frozen=True)
 class PatchSet:
-    """A finished patch set; `load` opens one. Training uses the index alone, which takes 55 bytes for each shard."""
+    """A finished patch set; `load` opens one. Training reads the index alone."""
 
     url: str
     """Path or URL of the folder."""
@@ -117,6 +117,9 @@ class PatchSet:
                 found, first = np.unique(table["shard"].to_numpy(), return_index=True)
                 ends = np.append(first, len(table))[1:]
                 for number, start, end in zip(found.tolist(), first.tolist(), ends.tolist(), strict=True):
+                    if not done <= number < len(shards):
+                        where = manifest_url(self.url)
+                        raise storage.DamagedFileError(f"{where} is damaged: its tables differ; {_REMEDY}")
                     for shard in shards[done:number]:  # they have no images
                         yield _whole(shard, next(digests), [])
                     yield _whole(shards[number], next(digests), record_tables.records(table.slice(start, end - start)))
@@ -214,7 +217,7 @@ class PatchSet:
             DamagedShardError: if one is missing or has another size than the manifest says.
             OSError: if the folder cannot be listed.
         """
-        for file in self.find_missing():
+        for file in (file for file in self.find_missing() if "/" not in file):  # training reads no other table
             raise parquet.DamagedShardError(f"{self.url}/{file}", "is missing or incomplete")
 
     def save(self) -> PatchSet:
@@ -305,11 +308,16 @@ def load(url: str) -> PatchSet:
         raise storage.DamagedFileError(
             f"{file} is damaged: tile is {manifest.tile}, no multiple of the scale {manifest.scale}; {_REMEDY}"
         )
-    if manifest.totals.held_out != patch_set.held_out:
-        raise storage.DamagedFileError(
-            f"{file} is damaged: it names {manifest.totals.held_out} held-out images in {patch_set.held_out} row "
-            f"groups; {_REMEDY}"
-        )
+    totals, shards = manifest.totals, len(patch_set.shards) + len(patch_set.holdout)
+    for what, stated, found in (
+        ("held-out images", totals.held_out, patch_set.held_out),
+        ("tiles", totals.tiles, patch_set.tiles),
+        ("shards", totals.shards, shards),
+    ):
+        if stated != found:
+            raise storage.DamagedFileError(
+                f"{file} is damaged: it states {stated} {what}, but its shards have {found}; {_REMEDY}"
+            )
     return patch_set
 
 

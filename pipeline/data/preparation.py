@@ -103,9 +103,8 @@ def carry_out(preparation: Preparation) -> tuple[PatchSet, bool]:
     )
     totals = patch_set.manifest.totals
     _check_rejected(config, totals.images, patch_set.rejected(), totals.trained)
-    saved = patch_set.save()
     record_etags(url)
-    return saved, False
+    return patch_set.save(), False
 
 
 def _home(config: Config) -> str:
@@ -163,15 +162,16 @@ class _ShardOutcome:
 def _write_shards(preparation: Preparation, home: str, url: str) -> Iterator[Shard]:
     """Make all shards in parallel; a shard of the same name in any patch set below `home` is copied.
 
-    Shards that fail because of the storage are made again, as `_PAUSES_S` says. If some fail for good, the others are
-    finished first, unless so many fail that something else must be wrong.
+    Shards that fail because of the storage are made again, as `_PAUSES_S` says. If some fail for good, the others of
+    the same round are finished first, unless so many fail that something else must be wrong.
 
     Raises:
         UserError: if a shard cannot be made, or as soon as too many images are rejected, whatever is still to come.
     """
     config, planned = preparation.config, preparation.shards
     cluster.connect(config)
-    storage.sweep(url)
+    for folder in (url, f"{url}/index", f"{url}/images", f"{home}/inventory"):
+        storage.sweep(folder)
     finished = find_finished(home, url, config.preprocess, planned.files)
     rejected = _Rejected(preparation)
     failed: list[str] = []

@@ -257,12 +257,12 @@ def count(parts: dict[Part, Tables]) -> Totals:
     """Count what the tables of a patch set hold."""
     images = [table for tables in parts.values() for table in tables.images]
     indexes = [tables.index for tables in parts.values()]
-    kept = [table.filter(pc.is_null(table["kind"])) for table in images]
+    kept = [table["held_out"].filter(pc.is_null(table["kind"])) for table in images]
     total = sum(map(len, images))
     return Totals(
         images=total,
         trained=sum(pc.sum(pc.greater(table["tiles"], 0)).as_py() or 0 for table in images),
-        held_out=sum(pc.sum(table["held_out"]).as_py() or 0 for table in kept),
+        held_out=sum(pc.sum(column).as_py() or 0 for column in kept),
         rejected=total - sum(map(len, kept)),
         tiles=pc.sum(parts["train"].index["rows"]).as_py() or 0,
         shards=sum(map(len, indexes)),
@@ -278,7 +278,9 @@ def write(url: str, parts: dict[Part, Tables]) -> list[TableFile]:
     """
     files = []
     for part, tables in parts.items():
-        pieces = [piece for table in tables.images for piece in _pieces(table, _REJECTED_IN_FILE)]
+        # The images of a shard stay in one file.
+        most = _REJECTED_IN_FILE if part == "rejected" else max([1, *map(len, tables.images)])
+        pieces = [piece for table in tables.images for piece in _pieces(table, most)]
         for folder, some in (("images", pieces), ("index", _pieces(tables.index, _ENTRIES_IN_FILE))):
             files += [_write(url, f"{folder}/{part}-{number:05}.parquet", piece) for number, piece in enumerate(some)]
     return files
@@ -316,6 +318,9 @@ def read(url: str, file: TableFile, remedy: str, columns: Sequence[str] | None =
     schema = INDEX_SCHEMA if file.file.startswith("index/") else IMAGES_SCHEMA
     wanted = pa.schema([schema.field(name) for name in columns or schema.names])
     try:
-        return pq.read_table(pa.BufferReader(content), columns=wanted.names).cast(wanted)
+        table = pq.read_table(pa.BufferReader(content), columns=wanted.names).cast(wanted)
+        if len(table) != file.rows:
+            raise ValueError(f"it has {len(table)} rows, the manifest says {file.rows}")
+        return table
     except (pa.ArrowException, ArithmeticError, LookupError, OSError, TypeError, ValueError) as error:
         raise storage.DamagedFileError(f"{place} is damaged ({storage.one_line(error, 200)}); {remedy}") from None

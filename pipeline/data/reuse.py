@@ -29,7 +29,7 @@ class FinishedShard:
     bytes: int = 0
     sha256: str = ""
     etag: str = ""
-    """What the store reported of its content; empty for a local file."""
+    """ETag of its content, as the store reported it; empty for a local file."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from pipeline import storage
 from pipeline.data import archives, datasets, tables
@@ -166,6 +167,9 @@ def read_bytes(location: Location, max_bytes: int | None = None) -> bytes:
             raise RejectedImageError(RejectionKind.TOO_LARGE, detail)
     if not isinstance(location, FileLocation):
         return archives.read_member(location)
+    fs, path = storage.locate(location.url)
+    if storage.is_local(fs) and Path(path).exists() and not Path(path).is_file():
+        raise OSError(f"{location} is no regular file")
     content = storage.read(location.url)
     if content is None:
         raise FileNotFoundError(f"{location} is gone")

@@ -32,12 +32,18 @@ _ROLES: dict[str, tuple[str, ...]] = {
     "version": ("etag", "e_tag", "version"), "name": ("name",), "latest": ("is_latest",),
     "deleted": ("is_delete_marker",),
 }  # fmt: skip
-"""What the pipeline reads of a table, and the columns that may hold it; the first one that is there is used."""
+"""The values that the pipeline reads from a table, and the columns that may hold each of them; the first one that is
+there is used."""
 _EXPECTED = (
     "expected a column url, and if possible bytes, etag (or version) and name, or an S3 Inventory with bucket and key"
 )
 _ROWS, _BLOCK = 2**16, 2**24
 """Rows of a Parquet file and bytes of a CSV file that are read at a time."""
+_WEB = ("http://", "https://")
+_FROM_WEB = (*_WEB, "s3://", "gs://")
+"""Beginnings of URLs in a table from the web, whose author must not choose files of the machines that read it."""
+_LONGEST_LINE = 2**20
+"""Characters of a line that are read at once, so that a small compressed file cannot fill the memory."""
 _SAMPLE = 100
 """Rows from which the columns of an S3 Inventory without a header follow."""
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -53,7 +59,7 @@ def is_table(source: str) -> bool:
 
 def _path(source: str) -> str:
     """Return the part of a source that has its ending, in lower case."""
-    on_web = source.startswith(("http://", "https://"))
+    on_web = source.startswith(_WEB)
     return (re.split("[?#]", source, maxsplit=1)[0] if on_web else source).lower()
 
 
@@ -80,13 +86,12 @@ def list_table(source: str, extensions: tuple[str, ...] = EXTENSIONS) -> Listing
     table = absolute_path(source)
     left_out = Leftovers()
     try:
-        fs, path = storage.locate(table)
-        info = storage.with_retries(table, lambda: fs.info(path))
-        stamp = storage.fingerprint(describe("", FileLocation(table), info).version)
         with storage.local_copy(table) as file:
+            stamp = storage.sha256(file)[:12]
             ending = _path(source).rpartition(".")[2]
             rows = _parquet_rows(file) if ending == "parquet" else _csv_rows(file, compressed=ending == "gz")
-            images = SourceImages.of(_images(rows, stamp, extensions, left_out)).sorted()
+            schemes = _FROM_WEB if source.startswith(_WEB) else ("",)
+            images = SourceImages.of(_images(rows, stamp, extensions, schemes, left_out)).sorted()
     except FileNotFoundError:
         raise UserError(f"source {shown} does not exist, expected a table of URLs") from None
     except _TableError as error:
@@ -115,7 +120,8 @@ def _csv_rows(file: Path, compressed: bool) -> Iterator[_Row]:
 
     opener = gzip.open if compressed else open
     with opener(file, "rt", encoding="utf-8-sig", newline="") as text:
-        sample = list(itertools.islice(csv.reader(text), _SAMPLE))
+        lines = iter(lambda: text.readline(_LONGEST_LINE), "")
+        sample = list(itertools.islice(csv.reader(lines), _SAMPLE))
     if not sample:
         raise _TableError(f"is empty, {_EXPECTED}")
     inventory = _inventory_columns(sample)
@@ -132,7 +138,7 @@ def _csv_rows(file: Path, compressed: bool) -> Iterator[_Row]:
     with closing(stream), reader:
         for batch in reader:
             values = {role: batch.column(name).to_pylist() for role, name in columns.items()}
-            if "url" not in values:
+            if inventory:
                 values["key"] = [unquote_plus(key) for key in values["key"]]  # as S3 writes them in CSV
             yield from _rows(values)
 
@@ -149,6 +155,9 @@ def _columns(names: Sequence[str]) -> dict[str, str]:
         role: next((plain[alias] for alias in aliases if alias in plain), None) for role, aliases in _ROLES.items()
     }
     columns = {role: name for role, name in found.items() if name is not None}
+    for name in columns.values():
+        if list(names).count(name) > 1:
+            raise _TableError(f"has several columns {name!r}, expected one")
     if "url" in columns:
         return {role: name for role, name in columns.items() if role in ("url", "size", "version", "name")}
     if "bucket" not in columns or "key" not in columns:
@@ -159,7 +168,8 @@ def _columns(names: Sequence[str]) -> dict[str, str]:
 def _inventory_columns(sample: Sequence[Sequence[str]]) -> dict[str, str] | None:
     """Return the numbers of an S3 Inventory's columns by their role; None if the CSV file is none."""
     columns = list(zip(*sample, strict=False))
-    has_header = [name.strip().lower() for name in sample[0][:2]] == ["bucket", "key"]
+    first = [name.strip().lower() for name in sample[0]]
+    has_header = first[:2] == ["bucket", "key"] or "url" in first
     if len(columns) < 2 or has_header or len(set(columns[0])) > 1 or not _BUCKET.fullmatch(columns[0][0]):
         return None
 
@@ -177,7 +187,7 @@ def _inventory_columns(sample: Sequence[Sequence[str]]) -> dict[str, str] | None
 
 
 def _images(
-    rows: Iterator[_Row], stamp: str, extensions: tuple[str, ...], left_out: Leftovers
+    rows: Iterator[_Row], stamp: str, extensions: tuple[str, ...], schemes: tuple[str, ...], left_out: Leftovers
 ) -> Iterator[SourceImage]:
     number = 0
     for number, (url, bucket, key, size, version, name, latest, deleted) in enumerate(rows, 1):
@@ -190,6 +200,11 @@ def _images(
                 continue
         elif not isinstance(url, str) or not (storage.is_url(url) or url.startswith("/")):
             raise _TableError(f"has {one_line(repr(url), 100)} in row {number}, expected a URL or an absolute path")
+        elif not url.startswith(schemes):
+            raise _TableError(
+                f"names {one_line(repr(url), 100)} in row {number}, expected one of {', '.join(schemes)} in a table "
+                "that comes from the web"
+            )
         name = str(name or _name_of(url))
         details = {"size": _size(size, number), "ETag": _version(version, url) or stamp}
         yield describe(name, FileLocation(url), details)
@@ -202,7 +217,7 @@ def _size(value: Any, number: int) -> int:
         return 0
     try:
         size = int(value)
-    except ValueError:
+    except (TypeError, ValueError, OverflowError):
         size = -1
     if not 0 <= size < 2**63:
         raise _TableError(f"has {one_line(repr(value), 100)} bytes in row {number}, expected their number")
@@ -217,7 +232,7 @@ def _version(value: Any, url: str) -> str:
 
 def _name_of(url: str) -> str:
     """Name an image by its URL, without anything that may be a secret."""
-    if url.startswith(("http://", "https://")):
+    if url.startswith(_WEB):
         parts = urlsplit(url)
         return f"{parts.hostname}{unquote(parts.path)}"
     plain = storage.redact(url) if re.search("[@?#;]", url) else url

@@ -10,10 +10,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.data import record_tables
 from pipeline.data.manifest import FORMAT, Shard
 from pipeline.data.parquet import HOLDOUT_SCHEMA, TILE_SCHEMA
 from pipeline.data.patchset import PatchSet, manifest_url
 from pipeline.data.reuse import ETAGS
+
+
+def find_table_faults(patch_set: PatchSet) -> Iterator[str]:
+    """Compare the tables of shards and images with the manifest, and yield a sentence for each fault."""
+    for file in patch_set.manifest.files:
+        try:
+            record_tables.read(patch_set.url, file, "its records cannot be used")
+        except storage.DamagedFileError as error:
+            yield str(error)
 
 
 def find_faults(patch_set: PatchSet, shard: Shard) -> Iterator[str]:

@@ -189,7 +189,7 @@ class _Store:
     def __init__(self, fs: fsspec.AbstractFileSystem, url: str) -> None:
         self._fs, self._url = fs, url
         self.finds_prefixes = "prefix" in inspect.signature(getattr(fs, "_find", fs.find)).parameters
-        """Whether the file system can find the files whose paths begin in one way."""
+        """True if the file system can find the files whose paths begin with a given text."""
 
     def list_folder(self, folder: _Folder) -> _Content:
         """List the files and folders in one folder."""

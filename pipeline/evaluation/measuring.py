@@ -125,7 +125,7 @@ class _Task:
     folder: str
     max_pixels: int
     degradation: Degradation
-    """What is done to the LR images of benchmark sets."""
+    """Degradation of the LR images of benchmark sets."""
     gpu: bool
     """True if the worker has a GPU."""
 

@@ -59,7 +59,8 @@ def load_pair(
         )
     if lr is None or drawn.blur:
         made = degradation.degrade(hr_image, scale, drawn, key)
-        return hr_image, made, f"made by this pipeline with MATLAB's bicubic{done}"
+        kind = "MATLAB's" if drawn.bicubic == "matlab" else "legacy"
+        return hr_image, made, f"made by this pipeline with {kind} bicubic{done}"
     lr_image = decode(sources.read_bytes(lr, sources.byte_limit(max_pixels)), max_pixels, as_stored=True)
     if (lr_image.shape[0] * scale, lr_image.shape[1] * scale, lr_image.shape[2]) != hr_image.shape:
         raise RejectedImageError(

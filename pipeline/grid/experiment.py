@@ -105,7 +105,7 @@ def run(config: Config, dry_run: bool = False, stop_at: float | None = None) -> 
         except OutOfTime:
             finished = sum(outcome.state is State.FINISHED for outcome in outcomes.values())
             print(describe_stop(f"grid stopped with {finished} of {len(cells)} cells finished", config), flush=True)
-            for cell in cells:
+            for cell in _able(cells, outcomes):
                 record_stopped(cell, config)
             raise
         rows = [_score(cell, outcomes[cell.label], folder, config.new_records) for cell in cells]
@@ -183,7 +183,8 @@ def _prepare_patch_sets(variants: Sequence[Variant]) -> list[Cell]:
     if len(held_out) > 1:
         raise UserError(
             "the cells hold out different images, so their scores could not be compared: expected axes other than "
-            "scale and preprocess.degradation, and sources with the same images for preprocess.holdout"
+            "scale, preprocess.degradation, grouping and shard_mb, and sources with the same images for "
+            "preprocess.holdout"
         )
     return cells
 
@@ -346,6 +347,7 @@ def _score(cell: Cell, outcome: Outcome, folder: str, records_folder: str | None
         outcome.state = State.FINISHED
         save_record(cell, records_folder, measured)
     history = runs.read_history(place)
+    record = (records.read(records_folder, cell.label) if records_folder else None) or cell.record
     return comparison.Row(
         cell.label,
         outcome.state,
@@ -356,6 +358,6 @@ def _score(cell: Cell, outcome: Outcome, folder: str, records_folder: str | None
         history=history,
         seconds=runs.seconds(history),
         threads=trained.result.threads * trained.result.workers if trained and trained.result.device == "cpu" else 0,
-        parts=cell.record.parts if cell.record else [],
+        parts=record.parts if record else [],
         sets=measured.sets,
     )

@@ -86,7 +86,8 @@ def save(folder: str, record: TrainingRecord, weights: str, scores: Scores | Non
         raise conflict(folder, record.label)
     url = f"{folder}/{records.folder_name(record.label)}"
     base = known
-    if known is None or (known.planned_steps is not None and record.result.steps > known.result.steps):
+    ends = known is not None and known.planned_steps is not None and record.planned_steps is None
+    if known is None or ends or (known.planned_steps is not None and record.result.steps > known.result.steps):
         in_parts = known or record.planned_steps is not None
         base = _with_part(record, known.parts if known else []) if in_parts else record
         storage.write(f"{url}/model.safetensors", _in_half(weights, records.configuration(record).scale))
@@ -150,7 +151,8 @@ def go_on(folder: str, record: TrainingRecord, home: str) -> int | None:
         DamagedFileError: if the state cannot be used.
     """
     own = Checkpoints(f"{home}/checkpoints", 1)
-    if runs.open_training(home) or max(own.steps(), default=-1) >= record.result.steps:
+    mine = own.restore()
+    if runs.open_training(home) or (mine is not None and mine[1].step >= record.result.steps):
         return None
     place = _state(folder, record.label)
     found = Checkpoints(place, 1).restore()
@@ -164,7 +166,7 @@ def go_on(folder: str, record: TrainingRecord, home: str) -> int | None:
     for name in ("checkpoints", "journal"):  # of fewer steps of the same training
         storage.remove(f"{home}/{name}")
     _write_history(home, record)
-    own.save(unpacked, state)
+    own.save(unpacked, replace(state, best=None))  # because the record has no weights of that validation
     own.wait()
     return state.step
 
@@ -240,13 +242,13 @@ def restore(folder: str, record: TrainingRecord, home: str) -> bool:
         home: path or URL of the training's folder.
 
     Returns:
-        False if the record has no weights, so nothing was written.
+        False if the record has no weights or is that of a part, so nothing was written.
 
     Raises:
         UserError: if the weights cannot be read.
     """
     url = records.weights(folder, record.label)
-    if not storage.exists(url):
+    if record.planned_steps is not None or not storage.exists(url):
         return False
     weights = {name: value.float() if value.is_floating_point() else value for name, value in read_weights(url).items()}
     storage.write(f"{home}/model.safetensors", serialise(weights, records.configuration(record).scale))

@@ -1,4 +1,4 @@
-"""What PSNR costs: a drawing of PSNR against the core-hours of all rows of a comparison."""
+"""Draw PSNR against the core-hours of training, for all rows of a comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records of finished trainings: small folders that a repository can hold.
+"""Records of trainings, finished or in part: small folders that a repository can hold.
 
 The folder of a record is named after its label and holds `model.safetensors` (fp16), `record.json` (a
 `TrainingRecord`) and `README.md`, the model card. `pipeline.grid.records` writes records.
@@ -136,7 +136,7 @@ def _check_versions(versions: dict[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """A finished training: how it was run, and what came of it. This is the content of record.json."""
+    """A training, finished or in part: how it was run, and what came of it. This is the content of record.json."""
 
     __pydantic_config__ = ConfigDict(ser_json_inf_nan="constants")
 

@@ -129,16 +129,15 @@ def write_page(
 
 
 def record_row(record: TrainingRecord, folder: str = "") -> Row:
-    """Return a record as a row of a comparison.
+    """Return the record of a finished training as a row of a comparison.
 
     Args:
         record: the record.
         folder: path or URL of the training, if it was restored.
     """
-    planned = record.planned_steps
     return Row(
         record.label,
-        "finished" if planned is None else f"part of {planned:,} steps",
+        "finished",
         records.configuration(record),
         folder=folder,
         steps=record.result.steps,

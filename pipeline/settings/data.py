@@ -45,15 +45,16 @@ class Degradation(BaseModel):
 
     @property
     def words(self) -> list[str]:
-        """What is applied beside the reduction, such as ["noise 5", "jpeg 40 to 95"]."""
+        """The degradations beside the reduction, in words such as ["noise 5", "jpeg 40 to 95"]."""
         values = {key: getattr(self, key) for key in ("blur", "noise", "jpeg", "clean")}
         ranges = {key: value if isinstance(value, tuple) else (value,) for key, value in values.items() if value}
         return [f"{key} {' to '.join(f'{value:g}' for value in ends)}" for key, ends in ranges.items()]
 
     @property
     def label(self) -> str:
-        """The same as a part of a set's name, such as "-noise5-jpeg40to95"; "" for the reduction alone."""
-        return "".join(f"-{word.replace(' ', '')}" for word in self.words)
+        """All of this as a part of a set's name, such as "-noise5-jpeg40to95"; "" for MATLAB's reduction alone."""
+        words = [*(["legacy"] if self.bicubic == "legacy" else []), *self.words]
+        return "".join(f"-{word.replace(' ', '')}" for word in words)
 
     def cleaned(self) -> Degradation:
         """Return the reduction alone."""
@@ -123,7 +124,7 @@ class Preprocess(BaseModel):
     """Tiles in a Parquet row group, the unit that is read at once and assigned to a lane."""
     shard_mb: float = Field(128, gt=0)
     """Target size of a shard in MB."""
-    grouping: Literal["name", "hash"] = "name"
+    grouping: Literal["name", "hash"] = Field("name", exclude_if=lambda value: value == "name")
     """How images come to shards: "name" takes them in the order of their names, "hash" by the first bits of the hash of
     their content. With "hash", a changed image changes the shard that it was in and the one that it comes to, and no
     other, and images from one folder are spread over all shards. It suits datasets of a million images and more."""

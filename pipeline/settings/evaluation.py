@@ -32,9 +32,9 @@ class Evaluate(BaseModel):
     """Benchmark sets as NAME=FOLDER. A folder holds HR images, with or without the published LR files; the data guide
     describes the layouts."""
     degradation: Degradation = Degradation()
-    """What is done to the LR images of benchmark sets before they are enlarged, such as JPEG compression. Blur needs LR
-    images that are made here, so published LR files are then not used. The names of the sets say what was done, such as
-    Set5-jpeg60. Held-out images have the degradation of the patch set."""
+    """Degradation of the LR images of benchmark sets before they are enlarged, such as JPEG compression. Blur needs LR
+    images that are made here, so published LR files are then not used. The names of the sets tell the degradation, as
+    in Set5-jpeg60. Held-out images have the degradation of the patch set."""
     images: int = Field(6, ge=0)
     """Number of images of each set that the report shows."""
     squeezenet: str | None = None

@@ -54,9 +54,9 @@ class Tune(BaseModel):
     """Folder or URL in which newly finished cells are recorded. By default the folder `records`; in a submitted job
     records/ in the home folder if `records` is a local folder, because Ray deletes a job's local files."""
     keep_state: Moments | None = None
-    """Whether records keep the state of trainings that `cluster.stop_after` ends early, so that they go on anywhere
-    where the record is: weights, moving average and position, and the moments of the optimizer in "bf16", or in "fp32",
-    with which a training goes on exactly. By default only finished trainings are recorded."""
+    """Keep the state of trainings that `cluster.stop_after` ends early in their records, so that they can resume where
+    the record is: weights, moving average and position, and the moments of the optimizer in "bf16", or in "fp32",
+    with which a training resumes exactly. By default only finished trainings are recorded."""
     note: str = ""
     """Text for the model cards that says what the images are and under which terms they may be used."""
 

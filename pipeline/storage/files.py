@@ -184,16 +184,17 @@ def exists(url: str) -> bool:
 
 
 def size(url: str) -> int | None:
-    """Return a file's size in bytes, or None if there is no such file."""
+    """Return a file's size in bytes, or None if there is no such file or its server does not say."""
     fs, path = locate(url)
     try:
-        return with_retries(url, lambda: int(fs.info(path)["size"]))
+        found = with_retries(url, lambda: fs.info(path)["size"])
+        return None if found is None else int(found)
     except FileNotFoundError:
         return None
 
 
 class StoredFile(NamedTuple):
-    """What a store reports of a file."""
+    """Size and ETag of a file, as its store reports them."""
 
     bytes: int
     etag: str

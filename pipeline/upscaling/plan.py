@@ -1,4 +1,4 @@
-"""Which images a command enlarges, and where each result is written. This module imports neither torch nor Ray."""
+"""Find the images that a command enlarges, and name the results. This module imports neither torch nor Ray."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pipeline.data.listing import Listing, list_files
 from pipeline.data.locations import FileLocation, identity
 from pipeline.data.source_images import SourceImage
 from pipeline.data.sources import list_source
+from pipeline.data.tables import is_table
 from pipeline.downloads import download
 from pipeline.settings import UserError
 from pipeline.settings.fields import absolute_path
@@ -98,6 +99,8 @@ def make_plan(inputs: Sequence[str], out: str, naming: Naming, cache: str, scrat
     results = _Results(place)
     images, summaries = [], []
     for source in inputs:
+        if is_table(source) and not Path(source).is_dir():
+            raise UserError(f"{printable(source)} is a table, expected images, folders, patterns or archives")
         if _is_single(source):
             images.append(_single(source, scratch))
             continue

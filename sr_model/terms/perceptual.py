@@ -86,7 +86,7 @@ class PerceptualLoss(nn.Module):
 
 
 class BlurredMaxPool(nn.Module):
-    """Max pooling that favours no phase: the largest of 2x2 values at every position, then a blur, then every second.
+    """Max pooling that favours one phase less: the largest of 2x2 values everywhere, then a blur, then every second.
 
     The blur is [1, 2, 1] / 4 along each axis, the smallest of Zhang 2019 (arXiv:1904.11486). Outputs lie where those of
     nn.MaxPool2d(2) do.

@@ -108,7 +108,7 @@ class Scene:
         at = time.time()  # before the fault, which may last, because a session may begin meanwhile
         fault()
         done = progress(self.ground, self.stage, self.home) if self._reachable() else self.ground.steps()
-        self.disturbances.append(Disturbance(at, done, acknowledged or done))
+        self.disturbances.append(Disturbance(at, done, acknowledged if self.stage == "train" else done))
 
     def survive(self, fault: Callable[[], object], heal: Callable[[], object] = lambda: None, times: int = 3) -> None:
         """Disturb a command that has to go on by itself to its end."""

@@ -273,6 +273,13 @@ def test_a_member_changes_its_version_with_its_content(tmp_path: Path) -> None:
     assert read(after[1]) == png(1)
 
 
+def test_a_member_of_a_tar_changes_its_version_with_the_archive(tmp_path: Path) -> None:
+    file = tmp_path / "set.tar"  # whose members always have the same time
+    before = list_source(write_archive(file, {"a.png": b"1234"})).images[0]
+    after = list_source(write_archive(file, {"a.png": b"4321"})).images[0]
+    assert before.version != after.version
+
+
 def _archives() -> list[tuple[str, bytes]]:
     methods = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
     made = []

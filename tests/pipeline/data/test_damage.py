@@ -166,7 +166,8 @@ def _with(manifest: dict[str, Any], **changes: Any) -> dict[str, Any]:
         (lambda m: _with(m, tile=46), "is damaged: tile is 46, no multiple of the scale 4"),
         (lambda m: _with(m, files=[_with(m["files"][0], file="images/../../a")]), "is damaged at files.0.file: "),
         (lambda m: _with(m, files=[_with(m["files"][0], rows=-1)]), "is damaged at files.0.rows: "),
-        (lambda m: _with(m, files=[]), "is damaged: it names 2 held-out images in 0 row groups"),
+        (lambda m: _with(m, files=[]), "is damaged: it states 2 held-out images, but its shards have 0"),
+        (lambda m: _with(m, totals=_with(m["totals"], tiles=1)), "is damaged: it states 1 tiles, but its shards have "),
         (lambda m: _with(m, settings={"unknown": 1}), "is damaged at settings.unknown: "),
     ],
 )

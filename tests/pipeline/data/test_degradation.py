@@ -90,7 +90,8 @@ def test_a_grey_image_stays_grey() -> None:
 
 
 def test_its_label_says_what_is_done() -> None:
-    assert Degradation(bicubic="legacy", seed=5).label == ""
+    assert Degradation(seed=5).label == ""
+    assert Degradation(bicubic="legacy", jpeg=60).label == "-legacy-jpeg60"
     assert Degradation(blur=1.5, noise=(2, 5), jpeg=60).label == "-blur1.5-noise2to5-jpeg60"
 
 

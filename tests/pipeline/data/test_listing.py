@@ -1,7 +1,6 @@
 """Listings of object stores in parallel, with a store in this process, and the table that keeps them."""
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -17,15 +16,6 @@ from pipeline.data.locations import BuiltinLocation, FileLocation, TarLocation, 
 from pipeline.data.source_images import SourceImage, SourceImages
 from pipeline.settings import UserError
 from tests.archives import png, write_archive
-
-
-@pytest.fixture
-def store() -> Iterator[Objects]:
-    """An empty store that answers at once."""
-    objects = Objects()
-    serve(objects)
-    yield objects
-    serve(Objects())
 
 
 def list_source(source: str) -> Listing:

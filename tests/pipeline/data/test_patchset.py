@@ -187,6 +187,18 @@ def test_verify_finds_damaged_missing_and_unknown_files(made: PatchSet, tmp_path
     assert "Traceback" not in errors
 
 
+def test_verify_finds_a_damaged_table(made: PatchSet, tmp_path: Path) -> None:
+    copied = patchset.load(shutil.copytree(made.url, tmp_path / "copy", copy_function=shutil.copy).as_posix())
+    table = next(Path(copied.url, each.file) for each in copied.manifest.files if each.file.startswith("images/"))
+    content = bytearray(table.read_bytes())
+    content[len(content) // 2] ^= 1
+    table.write_bytes(content)
+    code, printed, errors = command("verify", copied.url)
+    assert code == 1
+    assert f"{table} is damaged" in printed
+    assert "Traceback" not in errors
+
+
 def test_verify_compares_rows_with_the_manifest(made: PatchSet) -> None:
     shard = next(made.read_shards())
     fewer = dataclasses.replace(shard.images[0], tiles=shard.images[0].tiles + 1)

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import storage
-from pipeline.data import inventory_files, patchset
+from pipeline.data import inventory_files, patchset, record_tables
 from pipeline.data.inspected import InspectedImage
 from pipeline.data.inventory_files import InventoryFiles
 from pipeline.data.locations import FileLocation, identity
@@ -86,11 +87,15 @@ def assert_same(patch_set: PatchSet, train: Sequence[Shard], holdout: Sequence[S
 def test_tables_hold_what_the_tasks_returned(train: list[list[int]], holdout: list[list[bool]]) -> None:
     shards = [training_shard(number, tiles) for number, tiles in enumerate(train)]
     held_out = [held_out_shard(number, kept) for number, kept in enumerate(holdout)]
-    patch_set = assemble("memory://tables", shards, held_out, [])
-    assert_same(patch_set, shards, held_out)
-    patch_set.save()
+    with pytest.MonkeyPatch.context() as patch:  # so that few shards make several files
+        for name, few in (("_SHARDS_IN_FILE", 2), ("_ENTRIES_IN_FILE", 3), ("_REJECTED_IN_FILE", 2), ("_BATCH", 3)):
+            patch.setattr(record_tables, name, few)
+        patch_set = assemble("memory://tables", shards, held_out, REJECTED)
+        assert_same(patch_set, shards, held_out)
+        patch_set.save()
     again = patchset.load("memory://tables")
     assert_same(again, shards, held_out)
+    assert list(again.images())[-2:] == REJECTED
     assert again.tiles == again.manifest.totals.tiles == sum(map(sum, train))
     assert [(file, size) for file, size, _ in again.find_shards({"train-0.parquet", "x"})] == [
         (shard.file, shard.bytes) for shard in shards[:1]
@@ -182,7 +187,7 @@ def test_an_inventory_saves_new_results_alone_and_joins_its_files(
         assert len(list((tmp_path / "inventory").iterdir())) == number
     files.close()
     (saved,) = (tmp_path / "inventory").iterdir()
-    assert b"Secret1" not in saved.read_bytes()
+    assert "Secret1" not in str(pq.read_table(saved).to_pylist())
     again = InventoryFiles(str(tmp_path / "inventory"))
     rows = again.find(listed(images))
     assert (rows >= 0).tolist() == [True] * 4 + [False] * 2

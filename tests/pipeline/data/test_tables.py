@@ -1,14 +1,17 @@
 """Tables of URLs as sources: Parquet, CSV and S3 Inventories."""
 
+import functools
 import gzip
-from collections.abc import Iterator
+import http.server
+import os
+import threading
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.simulated import Objects, serve
+from benchmarks.simulated import Objects
 from pipeline.data import sources
 from pipeline.data.listing import Listing
 from pipeline.data.locations import FileLocation, identity
@@ -17,14 +20,6 @@ from pipeline.settings import UserError
 from tests.archives import png
 
 ETAG = "0123456789abcdef0123456789abcdef"
-
-
-@pytest.fixture
-def store() -> Iterator[Objects]:
-    objects = Objects()
-    serve(objects)
-    yield objects
-    serve(Objects())
 
 
 def list_source(source: str | Path) -> Listing:
@@ -148,6 +143,9 @@ def test_old_versions_and_deleted_files_of_an_inventory_are_no_images(tmp_path: 
         ("", "is empty, expected a column url"),
         ("path,size\n/a.png,1\n", "has the columns path, size, expected a column url, and if possible bytes"),
         ("url\n", "has no row, expected a column url"),
+        ("url,name\n", "has no row, expected a column url"),
+        ("url,bytes,url\n/a.png,1,/b.png\n", "has several columns 'url', expected one"),
+        ("url\n" + "x" * 2_000_000, "cannot be read: field larger than field limit"),
         ("url\n/a.png\nb.png\n", r"has 'b.png' in row 2, expected a URL or an absolute path"),
         ('url,name\n"",a\n', r"has '' in row 1, expected a URL or an absolute path"),
         ("url,bytes\n/a.png,ten\n", r"has 'ten' bytes in row 1, expected their number"),
@@ -172,6 +170,34 @@ def test_a_damaged_or_missing_table_is_one_sentence(tmp_path: Path) -> None:
             list_source(tmp_path / name)
     with pytest.raises(UserError, match=r"holds no image, .*"):
         sources.list_images([f"{tmp_path}/none*.csv"], "/none")
+
+
+def test_numbers_of_bytes_that_are_none_are_one_sentence(tmp_path: Path) -> None:
+    for size in (float("inf"), [1]):
+        pq.write_table(pa.table({"url": ["/a.png"], "bytes": [size]}), tmp_path / "list.parquet")
+        with pytest.raises(UserError, match=r"bytes in row 1, expected their number"):
+            list_source(tmp_path / "list.parquet")
+
+
+def test_keys_of_a_csv_file_with_a_header_are_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("bucket,key\nphotos,a+b%20.png\n")
+    assert [image.name for image in list_source(tmp_path / "list.csv").images] == ["a+b%20.png"]
+
+
+def test_a_table_from_the_web_names_no_file_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("url\nhttps://example.org/a.png\n/etc/image.png\n")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match=r"names '/etc/image.png' in row 2, expected one of http://, https://"):
+            list_source(f"http://127.0.0.1:{server.server_address[1]}/list.csv")
+        server.shutdown()
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(OSError, match=r"a.png is no regular file"):
+        sources.read_bytes(FileLocation(str(tmp_path / "a.png")))
 
 
 def test_a_folder_whose_name_ends_like_a_tables_is_a_folder(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import pytest
 from PIL import Image
 
-from benchmarks.simulated import Objects, serve
+from benchmarks.simulated import Objects
 from pipeline import cluster, storage
 from pipeline.data import patchset, preparation
 from pipeline.data.patchset import PatchSet
@@ -35,14 +35,6 @@ def photos(tmp_path: Path) -> Path:
     for number in range(10):
         Image.fromarray(random_image(100, 100, number)).save(folder / f"{number:02}.png")
     return folder
-
-
-@pytest.fixture
-def store() -> Iterator[Objects]:
-    objects = Objects()
-    serve(objects)
-    yield objects
-    serve(Objects())
 
 
 def prepare(source: Path | str, home: Path | str, *more: str) -> PatchSet:

@@ -130,6 +130,10 @@ def test_a_part_without_its_state_is_refused(patch_set: PatchSet, tmp_path: Path
     machine = Machine(tmp_path / "one", patch_set, kept)
     machine.train(stops=True)
     machine.record()
+    interrupted = Machine(tmp_path / "three", patch_set, kept)
+    storage.write(f"{interrupted.home}/checkpoints/000000001/model.safetensors", b"")  # a copy that was cut short
+    interrupted.restore()
+    assert Checkpoints(f"{interrupted.home}/checkpoints", 1).restore() is not None
     storage.remove(f"{kept}/mse/state")
     assert machine.restore().record is None  # this machine is as far
     with pytest.raises(UserError, match=r"mse/state holds no whole state.*: restore it"):
