@@ -17,6 +17,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("RAY_ADDRESS", None)
 os.environ.pop("SR_HOME", None)
+os.environ["OMP_WAIT_POLICY"] = "passive"  # threads that wait for each other leave the cores to other tests
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("SR_TEST_DATA", ROOT.parent / "shared" / "data"))
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 settings.register_profile("tests", deadline=None, max_examples=60)  # no deadline, because machines may be slow
 settings.load_profile("tests")
 

@@ -208,6 +208,7 @@ def test_a_server_that_does_not_answer_at_the_start_is_one_sentence(tmp_path: Pa
         Tracker(config(tmp_path, "tracking.uri=http://127.0.0.1:9"))
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_nothing_is_lost_when_the_server_is_away(
     tmp_path: Path, make_home: Callable[[Path], Path], capsys: pytest.CaptureFixture[str]

@@ -39,13 +39,22 @@ def run(patch_set: PatchSet, folder: Path, *more: str, stop_at: float | None = N
     return Worker(config(*more), patch_set, str(folder), ranks, session=Session(ranks, stop_at)).run()
 
 
+@pytest.fixture(scope="module")
+def straight(patch_set: PatchSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train without an interruption, in more time than that takes."""
+    folder = tmp_path_factory.mktemp("straight")
+    assert run(patch_set, folder, stop_at=1e12).stopped_at is None
+    return folder
+
+
 def checkpoints(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
 
 
-def test_when_its_time_is_up_it_saves_and_ends_and_resumes_exactly(patch_set: PatchSet, tmp_path: Path) -> None:
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    assert run(patch_set, straight).stopped_at is None
+def test_when_its_time_is_up_it_saves_and_ends_and_resumes_exactly(
+    patch_set: PatchSet, straight: Path, tmp_path: Path
+) -> None:
+    stopped = tmp_path / "stopped"
     for expected in (1, 2, 3):  # each session ends at its first step
         result = run(patch_set, stopped, "train.checkpoint_every=100", stop_at=0.0)
         assert result.stopped_at == expected
@@ -57,10 +66,9 @@ def test_when_its_time_is_up_it_saves_and_ends_and_resumes_exactly(patch_set: Pa
 
 
 def test_when_a_node_leaves_it_saves_at_once_and_the_next_session_ends_as_never_disturbed(
-    patch_set: PatchSet, tmp_path: Path
+    patch_set: PatchSet, straight: Path, tmp_path: Path
 ) -> None:
-    straight, left = tmp_path / "straight", tmp_path / "left"
-    run(patch_set, straight)
+    left = tmp_path / "left"
     ranks, reported = Ranks(CPU), list[int]()
     session = Session(ranks, is_told=lambda: True, report=lambda state: reported.append(state.step))
     with pytest.raises(NodeLeavesError, match="the training goes on from step 1 without it"):
@@ -91,14 +99,11 @@ def test_adversarial_training_selects_by_a_distance_and_resumes_exactly(patch_se
         assert (stopped / name).read_bytes() == (straight / name).read_bytes()
 
 
-def test_time_enough_is_no_limit(patch_set: PatchSet, tmp_path: Path) -> None:
-    assert run(patch_set, tmp_path / "training", stop_at=1e12).stopped_at is None
-
-
-def test_checkpoints_and_validations_keep_their_distance_in_seconds(patch_set: PatchSet, tmp_path: Path) -> None:
-    rare, often = tmp_path / "rare", tmp_path / "often"
+def test_checkpoints_and_validations_keep_their_distance_in_seconds(
+    patch_set: PatchSet, straight: Path, tmp_path: Path
+) -> None:
+    rare, often = tmp_path / "rare", straight
     run(patch_set, rare, "train.checkpoint_s=1000", "train.validate_s=1000")
-    run(patch_set, often)
     assert checkpoints(rare) == [12]
     assert checkpoints(often) == [2, 4, 6, 8, 10, 12]
     validated = {
@@ -126,10 +131,10 @@ def test_on_another_device_all_but_the_steps_is_decided_anew(
 
 def test_the_loss_scale_is_part_of_the_checkpoint(patch_set: PatchSet, tmp_path: Path) -> None:
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    half = "train.precision=fp16"
-    run(patch_set, straight, half)
-    run(patch_set, resumed, half, stop_at=0.0)
+    half = ["train.precision=fp16", "train.length=4 steps", "train.validate_every=4"]
+    run(patch_set, straight, *half)
+    run(patch_set, resumed, *half, stop_at=0.0)
     state = json.loads((resumed / "checkpoints/000000001/state.json").read_text())["state"]
     assert state["loss_scale"] == {"value": 2.0**12 * 6, "good_steps": 1, "calibrating": False}
-    run(patch_set, resumed, half)
+    run(patch_set, resumed, *half)
     assert (resumed / "model.safetensors").read_bytes() == (straight / "model.safetensors").read_bytes()
