@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from pipeline.data.random_numbers import Ints, permutation, permute
+from pipeline.data.random_numbers import AnyInts, Ints, permutation, permute
 
 
 class RowGroupTable:
@@ -27,15 +27,16 @@ class RowGroupTable:
 
     def __init__(self, runs: Iterable[tuple[int, int]] | Ints) -> None:
         table = np.asarray(runs if isinstance(runs, np.ndarray) else list(runs), np.int64).reshape(-1, 2)
-        counts, self._size = (column.copy() for column in table[table[:, 0] > 0].T)
-        self._group = np.cumsum(counts) - counts
-        self._tile = np.cumsum(counts * self._size) - counts * self._size
+        counts, sizes = table[table[:, 0] > 0].T
         self.count = int(counts.sum())
         """Number of row groups."""
-        self.tiles = int((counts * self._size).sum())
+        self.tiles = int((counts * sizes).sum())
         """Number of tiles."""
-        self.largest = int(self._size.max(initial=0))
+        self.largest = int(sizes.max(initial=0))
         """Tiles in the largest row group."""
+        self._size = compact(sizes, self.largest)
+        self._group = compact(np.cumsum(counts) - counts, self.count)
+        self._tile = compact(np.cumsum(counts * sizes) - counts * sizes, self.tiles)
 
     @classmethod
     def of(cls, sizes: Sequence[int]) -> RowGroupTable:
@@ -44,20 +45,33 @@ class RowGroupTable:
 
     def locate(self, tiles: Ints) -> tuple[Ints, Ints]:
         """Return the row groups that contain tiles, and the tiles' rows in them, each in the shape of `tiles`."""
-        run = np.searchsorted(self._tile, tiles, side="right") - 1
-        within, row = np.divmod(tiles - self._tile[run], self._size[run])
-        return self._group[run] + within, row
+        run = find_last(self._tile, tiles)
+        within, row = np.divmod(tiles - self._tile[run], self._size[run].astype(np.int64))
+        groups: Ints = self._group[run] + within
+        return groups, row
 
     def sizes(self, groups: Ints) -> Ints:
         """Return the number of tiles in each of these row groups."""
-        sizes: Ints = self._size[np.searchsorted(self._group, groups, side="right") - 1]
-        return sizes
+        return self._size[find_last(self._group, groups)].astype(np.int64)
 
     def first_tiles(self, groups: Ints) -> Ints:
         """Return the first tile of each of these row groups."""
-        run = np.searchsorted(self._group, groups, side="right") - 1
+        run = find_last(self._group, groups)
         tiles: Ints = self._tile[run] + (groups - self._group[run]) * self._size[run]
         return tiles
+
+
+def compact(numbers: Ints, most: int) -> AnyInts:
+    """Copy numbers, of which none is above `most`, into the smallest integers that hold them."""
+    return numbers.astype(np.int32) if most < 2**31 else numbers.astype(np.int64)
+
+
+def find_last(ascending: AnyInts, numbers: Ints) -> Ints:
+    """Return the index of the last of some ascending values that is not above each number, in the shape of `numbers`.
+
+    -1 stands for none. NumPy would copy all values if their type differed from that of the numbers.
+    """
+    return np.searchsorted(ascending, numbers.astype(ascending.dtype), side="right") - 1
 
 
 class LaneTiles(NamedTuple):

@@ -14,15 +14,14 @@ from functools import cached_property
 from typing import Literal, NamedTuple, get_args, overload
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.data.lanes import RowGroupTable
+from pipeline.data.lanes import RowGroupTable, compact, find_last
 from pipeline.data.manifest import ImageRecord, Shard, TableFile, Totals
-from pipeline.data.random_numbers import Ints
+from pipeline.data.random_numbers import AnyInts
 from pipeline.data.rejection import Rejection, RejectionKind
 
 HASH = pa.binary(32)
@@ -94,17 +93,19 @@ class Shards(Sequence[ShardFile]):
 
     def __init__(self, index: pa.Table, held_out: bool) -> None:
         self._files = index["file"].combine_chunks()
-        self.bytes: Ints = index["bytes"].to_numpy()
-        """Size of each shard."""
-        self._rows: Ints = index["rows"].to_numpy()
-        self._row_group: npt.NDArray[np.int32] = index["row_group"].to_numpy()
-        self._held_out = held_out
-        if len(index) and (min(self.bytes.min(), self._rows.min()) < 0 or self._row_group.min() < 1):
+        size, rows, row_group = (index[name].to_numpy() for name in ("bytes", "rows", "row_group"))
+        if len(index) and (min(size.min(), rows.min()) < 0 or row_group.min() < 1):
             raise ValueError("a number is too small")
+        ends = np.cumsum(-(-rows // row_group))
+        self.bytes = compact(size, int(size.max(initial=0)))
+        """Size of each shard."""
+        self._rows = compact(rows, int(rows.max(initial=0)))
+        self._row_group: AnyInts = row_group
+        self._end = compact(ends, int(ends.max(initial=0)))
+        self._held_out = held_out
         named = pc.match_substring_regex(self._files, r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
         if not pc.all(named, min_count=0).as_py():
             raise ValueError("a name is not that of a file")
-        self._end: Ints = np.cumsum(-(-self._rows // self._row_group))
 
     def __len__(self) -> int:
         return len(self._files)
@@ -137,7 +138,7 @@ class Shards(Sequence[ShardFile]):
         """
         if not 0 <= group < self.groups:
             raise IndexError(f"row group {group} of {self.groups}")
-        number = int(np.searchsorted(self._end, group, side="right"))
+        number = int(find_last(self._end, np.array(group))) + 1
         return self[number], group - int(self._end[number - 1] if number else 0)
 
     @cached_property

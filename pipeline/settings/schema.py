@@ -23,6 +23,7 @@ from pipeline.settings.methods import DEFAULT_METHOD
 from pipeline.settings.network import Model, default_model, known_networks
 from pipeline.settings.training import Train
 from pipeline.storage import redact
+from sr_model.terms import TERMS
 
 
 class Config(BaseSettings):
@@ -127,6 +128,10 @@ class Config(BaseSettings):
             raise ValueError(
                 f"data.crop is {self.data.crop}, expected no more than preprocess.tile, {self.preprocess.tile}"
             )
+        for name in self.train.loss:
+            smallest = TERMS[name].smallest(self.train.term_settings(name))
+            if self.data.crop < smallest:
+                raise ValueError(f"data.crop is {self.data.crop}, expected at least {smallest} for the term {name}")
         return self
 
     @classmethod

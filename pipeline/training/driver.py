@@ -289,9 +289,10 @@ def run_trainer(trainer: StoppableTrainer, folder: str) -> Plan:
                 "expected nodes with room for them within cluster.wait_s; rerun the command to resume from the newest "
                 "checkpoint"
             ) from error
+        expected = "" if isinstance(failure, OSError) else "expected no more than cluster.max_failures lost workers; "
         raise UserError(
-            f"training failed: worker {rank}: {one_line(failure, 10**6)[-400:]}; expected no more than "
-            f"cluster.max_failures lost workers; rerun the command to resume from the newest checkpoint in {folder}"
+            f"training failed: worker {rank}: {one_line(failure, 10**6)[-400:]}; {expected}rerun the command to resume "
+            f"from the newest checkpoint in {folder}"
         ) from error
     if result.mistake:
         raise UserError(result.mistake)

@@ -32,6 +32,7 @@ _ALL = (
         pretrained=Perceptual.pretrained,
         start=lambda settings: settings.start,
         shift=lambda settings: settings.shift,
+        smallest=Perceptual.smallest_side,
     ),
 )
 

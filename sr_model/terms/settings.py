@@ -57,6 +57,11 @@ class Perceptual(TermSettings):
                 raise ValueError(f"train.perceptual.layers names {layer}, but {error}") from None
         return self
 
+    def smallest_side(self) -> int:
+        """Side in pixels of the smallest images whose features can be compared: every pooling halves them."""
+        deepest = max(layer_index(self.network, layer) for layer in self.layers)
+        return int(2 ** sum(name.startswith("pool") for name in _names(self.network)[: deepest + 1])) + self.shift
+
     def pretrained(self) -> Pretrained:
         """The weights of the VGG network."""
         select = partial(deferred("sr_model.terms.perceptual:select"), self)

@@ -37,6 +37,10 @@ def _no_shift(_: Any) -> int:
     return 0
 
 
+def _any_size(_: Any) -> int:
+    return 1
+
+
 @dataclass(frozen=True)
 class TermKind:
     """A kind of term: how to configure it and how to compute it."""
@@ -54,6 +58,8 @@ class TermKind:
     """Share of the steps after which the term joins the others, in [0, 1)."""
     shift: Callable[[Any], int] = _no_shift
     """Most pixels by which the images of a sample are shifted together before the term compares them."""
+    smallest: Callable[[Any], int] = _any_size
+    """Side in pixels of the smallest images that the term can compare, shifts included."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,10 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import cluster, preprocess
+from pipeline import cluster, preprocess, storage
 from pipeline.data import patchset, preparation
 from pipeline.data.inventory import take_inventory
 from pipeline.data.locations import FileLocation
+from pipeline.data.manifest import ManifestOfFormat3
 from pipeline.data.patchset import PatchSet
 from pipeline.data.rejection import RejectionKind
 from pipeline.data.shard_plan import tile_origins
@@ -48,6 +50,11 @@ def read(argv: list[str]) -> Config:
 def digests(patch_set: PatchSet) -> dict[str, str]:
     shards = (*patch_set.shards, *patch_set.holdout)
     return {s.file: hashlib.sha256(Path(patch_set.url, s.file).read_bytes()).hexdigest() for s in shards}
+
+
+def tiles(patch_set: PatchSet) -> list[bytes]:
+    groups = (patch_set.read_group(number) for number in range(patch_set.row_groups.count))
+    return sorted(hr.tobytes() + lr.tobytes() for pair in groups for hr, lr in zip(*pair, strict=True))
 
 
 def test_an_empty_source_and_unreadable_images_are_one_sentence_and_exit_code_2(
@@ -107,6 +114,38 @@ def test_the_same_inputs_are_never_preprocessed_twice(small: Small) -> None:
     assert found
     assert again == first
     assert times == {file: Path(first.url, file).stat().st_mtime_ns for file in digests(first)}
+
+
+def test_a_finished_set_of_format_3_is_found(small: Small) -> None:
+    made, _ = prepare(small())
+    shards = list(made.read_shards())
+    trained, held_out = shards[: len(made.shards)], shards[len(made.shards) :]
+    old = ManifestOfFormat3(
+        made.name, made.scale, made.tile, made.manifest.settings, trained, held_out, made.rejected()
+    )
+    shutil.rmtree(Path(made.url, "index"))
+    shutil.rmtree(Path(made.url, "images"))
+    storage.write_document(patchset.manifest_url(made.url), old)
+    again, found = prepare(small())
+    assert found
+    assert again.manifest.totals == made.manifest.totals
+    assert list(again.all_shards) == list(made.all_shards)
+
+
+def test_shards_by_hash_hold_the_same_tiles_and_change_only_where_an_image_does(small: Small, photos: Path) -> None:
+    options = ["preprocess.shard_mb=0.05"]
+    by_name, _ = prepare(small(*options))
+    options.append("preprocess.grouping=hash")
+    by_hash, found = prepare(small(*options))
+    assert not found
+    assert len(by_hash.shards) > 2
+    assert by_hash.manifest.totals.tiles == by_name.manifest.totals.tiles
+    assert sorted(image.name for image in by_hash.images()) == sorted(image.name for image in by_name.images())
+    assert tiles(by_hash) == tiles(by_name)
+    assert prepare(small(*options)) == (by_hash, True)
+    Image.fromarray(np.asarray(Image.open(photos / "chelsea1.png"))[::-1]).save(photos / "chelsea1.png")
+    changed, _ = prepare(small(*options))
+    assert len(digests(changed).items() - digests(by_hash).items()) <= 2
 
 
 def test_an_interrupted_run_resumes_and_gives_the_same_patch_set(small: Small) -> None:

@@ -61,6 +61,10 @@ def test_values_with_equal_signs_stay_with_their_option() -> None:
             "unknown key model.batch_norm, which is a setting of srresnet, see model.name",
         ),
         (["data.crop=98"], "data.crop is 98, expected a multiple of the scale 4"),
+        (
+            ['train.loss={"perceptual": 1}', 'train.perceptual={"layers": {"relu5_4": 1}, "shift": 3}', "data.crop=16"],
+            "data.crop is 16, expected at least 19 for the term perceptual",
+        ),
         (["data.crop=256"], "data.crop is 256, expected no more than preprocess.tile, 192"),
         (
             ['train.loss={"perceptual": 1}', "train.perceptual.start=0.5"],

@@ -10,7 +10,7 @@ from sr_model.networks.srresnet import SRResNet
 from sr_model.terms import Term, objective
 from sr_model.terms.perceptual import BlurredMaxPool, PerceptualLoss, trunk
 from sr_model.terms.pixel import l1
-from sr_model.terms.settings import Network, Perceptual, layer_index
+from sr_model.terms.settings import Network, Perceptual, Pooling, layer_index
 from sr_model.terms.shifts import shift_together
 from tests.conftest import DATA
 
@@ -154,6 +154,17 @@ def test_the_objective_shifts_the_images_of_a_term_that_asks_for_it() -> None:
     total.sum().backward()
     assert sr.grad is not None
     assert (sr.grad != 0).sum() == 4 * 3 * 13 * 13
+
+
+@pytest.mark.parametrize("pooling", ["max", "blurred"])
+@pytest.mark.parametrize(("layer", "side"), [("relu1_2", 1), ("pool1", 2), ("conv2_1", 2), ("conv3_1", 4)])
+def test_the_smallest_side_has_features_and_a_smaller_one_has_none(layer: str, side: int, pooling: Pooling) -> None:
+    settings = Perceptual(layers={layer: 1.0}, pooling=pooling, shift=3)
+    assert settings.smallest_side() == side + 3
+    loss = PerceptualLoss({layer: 1.0}, WEIGHTS, pooling=pooling)
+    assert loss(torch.rand(1, 3, side, side), torch.rand(1, 3, side, side)).isfinite().all()
+    with pytest.raises(RuntimeError):
+        loss(torch.rand(1, 3, side - 1, side - 1), torch.rand(1, 3, side - 1, side - 1))
 
 
 def test_settings_that_did_not_exist_before_are_left_out_unless_they_are_set() -> None:
