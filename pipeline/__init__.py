@@ -6,7 +6,11 @@ defaults below are set before any module of the pipeline imports either of them.
 
 import os
 
-_DEFAULTS = {
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+"""Settings of glibc for the processes that this one starts, among them Ray's workers on this machine. By default, glibc
+returns memory to the system after each step of a training and each image, and gets it back page by page."""
+
+_DEFAULTS = ALLOCATOR | {
     "RAY_USAGE_STATS_ENABLED": "0",  # no usage report leaves the machine unasked
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from infra.stack.files import write_private
 from infra.stack.processes import Server
+from pipeline import ALLOCATOR
 
 _PATIENCE_S = 20
 """Seconds in which a running node must answer. A node that the head has given up may run on without an answer."""
@@ -56,7 +57,7 @@ class RayNode(Server):
     ) -> None:
         super().__init__(folder)
         self.node, self._token, self._wrap = node, token, wrap
-        self._environment = environment | {
+        self._environment = ALLOCATOR | environment | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",

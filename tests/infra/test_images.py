@@ -14,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from pipeline import ALLOCATOR
 from tests.conftest import ROOT
 from tests.infra.dockerfile import FILE, commands, lineage, read_stages
 from tests.infra.engine import Engine
@@ -45,6 +46,12 @@ def test_an_image_holds_no_part_of_the_build_but_its_environment(target: str) ->
     copied = [copy.split() for stage in lineage(STAGES, target) for copy in stage.arguments("COPY")]
     assert [words[1:] for words in copied if words[0].startswith("--from")] == [["/opt/venv", "/opt/venv"]]
     assert {stage.base for stage in lineage(STAGES, target)} - STAGES.keys() == {"${BASE}"}
+
+
+@pytest.mark.parametrize("file", [FILE, ROOT / "infra" / "head"])
+def test_workers_on_other_nodes_allocate_memory_as_those_of_one_machine_do(file: Path) -> None:
+    text = file.read_text()
+    assert all(f"{name}={value}" in text for name, value in ALLOCATOR.items())
 
 
 def test_every_installation_of_packages_is_pinned() -> None:
