@@ -201,7 +201,7 @@ def test_a_full_disk_while_checkpointing_leaves_the_checkpoint_before(options: l
         _, errors = driver.communicate(timeout=200)
     assert driver.returncode == 2, errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
-    assert "newest checkpoint cannot be written (those before it are whole)" in line
+    assert "its checkpoint cannot be written (the earlier ones are whole)" in line
     assert "File too large" in line
     assert "Traceback" not in errors
     assert json.loads((newest / "state.json").read_text())["step"] >= 50
