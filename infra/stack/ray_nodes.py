@@ -57,16 +57,14 @@ class RayNode(Server):
     ) -> None:
         super().__init__(folder)
         self.node, self._token, self._wrap = node, token, wrap
-        self._environment = (
-            ALLOCATOR
-            | environment
-            | {
-                "RAY_AUTH_MODE": "token",
-                "RAY_AUTH_TOKEN_PATH": str(token),
-                "RAY_USAGE_STATS_ENABLED": "0",
-                "RAY_TRAIN_METRICS_ENABLED": "1",  # the default on a cluster
-            }
-        )
+        self._environment = {
+            **ALLOCATOR,
+            **environment,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TRAIN_METRICS_ENABLED": "1",  # the default on a cluster
+        }
 
     def launch(self) -> bool:
         """Start the node if it is not running or does not answer, and return whether it had to be started."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline import cluster
+from pipeline import ALLOCATOR, cluster
 from pipeline.settings import UserError
 from pipeline.settings.command_line import parse
 
@@ -47,6 +47,11 @@ def test_tasks_and_results_keep_their_types() -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_workers_have_the_settings_of_the_allocator() -> None:
+    (found,) = cluster.map_tasks(lambda names: {name: os.environ.get(name) for name in names}, [list(ALLOCATOR)])
+    assert found == ALLOCATOR
+
+
 def test_an_exception_ends_its_own_task_alone() -> None:
     tasks = [Task(number) for number in range(6)]
     outcomes = sorted(cluster.map_tasks(refuse_odd, tasks), key=lambda outcome: outcome.task.number)
