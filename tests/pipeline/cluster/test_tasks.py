@@ -52,6 +52,7 @@ def test_workers_have_the_settings_of_the_allocator() -> None:
     assert found == ALLOCATOR
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_an_exception_ends_its_own_task_alone() -> None:
     tasks = [Task(number) for number in range(6)]
     outcomes = sorted(cluster.map_tasks(refuse_odd, tasks), key=lambda outcome: outcome.task.number)
