@@ -14,8 +14,8 @@ from skimage.metrics import structural_similarity
 
 from benchmarks.measuring import Result, medians, parser_of, print_results, print_times, time_in_turns
 from pipeline.networks import bundled, features
+from pipeline.networks.loading import load_upscaler
 from pipeline.networks.sources import find_model
-from pipeline.networks.upscalers import load_upscaler
 from sr_model.metrics import luma, score, ssim
 from sr_model.pixels import to_input
 

@@ -30,8 +30,9 @@ from skimage import data
 
 from benchmarks.measuring import Result, parser_of, print_results
 from benchmarks.server import Exchange, Outcome, Server, load
+from pipeline.networks.loading import load_upscaler
 from pipeline.networks.sources import find_model
-from pipeline.networks.upscalers import Upscaler, load_upscaler
+from pipeline.networks.upscalers import Upscaler
 from pipeline.upscaling.encoding import encode_image
 from pipeline.upscaling.images import decode_image, enlarge_image
 

@@ -43,6 +43,8 @@ def create_secrets(folder: Path) -> list[str]:
         "database_uri": f"{database}_auth",
         "admin_username": "admin",
         "admin_password": (folder / "mlflow_password").read_text(),
+        # Checking a password takes a tenth of a second, which each request of a client would cost otherwise.
+        "auth_cache_ttl_seconds": "60",
         "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
     }
     settings = "".join(f"{key} = {value}\n" for key, value in users.items())

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from pipeline.networks.bundled import DEFAULT
 from pipeline.networks.engine import Precision
+from pipeline.networks.loading import load_upscaler
 from pipeline.networks.sources import find_model
-from pipeline.networks.upscalers import Consistent, SelfEnsemble, Upscaler, load_upscaler
+from pipeline.networks.upscalers import Consistent, SelfEnsemble, Upscaler
 from pipeline.settings.sampling import chosen_sampling
 from pipeline.upscaling.images import DecodedImage, enlarge_image
 from sr_model import metrics

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pipeline import storage
+from pipeline.networks.loading import load_upscaler
 from pipeline.networks.sources import BICUBIC, ModelKind, ModelSource
-from pipeline.networks.upscalers import Consistent, NetworkUpscaler, SelfEnsemble, load_upscaler
+from pipeline.networks.upscalers import Consistent, NetworkUpscaler, SelfEnsemble
 from pipeline.networks.weights import build_network, load_weights
 from pipeline.settings import Config, UserError
 from sr_model.degrade import upscale_bicubic

@@ -16,8 +16,8 @@ from pipeline.evaluation.methods import Method
 from pipeline.evaluation.results import match_results
 from pipeline.evaluation.sampled import Drawing, Series, describe
 from pipeline.evaluation.scores import BICUBIC, Scores, read_scores
+from pipeline.networks.loading import load_upscaler
 from pipeline.networks.sources import ModelKind, ModelSource, find_model
-from pipeline.networks.upscalers import load_upscaler
 from pipeline.settings import Config, UserError
 from pipeline.settings.evaluation import split_name
 from pipeline.storage import printable, redact

@@ -8,7 +8,8 @@ import torch
 
 from pipeline.data.rejection import RejectedImageError, RejectionKind
 from pipeline.networks.engine import Precision
-from pipeline.networks.upscalers import BicubicUpscaler, load_upscaler
+from pipeline.networks.loading import load_upscaler
+from pipeline.networks.upscalers import BicubicUpscaler
 from pipeline.serving.jobs import Job, Method, Refusal, Upscaled
 from pipeline.serving.models import ServedModel
 from pipeline.serving.together import Together

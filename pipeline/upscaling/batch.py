@@ -197,7 +197,8 @@ def _reason(error: Exception) -> str:
 
 @lru_cache(maxsize=1)
 def _load(model: Model, _identity: str) -> Upscaler:
-    from pipeline.networks.upscalers import Consistent, load_upscaler
+    from pipeline.networks.loading import load_upscaler
+    from pipeline.networks.upscalers import Consistent
 
     upscaler = load_upscaler(model.source, model.scale, model.device, model.precision, model.tile, model.sampling)
     return Consistent(upscaler) if model.consistent else upscaler

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.networks import bundled
+from pipeline.networks.loading import load_upscaler
 from pipeline.networks.sources import find_model
-from pipeline.networks.upscalers import load_upscaler
 from pipeline.networks.weights import load_network, to_safetensors
 from sr_model.networks.edsr import EDSR
 from sr_model.networks.settings import STAGES

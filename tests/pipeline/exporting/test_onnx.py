@@ -15,9 +15,9 @@ from skimage import data
 from torch import Tensor
 
 from pipeline.networks import bundled, onnx_upscaler
+from pipeline.networks.loading import load_upscaler
 from pipeline.networks.onnx_upscaler import OnnxUpscaler, load_onnx
 from pipeline.networks.sources import find_model
-from pipeline.networks.upscalers import load_upscaler
 from pipeline.networks.weights import load_network, to_safetensors
 from pipeline.settings import UserError
 from sr_model.networks.edsr import EDSR

@@ -7,8 +7,8 @@ import onnxruntime
 import pytest
 import torch
 
+from pipeline.networks.loading import load_upscaler
 from pipeline.networks.sources import find_model
-from pipeline.networks.upscalers import load_upscaler
 from pipeline.networks.weights import load_network, to_safetensors
 from sr_model.networks.srcnn import SRCNN
 from tests.pipeline.exporting.running import run

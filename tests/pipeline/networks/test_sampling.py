@@ -9,6 +9,7 @@ from pipeline import api
 from pipeline.exporting import FORMATS, About
 from pipeline.exporting.export import export
 from pipeline.networks import upscalers
+from pipeline.networks.loading import load_upscaler
 from pipeline.networks.sources import find_model
 from pipeline.networks.upscalers import BicubicUpscaler, Consistent, NetworkUpscaler
 from pipeline.networks.upscaling import upscale
@@ -64,7 +65,7 @@ def test_a_model_that_makes_its_image_at_once_has_no_steps(tmp_path: Path) -> No
     file.write_bytes(to_safetensors(SMALL, 4))
     for name in ("bicubic", str(file)):
         with pytest.raises(UserError, match=r"makes its image at once, so it has neither steps nor a seed"):
-            upscalers.load_upscaler(find_model(name), sampling=Sampling(2))
+            load_upscaler(find_model(name), sampling=Sampling(2))
     with pytest.raises(UserError, match="the number of steps is 0, expected one from 1 to 1000"):
         api.load_model(str(file), steps=0)
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pipeline.networks import engine
 from pipeline.networks.engine import Engine, Precision
+from pipeline.networks.loading import load_upscaler
 from pipeline.networks.sources import find_model
-from pipeline.networks.upscalers import BicubicUpscaler, NetworkUpscaler, SelfEnsemble, Upscaler, load_upscaler
+from pipeline.networks.upscalers import BicubicUpscaler, NetworkUpscaler, SelfEnsemble, Upscaler
 from pipeline.settings import UserError
 from sr_model.degrade import imresize, upscale_bicubic
 from sr_model.networks.srresnet import SRResNet

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.server import Exchange, Server, load
+from pipeline.networks.loading import load_upscaler
 from pipeline.networks.sources import find_model
-from pipeline.networks.upscalers import load_upscaler
 from pipeline.upscaling.images import decode_image, enlarge_image
 from tests.pipeline.serving.inputs import PHOTO, as_file, eventually, write_model
 

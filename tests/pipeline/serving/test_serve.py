@@ -23,8 +23,9 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from benchmarks.server import Server
+from pipeline.networks.loading import load_upscaler
 from pipeline.networks.sources import find_model
-from pipeline.networks.upscalers import BicubicUpscaler, Upscaler, load_upscaler
+from pipeline.networks.upscalers import BicubicUpscaler, Upscaler
 from pipeline.upscaling.images import decode_image, enlarge_image
 from tests.conftest import ROOT
 from tests.pipeline.serving.inputs import PHOTO, as_file, begin, bomb, eventually, write_model
