@@ -30,7 +30,7 @@ from sr_model import metrics
 from sr_model.networks.sampling import Solver
 
 AnyImage = TypeVar("AnyImage", Image.Image, npt.NDArray[np.uint8], npt.NDArray[np.uint16], Tensor)
-Picture = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | Tensor
+ImageLike = Image.Image | npt.NDArray[np.uint8] | npt.NDArray[np.uint16] | Tensor
 
 _DEEP_MODES = ("I;16", "I;16B", "I;16L")
 
@@ -125,7 +125,7 @@ def upscale(image: AnyImage, model: str | Upscaler = DEFAULT) -> AnyImage:
     return array
 
 
-def score(sr: Picture, hr: Picture, border: int = 4) -> PairScore:
+def score(sr: ImageLike, hr: ImageLike, border: int = 4) -> PairScore:
     """Compare an image with its ground truth by the protocol of super-resolution papers.
 
     Args:
@@ -228,7 +228,7 @@ def _checked(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return image
 
 
-def _eight_bits(image: Picture) -> Tensor:
+def _eight_bits(image: ImageLike) -> Tensor:
     """Return an image as (C, H, W) uint8 with C = 1 or 3."""
     if isinstance(image, Image.Image):
         samples = _samples(image)

@@ -34,8 +34,8 @@ _OPTIONS = {
     ),
     "--sets-dir": ("FOLDER", "folder of sets, in which names without a place are looked up (default: $SR_SETS)"),
     "--out": ("FOLDER", "folder for the scores and comparisons of models (default: evaluations/ in the home)"),
-    "--steps": ("K ...", "numbers of steps of models that draw images in steps, each of which gets a row"),
-    "--seeds": ("N ...", "seeds of the noise of such models; several also give the deviation over them (default: 0)"),
+    "--steps": ("K ...", "step counts of models that draw images in steps; each count gets a row"),
+    "--seeds": ("N ...", "seeds of the noise of such models; several seeds also give the deviation (default: 0)"),
     "--solver": ("euler|heun", "method by which such models make a step (default: euler)"),
     "--csv": ("FILE", "also write the table of models as CSV to this file"),
 }
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     config, flags = parse_with(_FLAGS, rest, "evaluate", purpose, described=_OPTIONS)
     concern_models = ("out", "csv", "steps", "seeds", "solver")
     if not own.model and (given := [f"--{key}" for key in concern_models if getattr(own, key)] + sorted(flags)):
-        raise UserError(f"{given[0]} concerns models, expected --model, too")
+        raise UserError(f"{given[0]} needs --model, expected at least one model to score")
     config = _with_sets(config, own)
     check_prerequisites(config, trains=not own.model, scores=True)
     if own.model:
@@ -122,7 +122,7 @@ def _score_training(config: Config, other_sets: bool) -> None:
             f"{config.outputs}/trainings has no finished training {config.training_label}, which the configuration "
             "describes: run pipeline.train with the same settings first, or name models with --model"
         )
-    with storage.hold(config.outputs, "python -m pipeline.evaluate"):
+    with storage.lock_folder(config.outputs, "python -m pipeline.evaluate"):
         with terminal.stage("", "PyTorch and Ray are loading"):
             from pipeline.data import benchmark_sets, preparation  # after the checks, because imports take seconds
             from pipeline.evaluation import tables, trained_network

@@ -23,14 +23,17 @@ def main(argv: Sequence[str]) -> None:
     purposes = "; ".join(f"{name}: {form.purpose}" for name, form in FORMATS.items())
     parser.add_argument("--format", required=True, choices=list(FORMATS), help=purposes)
     parser.add_argument(
-        "--precision", choices=["fp32", "fp16"], default="fp32", help="numbers of the weights (default: %(default)s)"
+        "--precision",
+        choices=["fp32", "fp16"],
+        default="fp32",
+        help="number format of the weights (default: %(default)s)",
     )
     parser.add_argument("--title", default="", help="title of the model; by default its network and scale")
     parser.add_argument("--author", default="", help="the person or group that made the model")
     parser.add_argument("--license", default="", help="the license's SPDX identifier, such as Apache-2.0")
     parser.add_argument("--description", default="", help="a few sentences about the model")
     parser.add_argument("--tag", action="append", default=[], help="a keyword; may be repeated")
-    parser.add_argument("--url", action="append", default=[], help="a place to download the weights from (openmodeldb)")
+    parser.add_argument("--url", action="append", default=[], help="address of the weights for downloads (openmodeldb)")
     options = parser.parse_args(argv)
     form = FORMATS[options.format]
     if not options.out.endswith(form.ending):

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
     if len(set(options.alpha)) > 1 and options.out.endswith(".safetensors"):
         raise UserError(f"{options.out} is one file, expected a folder for {len(set(options.alpha))} models")
     if not options.sets and (options.sets_dir or options.csv or options.squeezenet):
-        raise UserError("--sets-dir, --csv and --squeezenet concern scores, expected --sets, too")
+        raise UserError("--sets-dir, --csv and --squeezenet need --sets, expected the sets to score on")
     first, second = (sources.find_model(text) for text in (options.first, options.second))
     evaluate = Evaluate(squeezenet=options.squeezenet)
     if options.sets:
@@ -56,12 +56,12 @@ def _parser() -> Parser:
     add = parser.add_argument
     model = "a bundled model, a .safetensors file, the folder of a training or workflow, models:/NAME@ALIAS or runs:/ID"
     add("first", metavar="A", help=model)
-    add("second", metavar="B", help="another model of the same network, which alpha is the share of")
-    add("--alpha", type=_share, nargs="+", required=True, metavar="ALPHA", help="shares of B, from 0 to 1")
+    add("second", metavar="B", help="second model, of the same network; ALPHA is its share")
+    add("--alpha", type=_share, nargs="+", required=True, metavar="ALPHA", help="shares of B, each from 0 to 1")
     add("-o", "--out", required=True, metavar="OUT", help="a .safetensors file for one alpha, a folder for several")
     add("--sets", nargs="+", metavar="NAME[=PLACE]", help="also score A, B and all models between them on these sets")
     add("--sets-dir", metavar="FOLDER", help="folder in which names of sets without a place are looked up")
-    add("--squeezenet", metavar="FILE", help="weights of SqueezeNet 1.1, to measure its distance, too")
+    add("--squeezenet", metavar="FILE", help="weights of SqueezeNet 1.1, to also measure its perceptual distance")
     add("--csv", metavar="FILE", help="also write the table of scores as CSV to this file")
     return parser
 

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     )
     show.add_argument("--pairs", type=_pairs, default=24, help="number of tiles on the sheet, 1 to 1000 (default: 24)")
     show.add_argument("--seed", type=int, default=0, help="seed that chooses the tiles (default: 0)")
-    show.add_argument("--all", action="store_true", help="name all rejected images, not only the first")
+    show.add_argument("--all", action="store_true", help="list all rejected images, not only the first 20")
     verify = commands.add_parser("verify", help="recompute checksums and counts; the exit code is 1 if one is wrong")
     verify.add_argument("url", metavar="URL", help="folder of the patch set, a local path or fsspec URL")
     options = parser.parse_args(argv)

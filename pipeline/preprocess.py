@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> None:
     """Run `python -m pipeline.preprocess`."""
     config = parse(argv, "preprocess", "Make a patch set from images.")
     check_prerequisites(config)
-    with storage.hold(config.outputs, "python -m pipeline.preprocess"):
+    with storage.lock_folder(config.outputs, "python -m pipeline.preprocess"):
         with terminal.stage("", "Ray is loading"):
             from pipeline.data import patchset, preparation, summary  # after the checks, because imports take seconds
 

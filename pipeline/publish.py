@@ -29,15 +29,15 @@ def main(argv: Sequence[str]) -> None:
     docs = kinds.add_parser("docs", help="write results.md, its figures, and the model cards")
     docs.add_argument("--out", type=Path, default=Path("docs/explanation"), help="folder to write to (%(default)s)")
     docs.add_argument("--seeds", default=f"{_RECORDS}/seeds", help="records of short trainings (%(default)s)")
-    further = "records of other tasks, such as another scale, that get model cards alone (%(default)s)"
+    further = "records of other tasks, such as another scale; only model cards are written for them (%(default)s)"
     docs.add_argument("--others", default=f"{_RECORDS}/others", help=further)
-    docs.add_argument("--benchmarks", type=Path, help="folder of Set5/ and Set14/; without it, crops are not redrawn")
-    imported = kinds.add_parser("mlflow", help="import the records into a store of their own")
+    docs.add_argument("--benchmarks", type=Path, help="folder of Set5/ and Set14/; without it, crops stay as they are")
+    imported = kinds.add_parser("mlflow", help="import the records into a separate MLflow store")
     imported.add_argument("--home", default="runs/results", help="folder of that store (%(default)s)")
     imported.add_argument("--port", type=int, help="port for MLflow's UI, which must be free; 5000 by default")
     curve = kinds.add_parser("curve", help="add the scores of a model's curve to its record")
     curve.add_argument("label", help="label of the record")
-    curve.add_argument("scores", help="folder of the scores, which interpolate --sets or evaluate --steps has printed")
+    curve.add_argument("scores", help="folder of the scores, as printed by interpolate --sets or evaluate --steps")
     for kind in (docs, imported, curve):
         kind.add_argument("--records", default=_RECORDS, help="folder of the records (%(default)s)")
     options = parser.parse_args(argv)

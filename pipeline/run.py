@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     config, _ = parse_with({}, argv, "run", "Preprocess, train, evaluate and report.", tracking.fetch_config)
     find_method(config)
     check_prerequisites(config, trains=True, scores=True)
-    with storage.hold(config.outputs, "python -m pipeline.run"):
+    with storage.lock_folder(config.outputs, "python -m pipeline.run"):
         problem = tracking.find_problem(config)
         if problem and not finished.may_be_finished(config):
             raise problem

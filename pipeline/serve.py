@@ -19,7 +19,7 @@ from pipeline.settings.command_line import Parser, command, positive_number
 def main(argv: Sequence[str]) -> None:
     """Entry point of `python -m pipeline.serve`."""
     default = Limits()
-    parser = Parser("serve", "Serve a model over HTTP: a page for persons, and an endpoint for programs.")
+    parser = Parser("serve", "Serve a model over HTTP: a page for people, and an endpoint for programs.")
     parser.add_argument(
         "--model", default=bundled.DEFAULT, help="a model, as for pipeline.upscale (default: %(default)s)"
     )
@@ -31,13 +31,18 @@ def main(argv: Sequence[str]) -> None:
         help="port to listen on; 0 for a free one (default: %(default)s)",
     )
     parser.add_argument(
-        "--replicas", type=_count, help="processes that compute (default: one per GPU, else one per core, at most 8)"
+        "--replicas",
+        type=_count,
+        help="number of processes that compute (default: one per GPU, else one per core, at most 8)",
     )
     parser.add_argument(
         "--device", choices=["cpu", "cuda"], help="the device to compute on (default: cuda if there is a GPU, else cpu)"
     )
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default=ServeOptions.precision, help="of the network (default: %(default)s)"
+        "--precision",
+        choices=PRECISIONS,
+        default=ServeOptions.precision,
+        help="number format in which the network computes (default: %(default)s)",
     )
     parser.add_argument(
         "--max-mb",

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> None:
     config, given = parse_with(flags, argv, "train", "Train a network.")
     find_method(config)
     check_prerequisites(config, trains=True)
-    with storage.hold(config.outputs, "python -m pipeline.train"):
+    with storage.lock_folder(config.outputs, "python -m pipeline.train"):
         problem = None if given else tracking.find_problem(config)
         may_be_finished = tracking.any_tracked(f"{config.outputs}/trainings", config.training_label)
         if problem and not may_be_finished:

@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     check_prerequisites(config, scores=True)
     for variant in list_variants(config):
         find_method(variant.config)
-    with storage.hold(config.outputs, "python -m pipeline.tune"):
+    with storage.lock_folder(config.outputs, "python -m pipeline.tune"):
         if not given and (problem := tracking.find_problem(config)):
             raise problem
 

@@ -72,19 +72,20 @@ def _parser() -> Parser:
     )
     add("--suffix", type=_suffix, default="", help="text to add to the names of files in a folder, such as _x4")
     add("--format", type=_ending, metavar="ENDING", help="ending of files in a folder (default: that of each image)")
-    add("--quality", type=_integer(1, 100), metavar="1-100", help="of JPEG (default: 95), WebP (lossless), AVIF (90)")
+    quality = "quality of JPEG (default 95), AVIF (default 90) or WebP (default lossless) files"
+    add("--quality", type=_integer(1, 100), metavar="1-100", help=quality)
     add("--keep-profile", action="store_true", help="keep colours and ICC profile instead of converting to sRGB")
     limit = "refuse to write a larger image (default: %(default)g)"
     add("--max-megapixels", type=positive_number, default=400.0, metavar="N", help=limit)
-    add("--device", choices=["cpu", "cuda"], help="where to compute (default: cuda if there is a GPU, else cpu)")
+    add("--device", choices=["cpu", "cuda"], help="device to compute on (default: cuda if there is a GPU, else cpu)")
     precision = "number format of the computation (default: the fastest that changes no 8-bit image visibly)"
     add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help=precision)
-    add("--steps", type=step_count, metavar="K", help="steps in which a model that refines draws (default: its own)")
-    add("--seed", type=seed_number, metavar="N", help="noise that a model that refines starts from (default: 0)")
-    add("--solver", choices=SOLVERS, help="heun computes such a model twice in each step (default: euler)")
+    add("--steps", type=step_count, metavar="K", help="number of steps of a model that refines (default: its own)")
+    add("--seed", type=seed_number, metavar="N", help="seed of the noise that such a model starts from (default: 0)")
+    add("--solver", choices=SOLVERS, help="solver of such a model; heun computes it twice per step (default: euler)")
     consistent = "correct the result so that, reduced with bicubic interpolation, it is nearly the input"
     add("--consistent", action="store_true", help=consistent)
-    tile = "side of a tile in pixels of the input, or auto to choose it from the memory (default: auto)"
+    tile = "side of a tile in pixels of the input, or auto to choose it by the free memory (default: auto)"
     add("--tile", type=_tile, metavar="N", help=tile)
     return parser
 

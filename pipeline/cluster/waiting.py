@@ -78,14 +78,14 @@ def wait_for_workers(config: Config, trials: int = 1) -> None:
 
     It waits for GPUs if `cluster.gpu` is true, or if it is not set and the autoscaler says that it may start some. It
     waits for cores if an autoscaler manages the cluster. It asks for `cluster.workers` workers, or for one if that is
-    not set. If there is room for `cluster.min_workers` of them, it goes on when no other has joined for
+    not set. If there is room for `cluster.min_workers` of them, it stops waiting when no other has joined for
     `cluster.resize_s` seconds, because the training takes in those that come later. If GPUs may be used and the cluster
     neither has nor starts any, one line says so. A local Ray never waits.
 
     Args:
         config: holds the settings `cluster`, `tune.concurrent` and `tune.trials_per_gpu`.
         trials: number of trainings in a grid. The grid waits for `tune.concurrent` of them at the same time, and
-            goes on with one.
+            continues with one if no more come.
 
     Raises:
         UserError: if the cluster has not enough room in time.

@@ -73,6 +73,8 @@ class Outcome:
     loss: float | None = None
     psnr: float | None = None
     """PSNR (Y) of the last validation on held-out images, in dB."""
+    remark: str = ""
+    """The last sentence that the method of training said about it; "" for none."""
     step_s: float | None = None
     """Seconds of a step as the plan measured them, without validation."""
     pace: Pace = field(default_factory=Pace, compare=False)
@@ -142,7 +144,7 @@ def lacks_mlflow_run(cell: Cell, parent: str) -> bool:
 def restore_from_record(cell: Cell, config: Config) -> Cell:
     """Restore the cell's training from its record in `tune.records`, if there is one.
 
-    From the record of a part, the cell gets the state from which its training goes on.
+    From the record of a part, the cell gets the state from which its training resumes.
 
     Args:
         cell: the cell.
@@ -187,7 +189,8 @@ def _go_on(cell: Cell, folder: str, record: TrainingRecord) -> None:
         return
     step = record_files.go_on(folder, record, home)
     if step is not None:
-        print(f"cell {cell.label} goes on from step {step} of {folder}/{records.folder_name(cell.label)}", flush=True)
+        place = f"{folder}/{records.folder_name(cell.label)}"
+        print(f"cell {cell.label} resumes from step {step} of the record {place}", flush=True)
 
 
 def save_record(cell: Cell, folder: str | None, scores: Scores | None = None) -> None:

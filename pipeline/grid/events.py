@@ -21,6 +21,8 @@ class Progressed:
     psnr: float | None
     earlier: bool = False
     """True if an earlier session made the record."""
+    remark: str = ""
+    """A sentence about the training that was not said before, or ""."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def apply_event(outcome: Outcome, event: Event, now: float) -> None:
         outcome.step = max(outcome.step, event.step)
         outcome.loss = outcome.loss if event.loss is None else event.loss
         outcome.psnr = outcome.psnr if event.psnr is None else event.psnr
+        outcome.remark = event.remark or outcome.remark
         if not event.earlier:
             outcome.pace.first = outcome.pace.first or (now, event.step)
             outcome.pace.last = now, event.step

@@ -42,6 +42,7 @@ class LiveTable:
         live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live = Live(console=self._console, auto_refresh=False, transient=True) if live else None
         self._printed = {cell.label: outcomes[cell.label].state for cell in cells}
+        self._remarks = {cell.label: outcomes[cell.label].remark for cell in cells}
         self._next_line = time.monotonic() + terminal.LINE_EVERY_S
 
     def __enter__(self) -> LiveTable:
@@ -56,7 +57,12 @@ class LiveTable:
             self._live.stop()
 
     def update(self) -> None:
-        """Show the present progress."""
+        """Show the present progress, and print each remark about a cell once."""
+        for cell in self._cells:
+            remark = self._outcomes[cell.label].remark
+            if remark != self._remarks[cell.label]:
+                self._remarks[cell.label] = remark
+                self._print(f"{cell.label} {remark}")
         if self._live:
             self._live.update(Group(self.render(), Text(self.summary())), refresh=True)
             return

@@ -20,7 +20,7 @@ METHODS = ("bicubic", "trained")
 
 
 def record_stopped(cell: Cell, config: Config, scored: bool = True) -> int | None:
-    """Record a cell whose training has been stopped, with the state from which it goes on, and score it.
+    """Record a cell whose training has been stopped, with the state from which it can resume, and score it.
 
     A failure is reported but stops nothing.
 

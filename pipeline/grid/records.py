@@ -104,7 +104,7 @@ def save(folder: str, record: TrainingRecord, weights: str, scores: Scores | Non
 
 
 def save_part(folder: str, record: TrainingRecord, weights: str, home: str, moments: Moments) -> bool:
-    """Write the record of a part of a training, with the state from which the training goes on.
+    """Write the record of a part of a training, with the state from which the training resumes.
 
     Args:
         folder: path or URL of all records.
@@ -144,7 +144,7 @@ def go_on(folder: str, record: TrainingRecord, home: str) -> int | None:
         home: path or URL of the training's folder.
 
     Returns:
-        The step from which the training goes on; None if nothing was done.
+        The step from which the training resumes; None if nothing was done.
 
     Raises:
         UserError: if the record has no state.

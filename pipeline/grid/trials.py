@@ -28,6 +28,7 @@ from pipeline.storage import one_line
 from pipeline.tracking import JournalRecord
 from pipeline.training import driver, runs
 from pipeline.training.methods import find_method
+from pipeline.training.progress import Remarks
 from pipeline.training.stopping import OutOfTime, StopTraining, check_time
 
 _SERVER_PATIENCE_S = 600
@@ -244,7 +245,7 @@ class _EventQueue(ray.tune.Callback):  # type: ignore[misc]
             self._put(trial, Interrupted())
         elif "step" in result:
             loss, psnr = result.get("train/objective"), result.get("val/psnr_y")
-            self._put(trial, Progressed(result["step"], loss, psnr, result["earlier"]))
+            self._put(trial, Progressed(result["step"], loss, psnr, result["earlier"], result["remark"]))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._put(trial, Ended())
@@ -279,7 +280,8 @@ class _Trial(ray.tune.Trainable):  # type: ignore[misc]
         if report is None:
             return {"done": True, "interrupted": True} if self._training.interrupted else {"done": True}
         record, earlier = report
-        return {"step": record.step, "kind": record.kind, "earlier": earlier, **record.metrics}
+        remark = self._remarks.take(record, earlier) if record.kind == "train" else ""
+        return {"step": record.step, "kind": record.kind, "earlier": earlier, "remark": remark, **record.metrics}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._training.stop()
@@ -292,6 +294,7 @@ class _Trial(ray.tune.Trainable):  # type: ignore[misc]
     def _begin(self, config: Mapping[str, Any]) -> None:
         self._job = self._jobs[config["cell"]]
         self._training = _BackgroundTraining(self._job)
+        self._remarks = Remarks(find_method(self._job.config).remark)
 
 
 class _BackgroundTraining:

@@ -102,7 +102,7 @@ class Engine:
                 for top, values in self._compute(form, lr, largest, rows, columns):
                     new = values[:, :, max(done - top, 0) :]
                     if form.overflows and not new.isfinite().all():
-                        break  # fp32 goes on from here
+                        break  # fp32 continues from here
                     if new.shape[2]:
                         yield done, columns.own.start * self.scale, new
                         done += new.shape[2]

@@ -89,9 +89,27 @@ def parse_weights(content: bytes) -> dict[str, Tensor]:
     return weights
 
 
-def to_safetensors(net: nn.Module, scale: int | None = None) -> bytes:
-    """Serialise the state dict of a network; with a scale, as a file that stands alone."""
-    return serialise(contiguous(net), scale)
+def read_about(url: str) -> dict[str, str] | None:
+    """Read the metadata of a .safetensors file at a path or fsspec URL; None if there is no such file.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    content = storage.read(url)
+    if content is None:
+        return None
+    try:
+        parse_weights(content)
+    except ValueError as error:
+        raise UserError(f"cannot read the weights {url}: {error}; expected a .safetensors file") from None
+    (length,) = struct.unpack_from("<Q", content)
+    about: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return about
+
+
+def to_safetensors(net: nn.Module, scale: int | None = None, about: Mapping[str, str] | None = None) -> bytes:
+    """Serialise the state dict of a network; with a scale, as a file that stands alone and may have more metadata."""
+    return serialise(contiguous(net), scale, about)
 
 
 def serialise(weights: Mapping[str, Tensor], scale: int | None = None, about: Mapping[str, str] | None = None) -> bytes:

@@ -26,7 +26,7 @@ Course = list[tuple[float, float]]
 
 
 def course(row: Row, name: str) -> Course:
-    """Return how a training went on a set: at its validations if it is the held-out images, else at the ends of parts.
+    """Return the course of a training on a set: at its validations for the held-out images, else at the ends of parts.
 
     Args:
         row: the training.

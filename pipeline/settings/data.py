@@ -15,7 +15,7 @@ Quality = Annotated[int, Field(ge=1, le=100)]
 
 
 class Degradation(BaseModel):
-    """How the LR image is computed from the HR image; the steps are applied to whole images, in this order.
+    """Steps that compute the LR image from the HR image; they are applied to whole images, in this order.
 
     In place of a single value, blur, noise and JPEG take a range, such as [40, 95], from which values are drawn
     uniformly: blur for each image, noise and JPEG for each tile. Held-out images have draws of their own. All draws
@@ -27,8 +27,8 @@ class Degradation(BaseModel):
     blur: Blur | tuple[Blur, Blur] = 0.0
     """Standard deviation of a Gaussian blur, in HR pixels, or its range; 0 turns it off."""
     bicubic: Literal["matlab", "legacy"] = "matlab"
-    """Variant of the bicubic reduction: "matlab" is that of current MATLAB versions, "legacy" is the 8-bit variant that
-    made the published benchmark files."""
+    """Variant of the bicubic reduction: "matlab" is that of current MATLAB versions, and "legacy" is the 8-bit variant
+    that made the published benchmark files."""
     noise: Noise | tuple[Noise, Noise] = 0.0
     """Standard deviation of Gaussian noise on the LR image, in grey levels of 255, or its range; 0 turns it off."""
     jpeg: Quality | tuple[Quality, Quality] | None = None
@@ -36,7 +36,7 @@ class Degradation(BaseModel):
     seed: int = 0
     """Seed of noise and draws, combined with each image's hash."""
     clean: float = Field(0.0, ge=0, lt=1, exclude_if=lambda value: value == 0)  # so that older names stay
-    """Share of the tiles and of the held-out images that are reduced alone, without blur, noise and JPEG."""
+    """Share of the tiles and of the held-out images that are only reduced, without blur, noise and JPEG."""
 
     @property
     def varies_by_tile(self) -> bool:
@@ -98,7 +98,7 @@ class Degradation(BaseModel):
 
 
 class Preprocess(BaseModel):
-    """How images become a patch set."""
+    """Settings that turn images into a patch set."""
 
     model_config = STRICT
 
@@ -108,7 +108,7 @@ class Preprocess(BaseModel):
     holdout_count: int = Field(1, ge=1)
     """Number of held-out images if `holdout` is empty; they are chosen by their hashes."""
     degradation: Degradation = Degradation()
-    """How the LR image is computed from the HR image."""
+    """Steps that compute the LR image from the HR image."""
     max_side: int | None = Field(None, ge=64)
     """Longest side in pixels; larger images are first reduced to it, which also removes JPEG artefacts and sensor
     noise."""
@@ -121,48 +121,49 @@ class Preprocess(BaseModel):
     """Minimum standard deviation of a tile's grey levels (mean of R, G and B); flatter tiles, such as sky or walls, are
     dropped."""
     row_group: int = Field(8, ge=1)
-    """Tiles in a Parquet row group, the unit that is read at once and assigned to a lane."""
+    """Number of tiles in a Parquet row group, the unit that is read at once and assigned to a lane."""
     shard_mb: float = Field(128, gt=0)
     """Target size of a shard in MB."""
     grouping: Literal["name", "hash"] = Field("name", exclude_if=lambda value: value == "name")
-    """How images come to shards: "name" takes them in the order of their names, "hash" by the first bits of the hash of
-    their content. With "hash", a changed image changes the shard that it was in and the one that it comes to, and no
-    other, and images from one folder are spread over all shards. It suits datasets of a million images and more."""
+    """Rule that assigns images to shards: "name" takes them in the order of their names, and "hash" by the first bits
+    of the hash of their content. With "hash", a changed image changes only the shard that it leaves and the one that it
+    joins, and images from one folder are spread over all shards. It suits datasets of a million images and more."""
     max_pixels: int = Field(200_000_000, ge=1)
-    """Pixels in the largest accepted image; larger images are rejected, as a protection against decompression bombs."""
+    """Number of pixels in the largest accepted image. Larger images are rejected, as a protection against decompression
+    bombs."""
     max_reject_share: float = Field(0.05, ge=0, le=1)
     """Share of rejected images above which preprocessing fails."""
 
 
 class Data(BaseModel):
-    """How a patch set becomes training samples. Together with `train.seed`, these settings define the sample order."""
+    """Settings that turn a patch set into training samples. With `train.seed`, they define the order of the samples."""
 
     model_config = STRICT
 
     crop: int = Field(96, ge=16)
     """Side of a training patch in HR pixels."""
     crops_per_tile: int | None = Field(None, ge=1)
-    """Random crops of each tile in an epoch; the default is (tile / crop)^2, which covers each pixel about once."""
+    """Number of random crops per tile and epoch; the default is (tile / crop)^2, which covers each pixel about once."""
     lanes: int = Field(8, ge=1)
-    """Independent shuffled streams of row groups. Worker r of N reads the lanes r, r + N, r + 2N, ..., so the samples
-    of a step do not depend on N. There must be at least N lanes; a multiple of N is best."""
+    """Number of independent shuffled streams of row groups. Worker r of N reads the lanes r, r + N, r + 2N, ..., so the
+    samples of a step do not depend on N. There must be at least N lanes; a multiple of N is best."""
     window: int = Field(256, ge=1)
-    """Tiles of a lane that are shuffled together; this bounds the memory that a lane takes."""
+    """Number of tiles of a lane that are shuffled together; it bounds the memory that a lane takes."""
     order: Literal["dealt", "permuted"] = "dealt"
-    """How the row groups of an epoch come to the lanes. "dealt" deals them in a random order, so that all lanes have
-    the same number of tiles; it takes time and memory for each row group: a million take a second and 80 MB a worker.
-    "permuted" computes where each row group comes, in a time and memory that do not depend on their number; where the
-    last row group of a shard is smaller than the others, its tiles come more often."""
+    """Rule that assigns an epoch's row groups to lanes: "dealt" deals them in a random order, so that all lanes have
+    the same number of tiles. It takes time and memory for each row group: a second and 80 MB per worker for a million.
+    "permuted" computes the place of each row group, in time and memory that do not depend on their number. If the last
+    row group of a shard is smaller than the others, its tiles are drawn more often."""
     augment: bool = True
     """Apply random flips and quarter turns."""
     hold: Literal["auto", "device", "map", "stream"] = "auto"
-    """Where tiles are held: "device" copies all of them into the memory of each worker's GPU (without GPUs, into the
-    memory of each worker) and cuts patches there; "map" copies the shards of a patch set in an object store to a disk
-    of each node, while training reads them; "stream" makes no copies. "auto" uses the GPU if the tiles take at most 40%
-    of its free memory or of `train.memory_mb`, and otherwise copies the shards that fit `hold_mb` and half of the free
-    disk space. Shards in a local folder are mapped into memory and never copied to a disk. The batches are the same in
-    all cases."""
+    """Location of the tiles during training: "device" copies all of them into the memory of each worker's GPU (without
+    GPUs, into the memory of each worker) and cuts patches there; "map" copies the shards of a patch set in an object
+    store to a disk of each node, while training reads them, and leaves at least a tenth of that disk and 1 GB free;
+    "stream" makes no copies. "auto" uses the GPU if the tiles take at most 40% of its free memory or of
+    `train.memory_mb`, and otherwise copies the shards that fit `hold_mb` and half of the free disk space. Shards in a
+    local folder are mapped into memory and never copied to a disk. The batches are the same in all cases."""
     hold_mb: float = Field(8000, ge=0)
-    """MB of shards that "auto" copies to a disk of each node."""
+    """Limit in MB for the shards that "auto" copies to a disk of each node."""
     scratch: str | None = None
     """Folder for copied shards on each node; the default is in the system's temporary folder."""

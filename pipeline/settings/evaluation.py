@@ -32,18 +32,18 @@ class Evaluate(BaseModel):
     """Benchmark sets as NAME=FOLDER. A folder holds HR images, with or without the published LR files; the data guide
     describes the layouts."""
     degradation: Degradation = Degradation()
-    """Degradation of the LR images of benchmark sets before they are enlarged, such as JPEG compression. Blur needs LR
-    images that are made here, so published LR files are then not used. The names of the sets tell the degradation, as
-    in Set5-jpeg60. Held-out images have the degradation of the patch set."""
+    """Degradation of the LR images of benchmark sets before they are enlarged, such as JPEG compression. With blur, the
+    LR images are made from the HR images, and published LR files are not used. The names of the sets state the
+    degradation, as in Set5-jpeg60. Held-out images have the degradation of the patch set."""
     images: int = Field(6, ge=0)
     """Number of images of each set that the report shows."""
     squeezenet: str | None = None
-    """Weights of SqueezeNet 1.1, to measure a perceptual distance with features that no training uses: the path or URL
+    """Weights of SqueezeNet 1.1, for a perceptual distance between features that no training uses: the path or URL
     of a .safetensors or .pth file with torchvision's parameter names, or "torchvision" to download the published file
     (5 MB). By default this distance is not measured."""
     st_lpips: bool = True
     """Measure ST-LPIPS, a perceptual distance that was fitted to human judgements; its weights come with the package.
-    For each enlarged image, a CPU needs about as long as for enlarging it with the full-size network."""
+    On a CPU, scoring an image takes about as long as enlarging it with the full-size network."""
     while_training: bool = False
     """Also score the benchmark sets at each validation. These scores are only displayed; they never select a model."""
 

@@ -28,7 +28,8 @@ class Gan(DiscriminatorSections):
     model_config = STRICT
 
     discriminator: str = next(iter(DISCRIMINATORS))
-    """Network that judges images: "patch" judges every part of an image, "paper" is that of Ledig et al. 2017."""
+    """Network that judges images: "patch" judges every part of an image, and "paper" is the network of Ledig et al.
+    2017, which judges a patch as a whole."""
     adversarial: Literal["relativistic", "pairing", "vanilla"] = "relativistic"
     """Adversarial loss. "vanilla" compares each logit with 0 (Goodfellow et al. 2014, the form that does not saturate).
     "relativistic" compares it with the mean over the parts of the enlarged or true version of the same patch
@@ -44,18 +45,18 @@ class Gan(DiscriminatorSections):
     betas: tuple[Decay, Decay] = Field((0.5, 0.999), examples=["0.5,0.999"])
     """Decay rates of Adam's first and second moments for the discriminator."""
     warmup_steps: int = Field(200, ge=0)
-    """First steps in which the discriminator trains alone. They are a part of `train.length`."""
+    """Number of steps at the start in which only the discriminator trains. They are a part of `train.length`."""
     r1: float = Field(0.0, ge=0)
     """Weight of the squared gradient of the logits at true images (Mescheder et al. 2018, arXiv:1801.04406), such as
     0.1. It keeps the discriminator from winning."""
     r2: float = Field(0.0, ge=0)
     """Weight of the squared gradient of the logits at enlarged images."""
     penalty_every: int = Field(16, ge=1)
-    """Steps between those with the penalties r1 and r2, whose weights are multiplied by this number (Karras et al.
-    2020, arXiv:1912.04958)."""
+    """Number of steps from one with the penalties r1 and r2 to the next; their weights are multiplied by this number
+    (Karras et al. 2020, arXiv:1912.04958)."""
     from_scratch: bool = False
-    """Start without trained weights. Adversarial training needs `train.init_from` otherwise, because it seldom learns
-    to enlarge images by itself."""
+    """Start without trained weights. If this is false, adversarial training needs `train.init_from`, because it seldom
+    learns to enlarge images by itself."""
 
     def discriminator_settings(self) -> DiscriminatorSettings:
         """The settings of the chosen discriminator."""

@@ -43,20 +43,20 @@ class Tune(BaseModel):
     grace: int = Field(500, ge=1)
     """Number of steps before the scheduler may stop a cell."""
     concurrent: int | None = Field(None, ge=1)
-    """Number of cells that train at the same time. By default as many as the cluster has room for."""
+    """Number of cells that train at the same time. By default, it is as many as the cluster has room for."""
     trials_per_gpu: int = Field(1, ge=1, le=100)
-    """Most cells that share a GPU if more cells train at the same time than there are GPUs. Only cells of one worker
-    share."""
+    """Most cells that share a GPU if more cells train at the same time than there are GPUs. Only cells with one worker
+    share a GPU."""
     records: str | None = None
     """Folder or URL of finished cells' records: weights in fp16, metrics and a model card. A cell whose training is
     recorded there counts as finished, and newly finished cells are recorded there unless `new_records` is set."""
     new_records: str | None = None
-    """Folder or URL in which newly finished cells are recorded. By default the folder `records`; in a submitted job
-    records/ in the home folder if `records` is a local folder, because Ray deletes a job's local files."""
+    """Folder or URL in which newly finished cells are recorded. By default, it is the folder `records`. In a submitted
+    job, it is records/ in the home folder if `records` is a local folder, because Ray deletes a job's local files."""
     keep_state: Moments | None = None
-    """Keep the state of trainings that `cluster.stop_after` ends early in their records, so that they can resume where
-    the record is: weights, moving average and position, and the moments of the optimizer in "bf16", or in "fp32",
-    with which a training resumes exactly. By default only finished trainings are recorded."""
+    """Also record trainings that `cluster.stop_after` ends early, with the state that they need to resume on any
+    machine that has the record: the weights, their moving average, the position, and the moments of the optimizer in
+    "bf16" or "fp32". With "fp32", a training resumes exactly. By default, only finished trainings are recorded."""
     note: str = ""
     """Text for the model cards that says what the images are and under which terms they may be used."""
 

@@ -66,7 +66,7 @@ class Config(BaseSettings):
     tune: Tune = Tune()
     """Settings of the grid that `python -m pipeline.tune` trains."""
     log_format: Literal["text", "json"] | None = None
-    """Form of what a command prints: "text" for people, "json" for programs that collect logs, with a JSON object in
+    """Format of a command's output: "text" for people, "json" for programs that collect logs, with a JSON object in
     each line. By default $SR_LOG_FORMAT or, if that is not set, "text"."""
     tracking: Tracking = Tracking()
     """Settings of MLflow."""

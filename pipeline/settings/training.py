@@ -42,26 +42,26 @@ class Train(Sections):
     model_config = STRICT
 
     method: str = DEFAULT_METHOD
-    """Way of training: "supervised" minimises the objective `loss`; "gan" also trains a discriminator (SRGAN);
+    """Training method: "supervised" minimises the objective `loss`; "gan" also trains a discriminator (SRGAN);
     "flow" trains the network "refiner", which draws images in steps."""
     length: str = "1000 steps"
-    """Length, such as "1000 steps", "20 epochs" or "25 minutes". Minutes include validation and are turned into steps
-    before the start, by measuring a few steps."""
+    """Length of the training, such as "1000 steps", "20 epochs" or "25 minutes". Minutes include validation and are
+    turned into steps before the start, by measuring a few steps."""
     global_batch: int = Field(16, ge=1)
-    """Patches of an optimizer step, over all workers and micro-batches."""
+    """Number of patches in an optimizer step, over all workers and micro-batches."""
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Largest number of patches that a worker holds at once; gradients are accumulated up to the global batch. "auto"
     measures small batches before the start and takes what fits four fifths of `memory_mb`."""
     memory_mb: float | None = Field(None, gt=0)
-    """MB that a worker may use; by default its share of the free memory of its device."""
+    """Memory in MB that a worker may use; by default, its share of the free memory of its device."""
     recompute: bool = False
     """Activation checkpointing: compute activations again in the backward pass instead of keeping them. It saves
     memory, takes more time and gives the same gradients."""
     loss: dict[str, Weight] = Field({"mse": 1.0}, examples=["mse=1"])
     """Weight of each term of the objective: mse, l1, charbonnier, tv, perceptual."""
     optimizer: Literal["adam", "muon"] = "adam"
-    """Adam, or Muon for the hidden 3x3 convolutions (Jordan et al. 2024) and Adam for all other weights. Muon reaches
-    the same PSNR in fewer steps."""
+    """Optimizer: "adam", or "muon", which uses Muon (Jordan et al. 2024) for the hidden 3x3 convolutions and Adam for
+    all other weights. Muon reaches the same PSNR in fewer steps."""
     lr: float = Field(4e-4, gt=0)
     """Peak learning rate at a global batch of `lr_batch`."""
     lr_scaling: Literal["none", "sqrt", "linear"] = "none"
@@ -76,8 +76,8 @@ class Train(Sections):
     stable: float = Field(0.0, ge=0, lt=1)
     """Share of the steps, warm-up included, after which the learning rate begins to fall."""
     schedule: Literal["cosine", "linear"] = "cosine"
-    """Shape of the fall: half a cosine, or linear. "linear" with `stable` is the trapezoid, also called
-    warmup-stable-decay (Hägele et al. 2024, arXiv:2405.18392)."""
+    """Shape of the learning rate's decay: half a cosine, or linear. "linear" with `stable` is the trapezoid, also
+    called warmup-stable-decay (Hägele et al. 2024, arXiv:2405.18392)."""
     lr_final: float = Field(0.01, ge=0, le=1)
     """Learning rate at the end, as a share of the peak."""
     clip_norm: float = Field(1.0, gt=0)
@@ -90,10 +90,10 @@ class Train(Sections):
     older GPUs with tensor cores such as a T4, and fp32 on all others. fp16 scales the loss dynamically. tf32 rounds the
     inputs of convolutions on GPUs from A100 on; fp32 does not. Validation and metrics are always computed in fp32."""
     channels_last: bool = True
-    """Memory layout with the channels of a pixel side by side, which convolutions on CPUs and tensor cores prefer."""
+    """Keep the channels of a pixel side by side in memory, which speeds up convolutions on CPUs and tensor cores."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile, which takes half a minute before the first step. "auto" uses it for 2000 steps or more, if a
-    compiled step works on this machine."""
+    """Compile the network with torch.compile, which takes half a minute before the first step. "auto" does so for 2000
+    steps or more, if a compiled step works on this machine."""
     max_skipped: int = Field(10, ge=1)
     """Consecutive steps with a non-finite loss or gradient after which training stops. Such steps are skipped. Steps
     that only calibrate the loss scale of fp16 do not count."""
@@ -103,19 +103,19 @@ class Train(Sections):
     """Initial weights of the same network: a .safetensors file, the folder of a training or workflow, a bundled model,
     or models:/NAME@ALIAS or runs:/ID of MLflow."""
     validate_every: int = Field(200, ge=1)
-    """Steps between validations on the held-out images, or a multiple of it where `validate_s` leaves some out."""
+    """Number of steps between validations on the held-out images, or a multiple of it where `validate_s` skips some."""
     validate_s: float = Field(0, ge=0)
-    """Least seconds between validations, for GPUs whose steps take milliseconds: a validation that comes earlier is
-    left out. The last step is always validated."""
+    """Minimum seconds between validations, for GPUs whose steps take milliseconds: a validation that is due earlier is
+    skipped. The last step is always validated."""
     checkpoint_every: int = Field(100, ge=1)
-    """Steps between checkpoints, or a multiple of it where `checkpoint_s` leaves some out. An interruption repeats the
-    steps since the newest one."""
+    """Number of steps between checkpoints, or a multiple of it where `checkpoint_s` skips some. After an interruption,
+    training repeats the steps since the newest checkpoint."""
     checkpoint_s: float = Field(10, ge=0)
-    """Least seconds between checkpoints: a checkpoint that comes earlier is left out. The last step always gets one."""
+    """Minimum seconds between checkpoints: one that is due earlier is skipped. The last step is always saved."""
     keep_checkpoints: int = Field(1, ge=0)
-    """Checkpoints to keep beside the newest one; the weights with the best held-out score are kept in any case."""
+    """Number of checkpoints to keep besides the newest. The weights with the best held-out score are always kept."""
     log_every: int = Field(10, ge=1)
-    """Steps between records of loss, learning rate and throughput."""
+    """Number of steps between records of loss, learning rate and throughput."""
 
     def term_settings(self, name: str) -> TermSettings:
         """The settings of a term of the objective; empty for a term that has none."""

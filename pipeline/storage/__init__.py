@@ -30,7 +30,7 @@ from pipeline.storage.files import (
     write,
 )
 from pipeline.storage.locations import is_url, locate, real_name
-from pipeline.storage.locks import HeldError, hold
+from pipeline.storage.locks import LockedError, lock_folder
 from pipeline.storage.private import private_folder
 from pipeline.storage.redaction import redact
 from pipeline.storage.retries import is_local, is_temporary, with_retries
@@ -39,7 +39,7 @@ from pipeline.storage.texts import fingerprint, one_line, plain_name, printable,
 __all__ = [
     "DELETE_AND_RERUN",
     "DamagedFileError",
-    "HeldError",
+    "LockedError",
     "StoredFile",
     "copy",
     "copy_stored",
@@ -47,12 +47,12 @@ __all__ = [
     "exists",
     "fingerprint",
     "flush",
-    "hold",
     "is_local",
     "is_temporary",
     "is_url",
     "local_copy",
     "locate",
+    "lock_folder",
     "names",
     "one_line",
     "parse_document",

@@ -5,59 +5,48 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from pipeline.storage import documents
+from pipeline.storage.leases import LOCK, Holder, lease, this_process
 from pipeline.storage.locations import locate
 from pipeline.storage.retries import is_local
 
-_LOCK = ".lock"
 _HELD = (errno.EAGAIN, errno.EACCES)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 """Errors of file systems without locks."""
 
 
-class HeldError(OSError):
+class LockedError(OSError):
     """Another command works in the folder. The text is one sentence that names both and says what to do."""
 
 
-@dataclass(frozen=True)
-class _Holder:
-    """The command that holds a folder: the content of the lock file."""
-
-    command: str
-    process: int
-    host: str
-    since: str
-    """Local time of the start."""
-
-
 @contextmanager
-def hold(folder: str, command: str) -> Iterator[None]:
-    """Keep other commands out of a local folder while the block runs; the folder is created if it does not exist.
+def lock_folder(folder: str, command: str) -> Iterator[None]:
+    """Keep other commands out of a folder while the block runs; a local folder is created if it does not exist.
 
-    The operating system releases the lock when this process ends, however it ends. Processes that this one starts
-    neither need nor inherit the lock. A folder in an object store is not locked, and on a file system without locks a
-    warning on stderr says so.
+    The operating system releases the lock of a local folder when this process ends, however it ends. Processes that
+    this one starts neither need nor inherit the lock. On a file system without locks, a warning on stderr says so. In
+    an object store, the lock is an object that this process renews (`pipeline.storage.leases`).
 
     Args:
         folder: path or URL, such as the home of all outputs.
         command: how the command is called, for the message of another one.
 
     Raises:
-        HeldError: if another command holds the folder.
+        LockedError: if another command holds the folder.
         OSError: if the folder cannot be written to. The text is one sentence.
     """
     fs, path = locate(folder)
     if not is_local(fs):
-        yield
+        with lease(folder, command) as other:
+            if other:
+                raise LockedError(_refusal(folder, str(other)))
+            yield
         return
     # filelock is of no use here: without flock it creates a file instead, which stays when the process is killed.
     descriptor = _open(path)
@@ -72,16 +61,16 @@ def hold(folder: str, command: str) -> Iterator[None]:
 def _open(path: str) -> int:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
-        return os.open(f"{path}/{_LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        return os.open(f"{path}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise _unwritable(path, error) from None
 
 
 def _write(descriptor: int, path: str, command: str) -> None:
-    holder = _Holder(command, os.getpid(), platform.node(), datetime.now().astimezone().isoformat(" ", "seconds"))
+    holder = this_process(command)
     try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, TypeAdapter(_Holder).dump_json(holder, indent=1) + b"\n", 0)
+        os.pwrite(descriptor, TypeAdapter(Holder).dump_json(holder, indent=1) + b"\n", 0)
     except OSError as error:
         raise _unwritable(path, error) from None
 
@@ -98,17 +87,12 @@ def _lock(descriptor: int, path: str) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _HELD:
-            raise HeldError(
-                f"{path} is in use by {_holder(path)}: wait until it ends, or choose another --home"
-            ) from None
+            known = documents.read_expendable(f"{path}/{LOCK}", Holder)
+            raise LockedError(_refusal(path, str(known or "another command"))) from None
         if error.errno not in _NO_LOCKS:
             raise
         documents.report_once(f"the file system of {path} has no locks, so start no other command with this home")
 
 
-def _holder(path: str) -> str:
-    """Describe the command that holds a folder."""
-    known = documents.read_expendable(f"{path}/{_LOCK}", _Holder)
-    if known is None:
-        return "another command"
-    return f"{known.command} (process {known.process} on {known.host}, since {known.since})"
+def _refusal(folder: str, holder: str) -> str:
+    return f"{folder} is in use by {holder}: wait until it ends, or choose another --home"

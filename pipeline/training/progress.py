@@ -21,6 +21,35 @@ Watch = Callable[[Sequence[JournalRecord], bool], None]
 """Called with new records of the journal, and with True if they are those of earlier sessions."""
 
 
+class Remarks:
+    """Tells what the recorded means of a training are worth saying, once each time that it changes.
+
+    Args:
+        remark: the remark of the training's method.
+    """
+
+    def __init__(self, remark: Remark) -> None:
+        self._remark = remark
+        self._means: deque[dict[str, float]] = deque(maxlen=_REMEMBERED)
+        self._said = ""
+
+    def take(self, record: JournalRecord, earlier: bool) -> str:
+        """Take the means of a record; return a sentence if there is a new one, else "".
+
+        Args:
+            record: a record of training steps.
+            earlier: True for a record of an earlier session, which is remembered without a sentence.
+        """
+        self._means.append({**record.metrics, "step": record.step})
+        if earlier:
+            return ""
+        sentence = self._remark(self._means)
+        if sentence.partition(": ")[2] == self._said.partition(": ")[2]:  # its figures change at each record
+            return ""
+        self._said = sentence
+        return sentence and f"step {record.step}: {sentence}"
+
+
 @contextmanager
 def show_progress(folder: str, remark: Remark = lambda _: "") -> Iterator[Watch]:
     """Show the training in a folder while the block runs: its steps, and a line for each session and validation.
@@ -38,9 +67,7 @@ def show_progress(folder: str, remark: Remark = lambda _: "") -> Iterator[Watch]
 
 class _Progress:
     def __init__(self, stage: terminal.Stage, folder: str, remark: Remark) -> None:
-        self._stage, self._folder, self._remark = stage, folder, remark
-        self._means: deque[dict[str, float]] = deque(maxlen=_REMEMBERED)
-        self._said = ""
+        self._stage, self._folder, self._remarks = stage, folder, Remarks(remark)
         self._first_step = 0
         self._total = 0.0
         self._held_out = self._speed = ""
@@ -79,14 +106,11 @@ class _Progress:
 
     def _take_means(self, record: JournalRecord, earlier: bool) -> None:
         metrics = record.metrics
-        self._means.append({**metrics, "step": record.step})
+        sentence = self._remarks.take(record, earlier)
         if earlier:
             return
-        sentence = self._remark(self._means)
-        if sentence.partition(": ")[2] != self._said.partition(": ")[2]:  # its figures change at each record
-            self._said = sentence
-            if sentence:
-                print(f"train: step {record.step}: {sentence}", flush=True)
+        if sentence:
+            print(f"train: {sentence}", flush=True)
         if self._total != metrics["train/steps_total"]:
             self._total = metrics["train/steps_total"]
             self._stage.begin_at(self._first_step, int(self._total))

@@ -26,7 +26,7 @@ _KEEP, _CLEAR = 1, 2
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame of an animation, as a whole picture: earlier frames are in it as far as they stay visible."""
+    """A frame of an animation, as a whole image: earlier frames are in it as far as they stay visible."""
 
     image: DecodedImage
     duration: float
@@ -69,13 +69,13 @@ def open_animation(
         yield None
         return
     with reasons():
-        if kind == "WEBP":  # Pillow allocates the picture when it opens the file
+        if kind == "WEBP":  # Pillow allocates the image when it opens the file
             header = webp.open_webp(content)
             _check_size(header.width, header.height, 1, max_pixels)
         file = Image.open(io.BytesIO(content), formats=(kind,))
     with file:
         with reasons():
-            first = 1 if getattr(file, "default_image", False) else 0  # a picture that is no frame
+            first = 1 if getattr(file, "default_image", False) else 0  # an image that is no frame
             count = getattr(file, "n_frames", 1) - first
             _check_size(*file.size, 1 if only_count else count, max_pixels)
         if count < 2:
@@ -107,16 +107,16 @@ def write_animation(
         options: dict[str, Any] = pillow_options(coloured or images[0], suffix, quality)
         options |= {"save_all": True, "duration": [round(frame.duration) for frame in frames]}
         if form.pillow == "GIF":
-            pictures = [to_palette(image) for image in images]
+            pillow_images = [to_palette(image) for image in images]
             options |= {"disposal": _CLEAR if transparent else _KEEP, "optimize": False}
             options |= {} if plays == 1 else {"loop": plays}
         else:
             mode = ("RGB" if coloured or not form.grey else "L") + ("A" if transparent else "")
-            pictures = [to_pillow(image).convert(mode) for image in images]
+            pillow_images = [to_pillow(image).convert(mode) for image in images]
             options |= {"loop": plays}
         if form.pillow == "PNG":  # each frame replaces the last one, opacity included
             options |= {"disposal": 0, "blend": 0}
-        pictures[0].save(file, form.pillow, append_images=pictures[1:], **options)
+        pillow_images[0].save(file, form.pillow, append_images=pillow_images[1:], **options)
 
 
 def _animated_kind(content: bytes) -> str | None:

@@ -97,6 +97,8 @@ def upscale_all(plan: Plan, model: Model, how: Enlargement) -> Summary:
         print(f"{skipped} of {count(len(jobs), 'image')} done by an earlier command", flush=True)
     failed = 0
     try:
+        if journal:
+            journal.begin((jobs[task.number].name, identities[task.number]) for task in tasks)
         for outcome in _outcomes(tasks):
             if outcome.model_fault:
                 raise UserError(outcome.model_fault)

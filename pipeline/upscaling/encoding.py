@@ -76,8 +76,8 @@ def write_image(image: DecodedImage, file: IO[bytes], suffix: str, quality: int 
         elif image.pixels.dtype == np.uint16:
             _write_deep_png(image, file)
         else:
-            picture = to_palette(image) if form.pillow == "GIF" else to_pillow(image)
-            picture.save(file, form.pillow, **pillow_options(image, suffix, quality))
+            pillow_image = to_palette(image) if form.pillow == "GIF" else to_pillow(image)
+            pillow_image.save(file, form.pillow, **pillow_options(image, suffix, quality))
 
 
 @contextmanager
@@ -140,19 +140,19 @@ def _rounded(values: Samples) -> Samples:
 
 def to_pillow(image: DecodedImage) -> Image.Image:
     """Return an image of 8 bits as Pillow's, of mode L, RGB, LA or RGBA."""
-    picture = Image.fromarray(image.pixels[:, :, 0] if image.pixels.shape[2] == 1 else image.pixels)
+    pillow_image = Image.fromarray(image.pixels[:, :, 0] if image.pixels.shape[2] == 1 else image.pixels)
     if image.alpha is not None:
-        picture.putalpha(Image.fromarray(image.alpha))
-    return picture
+        pillow_image.putalpha(Image.fromarray(image.alpha))
+    return pillow_image
 
 
 def to_palette(image: DecodedImage) -> Image.Image:
     """Return an image of 8 bits with a palette of 255 colours; transparent pixels have the index 255."""
-    picture = to_pillow(replace(image, alpha=None)).convert("RGB")
+    pillow_image = to_pillow(replace(image, alpha=None)).convert("RGB")
     if image.alpha is None:
-        return picture.quantize(256)
+        return pillow_image.quantize(256)
     hidden = image.alpha < _OPAQUE_FROM
-    indices = np.array(coloured := picture.quantize(255))
+    indices = np.array(coloured := pillow_image.quantize(255))
     indices[hidden] = 255
     shown = Image.fromarray(indices, "P")
     shown.putpalette(coloured.getpalette() or [])

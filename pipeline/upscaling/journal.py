@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
@@ -30,10 +31,10 @@ class Journal:
     def __init__(self, folder: str) -> None:
         self._url = f"{folder.rstrip('/')}/{NAME}"
         self._sizes = _sizes_below(folder)
-        self._made: dict[str, tuple[str, int]] = {}
+        self._made: dict[str, tuple[str, int | None]] = {}  # without a size, the file was begun
         self._file: IO[bytes] | None = None
         self._uploaded = time.monotonic()
-        line = TypeAdapter(tuple[str, str, int])
+        line = TypeAdapter(tuple[str, str, int | None])
         for stored in (storage.read(self._url) or b"").splitlines():
             try:
                 name, identity, size = line.validate_json(stored)
@@ -48,11 +49,28 @@ class Journal:
             name: its path in the folder.
             identity: stands for everything that the file's content depends on.
         """
-        return self._made.get(name) == (identity, self._sizes.get(name))
+        return name in self._sizes and self._made.get(name) == (identity, self._sizes[name])
 
     def results(self) -> set[str]:
-        """Return the paths in the folder of all files that were made and have had their sizes since then."""
-        return {name for name, (_, size) in self._made.items() if self._sizes.get(name) == size}
+        """Return the paths of the files in the folder that were begun, or made with the sizes that they have.
+
+        A command that was killed may have finished a file without noting its size.
+        """
+        return {
+            name for name, (_, size) in self._made.items() if name in self._sizes and size in (None, self._sizes[name])
+        }
+
+    def begin(self, files: Iterable[tuple[str, str]]) -> None:
+        """Note the names and identities of files, before they are made."""
+        lines = []
+        for name, identity in files:
+            self._made[name] = identity, None
+            lines.append(_line(name, identity, None))
+        if storage.is_url(self._url):
+            self.close()
+        elif lines:
+            Path(self._url).parent.mkdir(parents=True, exist_ok=True)
+            self._append(b"".join(lines))
 
     def add(self, name: str, identity: str, size: int) -> None:
         """Note that a file was made; `size` is its size in bytes."""
@@ -60,11 +78,8 @@ class Journal:
         if storage.is_url(self._url):
             if time.monotonic() - self._uploaded > _UPLOAD_EVERY_S:
                 self.close()
-            return
-        if self._file is None:
-            self._file = Path(self._url).open("ab", buffering=0)  # noqa: SIM115
-            self._file.write(b"\n")  # ends a line that a killed command may have left unfinished
-        self._file.write(_line(name, identity, size))
+        else:
+            self._append(_line(name, identity, size))
 
     def close(self) -> None:
         """Write what is left to write."""
@@ -75,8 +90,14 @@ class Journal:
             storage.write(self._url, b"".join(_line(name, *made) for name, made in self._made.items()))
             self._uploaded = time.monotonic()
 
+    def _append(self, lines: bytes) -> None:
+        if self._file is None:
+            self._file = Path(self._url).open("ab", buffering=0)  # noqa: SIM115
+            self._file.write(b"\n")  # ends a line that a killed command may have left unfinished
+        self._file.write(lines)
 
-def _line(name: str, identity: str, size: int) -> bytes:
+
+def _line(name: str, identity: str, size: int | None) -> bytes:
     return json.dumps([name, identity, size], ensure_ascii=False).encode() + b"\n"
 
 

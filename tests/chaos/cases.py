@@ -1,4 +1,4 @@
-"""The cases: which fault meets which command, and what has to come of it."""
+"""The cases: each pairs a fault with a command and says how the command has to end."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from tests.chaos.faults import (
 from tests.chaos.ground import Stage, check, small_disk
 from tests.chaos.scene import Scene
 
-_BY_ITSELF = "It goes on by itself."
-_CATCHES_UP = "It goes on by itself; what MLflow still lacks, the same command sends, run again."
-_RERUN = "The same command, run again, goes on where it was."
+_BY_ITSELF = "The command continues by itself."
+_CATCHES_UP = "Training continues. Rerun the command to send MLflow the missing records."
+_RERUN = "Rerun the same command to resume."
+_REFUSED = "The second command is refused."
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Case:
     fault: str
     """The event, as a cell of a table."""
     outcome: str
-    """How the command goes on, as a sentence."""
+    """The sentence that the table shows about the result."""
     play: Callable[[Scene], None]
 
 
@@ -212,7 +213,7 @@ CASES = [
     Case("preprocess-driver", "preprocess", "the command is killed", _RERUN, _driver),
     Case("preprocess-s3", "preprocess", "the S3 store with the home is killed", _BY_ITSELF, _s3),
     Case("preprocess-disk", "preprocess", "the disk is full", _RERUN, _full_disk(2)),
-    Case("preprocess-twice", "preprocess", "the same command starts twice", "The second one is refused.", _together),
+    Case("preprocess-twice", "preprocess", "the same command starts twice", _REFUSED, _together),
     Case("train-worker", "train", "a training worker is killed", _BY_ITSELF, _worker),
     Case("train-raylet", "train", "the raylet of the second node is killed", _BY_ITSELF, _raylet),
     Case("train-node", "train", "the second node is killed", _BY_ITSELF, _node),
@@ -228,19 +229,19 @@ CASES = [
     Case("train-pause", "train", "a training worker stops for a minute (SIGSTOP)", _BY_ITSELF, _pause_worker),
     Case("train-frozen", "train", "the command stops for a minute (SIGSTOP)", _BY_ITSELF, _pause_driver),
     Case("train-clock", "train", "the clock jumps an hour ahead and two back", _BY_ITSELF, _clock),
-    Case("train-twice", "train", "the same command starts again", "The second one is refused.", _twice),
+    Case("train-twice", "train", "the same command starts again", _REFUSED, _twice),
     Case("grid-worker", "grid", "a training worker is killed", _BY_ITSELF, _worker),
     Case("grid-node", "grid", "the second node is killed", _BY_ITSELF, _node),
     Case("grid-gcs", "grid", "the head's GCS is killed", _RERUN, _head),
     Case("grid-driver", "grid", "the command is killed", _RERUN, _driver),
     Case("grid-mlflow", "grid", "the MLflow server is killed", _CATCHES_UP, _mlflow),
-    Case("grid-twice", "grid", "the same command starts again", "The second one is refused.", _twice),
+    Case("grid-twice", "grid", "the same command starts again", _REFUSED, _twice),
     Case("upscale-worker", "upscale", "a worker process is killed", _BY_ITSELF, _worker),
     Case("upscale-node", "upscale", "the second node is killed", _BY_ITSELF, _node),
     Case("upscale-gcs", "upscale", "the head's GCS is killed", _RERUN, _head),
     Case("upscale-driver", "upscale", "the command is killed", _RERUN, _driver),
     Case("upscale-s3", "upscale", "the S3 store with the results is killed", _BY_ITSELF, _s3),
     Case("upscale-disk", "upscale", "the disk is full", _RERUN, _full_disk(1)),
-    Case("upscale-twice", "upscale", "the same command starts twice", "Both end, with whole files.", _both),
+    Case("upscale-twice", "upscale", "the same command starts twice", "Both commands end with complete files.", _both),
 ]
 """In the order of the whole run."""

@@ -71,7 +71,7 @@ def kill_postgres(stack: Stack) -> None:
 
 
 def pause(process: psutil.Process, seconds: float) -> None:
-    """Stop a process with SIGSTOP, and let it go on after a while."""
+    """Stop a process with SIGSTOP, and let it continue after a while."""
     process.send_signal(signal.SIGSTOP)
     try:
         time.sleep(seconds)

@@ -111,7 +111,7 @@ class Scene:
         self.disturbances.append(Disturbance(at, done, acknowledged if self.stage == "train" else done))
 
     def survive(self, fault: Callable[[], object], heal: Callable[[], object] = lambda: None, times: int = 3) -> None:
-        """Disturb a command that has to go on by itself to its end."""
+        """Disturb a command that has to continue by itself to its end."""
         command = self.start()
         for moment in self.moments(times):
             self.reach(moment, command)

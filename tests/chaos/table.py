@@ -19,7 +19,7 @@ _HEAD = """\
 MLflow, PostgreSQL and an S3 store, all on one machine. It disturbs a command at random moments, which the seed chooses,
 and then checks that
 
-- the command, or the same command run again, ends as if nothing had happened: the shards, the trained weights and the
+- the command, or its rerun, ends as if nothing had happened: the shards, the trained weights and the
   enlarged images are the same, byte for byte, as those of an undisturbed command,
 - a training resumes from the newest checkpoint that was whole when the fault came, or from a later one, and repeats at
   most `train.checkpoint_every` steps,
@@ -33,7 +33,7 @@ checkpoint every {every}. To save time, settings of Ray are shorter than usual (
 after 15 seconds, and a lost head after 10 instead of 60), and commands and workers are forked from processes that have
 imported the libraries.{rest}
 
-| command | fault | times | what you see | lost | how it goes on |
+| command | fault | times | what you see | lost | result |
 |---|---|---|---|---|---|
 """
 

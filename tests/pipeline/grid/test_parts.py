@@ -1,4 +1,4 @@
-"""A training in parts: each leaves a record, and the next one goes on from it in another place."""
+"""A training in parts: each leaves a record, and the next one resumes from it in another place."""
 
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def test_parts_on_several_machines_give_the_weights_of_one_training(
         assert (record.result.steps, record.planned_steps) == (done, 12)
         assert [part.steps for part in record.parts] == list(range(1, done + 1))
         assert {file.suffix for file in kept.rglob("*.*")} == {".json", ".safetensors", ".md"}
-    assert "cell mse goes on from step 1 of" in capfd.readouterr().out
+    assert "cell mse resumes from step 1 of the record" in capfd.readouterr().out
     shipped = load_network(f"{kept}/mse/model.safetensors").state_dict()
     stopped = load_network(f"{machine.home}/stopped.safetensors").state_dict()
     torch.testing.assert_close(shipped, stopped, rtol=1e-3, atol=1e-6)  # fp16
@@ -167,7 +167,7 @@ def test_a_grid_that_is_stopped_goes_on_in_another_home_from_its_records(tmp_pat
     assert first is not None
     assert f"cell mse recorded at step {first.result.steps} of 100000" in printed
     printed, _ = tune(*options, f"home={tmp_path / 'elsewhere'}")
-    assert f"cell mse goes on from step {first.result.steps} of {kept}/mse" in printed
+    assert f"cell mse resumes from step {first.result.steps} of the record {kept}/mse" in printed
     second = records.read(str(kept), "mse")
     assert second is not None
     assert second.result.steps > first.result.steps

@@ -79,6 +79,20 @@ def shown(labels: Sequence[str], outcomes: Outcomes, **settings: Any) -> tuple[L
     return LiveTable(cells(*labels), outcomes, 1, console), sink
 
 
+def test_a_remark_about_a_cell_is_printed_once() -> None:
+    outcomes = {"gan": Outcome(total=100)}
+    table, sink = shown(["gan"], outcomes)
+    with table:
+        for remark in ("", "step 20: it has learnt nothing", "", "step 60: it wins"):
+            apply_event(outcomes["gan"], Progressed(20, None, None, remark=remark), now=0)
+            for _ in range(2):
+                table.update()
+    assert sink.getvalue().splitlines() == [
+        "grid: gan step 20: it has learnt nothing",
+        "grid: gan step 60: it wins",
+    ]
+
+
 def test_in_a_pipe_a_line_is_printed_when_a_state_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = {label: Outcome(total=100_000, step_s=2.0) for label in (LONG, "mse[1]")}
     table, sink = shown([LONG, "mse[1]"], outcomes)

@@ -117,7 +117,7 @@ def test_the_command_writes_the_models(tmp_path: Path, capsys: pytest.CaptureFix
     for options, message in (
         (["--alpha", "2", "-o", out], "'2' is not a number from 0 to 1"),
         (["--alpha", "0.1", "0.2", "-o", "x.safetensors"], "x.safetensors is one file, expected a folder for 2 models"),
-        (["--alpha", "0.1", "-o", out, "--csv", "x.csv"], "concern scores, expected --sets, too"),
+        (["--alpha", "0.1", "-o", out, "--csv", "x.csv"], "need --sets, expected the sets to score on"),
     ):
         with pytest.raises(SystemExit):
             run_command(a, b, *options)

@@ -15,7 +15,7 @@ import pytest
 from pipeline import storage
 from tests.conftest import ROOT
 
-HOLD = "import sys; from pipeline import storage\nwith storage.hold(sys.argv[1], 'python -m pipeline.tune'): "
+HOLD = "import sys; from pipeline import storage\nwith storage.lock_folder(sys.argv[1], 'python -m pipeline.tune'): "
 
 
 def start(home: Path, block: str) -> subprocess.Popen[str]:
@@ -45,7 +45,7 @@ def test_a_second_command_ends_with_a_sentence_and_the_first_goes_on(
         assert {entry.name for entry in home.iterdir()} == {".lock"}
         out, _ = holder.communicate("\n")
     assert out == "done\n"
-    with storage.hold(str(home), "this test"):  # free again
+    with storage.lock_folder(str(home), "this test"):  # free again
         pass
 
 
@@ -54,31 +54,25 @@ def test_the_lock_of_a_killed_process_is_free_even_while_its_children_live(tmp_p
     with start(tmp_path / "home", block) as holder:
         assert holder.stdout
         child = int(holder.stdout.readline())
-        with pytest.raises(storage.HeldError, match=r"in use by python -m pipeline.tune"):
-            storage.hold(str(tmp_path / "home"), "this test").__enter__()
+        with pytest.raises(storage.LockedError, match=r"in use by python -m pipeline.tune"):
+            storage.lock_folder(str(tmp_path / "home"), "this test").__enter__()
         holder.kill()
         holder.wait()
         os.kill(child, 0)  # it still runs
-        with storage.hold(str(tmp_path / "home"), "this test"):
+        with storage.lock_folder(str(tmp_path / "home"), "this test"):
             pass
         os.kill(child, signal.SIGKILL)
 
 
 def test_other_homes_are_free(tmp_path: Path) -> None:
-    with storage.hold(str(tmp_path / "a"), "one"), storage.hold(str(tmp_path / "b"), "two"):
+    with storage.lock_folder(str(tmp_path / "a"), "one"), storage.lock_folder(str(tmp_path / "b"), "two"):
         pass
 
 
 def test_an_error_in_the_block_frees_the_home(tmp_path: Path) -> None:
     for _ in range(2):
-        with pytest.raises(KeyError), storage.hold(str(tmp_path), "one"):
+        with pytest.raises(KeyError), storage.lock_folder(str(tmp_path), "one"):
             raise KeyError
-
-
-def test_a_home_in_an_object_store_is_not_locked() -> None:
-    with storage.hold("memory://home", "one"), storage.hold("memory://home", "two"):
-        pass
-    assert storage.names("memory://home") == []
 
 
 def test_a_file_system_without_locks_gives_a_warning(
@@ -88,7 +82,7 @@ def test_a_file_system_without_locks_gives_a_warning(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with storage.hold(str(tmp_path), "one"):
+    with storage.lock_folder(str(tmp_path), "one"):
         pass
     assert f"the file system of {tmp_path} has no locks" in capsys.readouterr().err
 
@@ -96,7 +90,7 @@ def test_a_file_system_without_locks_gives_a_warning(
 def test_a_home_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"cannot write to the home .*/file/home: Not a directory; expected a folder"):
-        storage.hold(str(tmp_path / "file/home"), "one").__enter__()
+        storage.lock_folder(str(tmp_path / "file/home"), "one").__enter__()
 
 
 def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
@@ -104,5 +98,5 @@ def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "home/.lock").symlink_to(tmp_path / "precious")
     with pytest.raises(OSError, match="cannot write to the home"):
-        storage.hold(str(tmp_path / "home"), "one").__enter__()
+        storage.lock_folder(str(tmp_path / "home"), "one").__enter__()
     assert (tmp_path / "precious").read_text() == "mine"

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline import cluster, upscale
 from pipeline.settings import UserError
+from pipeline.upscaling.journal import Journal
 from tests.conftest import random_image
 
 BICUBIC = ("--model", "bicubic")
@@ -108,6 +109,24 @@ def test_results_beside_their_images_are_not_enlarged_again(tmp_path: Path, capf
         run(tmp_path, tmp_path, *BICUBIC, "--suffix", "_x4")
         assert below(tmp_path) == {"a.png", "a_x4.png", ".upscaled.jsonl"}
     assert capfd.readouterr().out.endswith("1 of 1 image done by an earlier command\n")
+
+
+def test_a_command_that_ended_before_it_noted_a_result_is_resumed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    make(tmp_path / "a.png")
+    with monkeypatch.context() as ended:
+        ended.setattr(Journal, "add", end)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, tmp_path, *BICUBIC, "--suffix", "_x4")
+    for told in (f"{tmp_path}/a_x4.png: 52x48\n", "1 of 1 image done by an earlier command\n"):
+        assert below(tmp_path) == {"a.png", "a_x4.png", ".upscaled.jsonl"}
+        capfd.readouterr()
+        run(tmp_path, tmp_path, *BICUBIC, "--suffix", "_x4")
+        assert told in capfd.readouterr().out
 
 
 def test_results_in_the_folder_of_the_images_are_known_by_the_journal(
