@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from infra.stack.processes import ServerError
-from infra.stack.stack import Services, Stack, held
+from infra.stack.stack import Services, Stack, held, write_environment
 
 _DESCRIPTION = """\
 Run on this machine, without containers, what infra/compose.yaml runs: a Ray head with a token, a second node, MLflow
@@ -60,8 +60,9 @@ def _up(folder: Path, no_ray: bool, cpus: int | None) -> None:
     if no_ray:
         services = Services(folder, report=report, usual_ports=True)
         services.start()
-        print("\nThe services run until `infra/local down`. Run in the shell that uses them:\n")
-        print("\n".join(f"export {key}={value}" for key, value in services.exports.items()))
+        write_environment(folder, services.exports)
+        print("\nThe services run until `infra/local down`. To use them, type in a shell:\n")
+        print(f"    source {folder / 'environment'}")
         return
     stack = Stack(folder, report=report, cpus=cpus, usual_ports=True)
     stack.up()

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -180,8 +180,7 @@ class Stack:
             self._report("Prometheus is left out, because it is not on the PATH (Debian: apt install prometheus).")
         with self.services.timed("second node", lambda: self.second.node.address):
             self.second.wait()
-        lines = [f"export {key}={shlex.quote(value)}" for key, value in self.exports.items()]
-        write_private(self.folder / "environment", "\n".join(lines) + "\n")
+        write_environment(self.folder, self.exports)
 
     def down(self) -> None:
         """Stop all servers, with the jobs on them, and keep their data."""
@@ -279,3 +278,9 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def write_environment(folder: Path, exports: Mapping[str, str]) -> None:
+    """Write environment variables to the file `environment`, which a shell can read and only its owner."""
+    lines = [f"export {key}={shlex.quote(value)}" for key, value in exports.items()]
+    write_private(folder / "environment", "\n".join(lines) + "\n")

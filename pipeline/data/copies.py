@@ -19,6 +19,8 @@ from sr_model.pixels import Pixels
 
 _COPIERS = 4
 """Shards that a process copies at the same time."""
+_RESERVED_SHARE, _RESERVED_BYTES = 0.1, 1e9
+"""Share of a disk, and bytes, of which the larger one stays free: checkpoints and other programs need room, too."""
 
 
 class CopiedShards:
@@ -31,7 +33,8 @@ class CopiedShards:
     Args:
         patch_set: the patch set in the store.
         folder: where the copies go; it is made if necessary.
-        budget_mb: MB of shards to copy at most. With a limit, half of the free disk space is left, too.
+        budget_mb: MB of shards to copy at most. With a limit, half of the free disk space is left, too; without one, at
+            least a tenth of the disk and 1 GB.
 
     Raises:
         OSError: if the folder cannot be made.
@@ -79,8 +82,11 @@ def _is_copied(shard: ShardFile, folder: Path) -> bool:
 def _that_fit(shards: Shards, folder: Path, budget_mb: float) -> Iterator[ShardFile]:
     """Return the first shards, of which as many are taken as fit."""
     copied = sum(shard.bytes for shard in shards if _is_copied(shard, folder))
-    free = shutil.disk_usage(folder).free
-    room = copied + free if budget_mb == float("inf") else min(1e6 * budget_mb, copied + free / 2)
+    disk = shutil.disk_usage(folder)
+    if budget_mb == float("inf"):
+        room = copied + disk.free - max(_RESERVED_SHARE * disk.total, _RESERVED_BYTES)
+    else:
+        room = min(1e6 * budget_mb, copied + disk.free / 2)
     return iter(shards[: int(np.searchsorted(np.cumsum(shards.bytes), room, side="right"))])
 
 

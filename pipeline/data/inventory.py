@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data import sources
+from pipeline.data.failures import PAUSES_S, Rejects
 from pipeline.data.images import read_size
 from pipeline.data.inspected import InspectedImage, InspectedImages, found_rows
 from pipeline.data.inventory_files import InventoryFiles
@@ -38,6 +39,9 @@ def take_inventory(config: Config, images: Iterable[SourceImage], cache_url: str
 
     Returns:
         The inspected images, in the order of `images`.
+
+    Raises:
+        UserError: if files are read, as soon as more images are rejected than `preprocess.max_reject_share` allows.
     """
     images = SourceImages.of(images)
     cache = InventoryFiles(cache_url)
@@ -45,8 +49,12 @@ def take_inventory(config: Config, images: Iterable[SourceImage], cache_url: str
     unknown = np.flatnonzero(known < 0)
     found = cache.take(known[known >= 0])
     if len(unknown):
+        rejects = Rejects(config, len(images))
+        bad = found["kind"].is_valid()
+        rejected = images.take(np.flatnonzero(known >= 0)[bad.to_numpy()])
+        rejects.add([image.record() for image in InspectedImages(rejected, found.filter(bad))])
         try:
-            new = _read(config, images, unknown, cache)
+            new = _read(config, images, unknown, cache, rejects)
         finally:  # an interrupted inventory keeps its results, too
             cache.close()
         order = np.argsort(np.concatenate([np.flatnonzero(known >= 0), unknown]))
@@ -54,7 +62,7 @@ def take_inventory(config: Config, images: Iterable[SourceImage], cache_url: str
     return InspectedImages(images, found)
 
 
-def _read(config: Config, images: SourceImages, rows: Ints, cache: InventoryFiles) -> pa.Table:
+def _read(config: Config, images: SourceImages, rows: Ints, cache: InventoryFiles, rejects: Rejects) -> pa.Table:
     """Inspect the images of some rows; return what was found in them, in the same order."""
     from pipeline import cluster  # here, because `inspect` and what uses its results need no Ray
 
@@ -65,12 +73,14 @@ def _read(config: Config, images: SourceImages, rows: Ints, cache: InventoryFile
         for start in range(0, len(rows), _ROUND):
             tasks = [InspectionTask(image, limit) for image in images.take(rows[start : start + _ROUND])]
             read: dict[str, InspectedImage] = {}
-            for result in cluster.map_tasks(inspect, tasks, seconds=_seconds, memory=_memory):
+            for result in cluster.map_tasks(inspect, tasks, seconds=_seconds, memory=_memory, pauses=PAUSES_S):
                 inspected = _failed(result) if isinstance(result, cluster.TaskError) else result
                 read[inspected.name] = inspected
                 if inspected.sha256:  # otherwise it could not be read, so the next run tries again
                     cache.add(inspected)
                 add(_work(inspected))
+                if inspected.rejected:
+                    rejects.add([inspected.record()])
             tables.append(found_rows([read[task.image.name] for task in tasks]))
     return pa.concat_tables(tables)
 

@@ -6,14 +6,18 @@ group, which have the same size, lie like an array, and nothing has to be decode
 
 from __future__ import annotations
 
+import threading
 import zlib
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from pipeline.data.lanes import compact
+from pipeline.data.random_numbers import AnyInts
 from sr_model.pixels import Pixels
 
 _LENGTH = np.dtype("<u4")
@@ -23,14 +27,18 @@ _I32 = 0x15
 _FOOTER_END = 8
 """Bytes behind the metadata of a Parquet file: their length, and a mark."""
 _MARK = b"PAR1"
+_ENTRY = 1000
+"""Bytes that the pages of a shard take in memory beside their numbers."""
 
 
 @dataclass(frozen=True)
 class Pages:
     """The places of a shard's images in its file."""
 
-    pages: Mapping[str, npt.NDArray[np.int64]]
+    pages: Mapping[str, AnyInts]
     """Begin and end of the only data page of each row group, (row groups, 2), by column."""
+    groups: int
+    """Number of row groups."""
 
     @classmethod
     def of(cls, metadata: pq.FileMetaData, columns: Mapping[str, int], size: int) -> Pages | None:
@@ -52,7 +60,7 @@ class Pages:
                 if column.path_in_schema != name or not plain or not 0 <= begin <= end <= size:
                     return None
                 pages[name][group] = begin, end
-        return cls(pages)
+        return cls({name: compact(places, size) for name, places in pages.items()}, metadata.num_row_groups)
 
     def span(self, group: int) -> tuple[int, int]:
         """Return begin and end of a row group's images in the file."""
@@ -89,6 +97,44 @@ class Pages:
                 return None
             views.append(values[:, _LENGTH.itemsize :].reshape(rows, side, side, 3))
         return views
+
+
+class RecentPages:
+    """The pages of the shards that were used last, which several threads may look up.
+
+    Args:
+        most: bytes that all of them together may take.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._pages: OrderedDict[str, Pages | None] = OrderedDict()
+        self.bytes = 0
+        """Bytes that they take."""
+
+    def find(self, url: str, read: Callable[[], Pages | None]) -> Pages | None:
+        """Return the pages of a shard.
+
+        Args:
+            url: names the shard.
+            read: finds the pages in the shard, if they are not in memory; None means that they cannot be used.
+        """
+        with self._lock:
+            if url in self._pages:
+                self._pages.move_to_end(url)
+                return self._pages[url]
+        pages = read()
+        with self._lock:
+            if url not in self._pages:
+                self.bytes += _memory(pages)
+            self._pages[url] = pages
+            while self.bytes > self._most:
+                self.bytes -= _memory(self._pages.popitem(last=False)[1])
+        return pages
+
+
+def _memory(pages: Pages | None) -> int:
+    return _ENTRY + (sum(places.nbytes for places in pages.pages.values()) if pages else 0)
 
 
 def _agrees(page: npt.NDArray[np.uint8]) -> bool:

@@ -12,7 +12,6 @@ import json
 import os
 import shlex
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.data.manifest import FORMAT, ImageRecord, Shard
-from pipeline.data.pages import Pages, metadata_length
+from pipeline.data.pages import Pages, RecentPages, metadata_length
 from pipeline.settings import Preprocess
 from sr_model.pixels import Pixels
 
@@ -44,9 +43,12 @@ HOLDOUT_SCHEMA = pa.schema(
 
 _NUMBERS = {name: TILE_SCHEMA.get_field_index(name) for name in ("hr", "lr")}
 """Numbers of a training shard's columns of images."""
-_MOST_SHARDS = 4096
-"""Shards whose pages are remembered, and that stay mapped into memory if they are local. A process can have 65,530
-maps."""
+_MOST_MAPS = 4096
+"""Local shards that stay mapped into memory. A process can have 65,530 maps, and a map of 128 MB that was read takes
+0.25 MB of the system's page tables."""
+_PAGES_BYTES = 100_000_000
+"""Memory for the places of tiles in shards of object stores: 31,000 shards of 128 MB, each of which would take a
+request to find again. A footer is kept no longer, because it takes 30 times as much."""
 _FOOTER = 2**18
 """Bytes at the end of a shard that are requested first; the metadata of a shard of 128 MB have about 70,000."""
 
@@ -146,8 +148,8 @@ def read_tiles(url: str, size: int, group: int, rows: int, sides: Sequence[int])
     """Read a row group of a training shard at any path or URL.
 
     A local shard is mapped into memory, and its tiles are used in place. From an object store, a row group is read by
-    one request. If pages are compressed or something is wrong, Arrow reads the shard. The first read of a row group in
-    this process compares its pages with their checksums.
+    one request. If pages are compressed or something is wrong, Arrow reads the shard. Pages are compared with their
+    checksums whenever they are fetched, and when this process reads them for the first time in a mapped shard.
 
     Args:
         url: path or URL of the shard.
@@ -164,9 +166,11 @@ def read_tiles(url: str, size: int, group: int, rows: int, sides: Sequence[int])
         OSError: if it cannot be read.
     """
     by_column = dict(zip(_NUMBERS, sides, strict=True))
-    found = _view_mapped(url, group, rows, by_column) or _view_fetched(url, size, group, rows, by_column)
+    if storage.is_local(storage.locate(url)[0]):
+        found = _view_mapped(url, group, rows, by_column)
+    else:
+        found = _view_fetched(url, size, group, rows, by_column)
     if found:
-        _compared.add((url, group))
         return found[0], found[1]
 
     def read(file: pq.ParquetFile) -> tuple[Pixels, Pixels]:
@@ -175,7 +179,7 @@ def read_tiles(url: str, size: int, group: int, rows: int, sides: Sequence[int])
             raise ValueError(f"row group {group} has {table.num_rows} rows instead of {rows}")
         return unpack(table["hr"], sides[0]), unpack(table["lr"], sides[1])
 
-    return _read(url, group, read)
+    return _read(url, read)
 
 
 def read_image(url: str, group: int, scale: int) -> tuple[str, Pixels, Pixels]:
@@ -194,20 +198,15 @@ def read_image(url: str, group: int, scale: int) -> tuple[str, Pixels, Pixels]:
         lr = np.frombuffer(row["lr"], np.uint8).reshape(height // scale, width // scale, 3)
         return str(row["image_id"]), hr, lr
 
-    return _read(url, group, read)
+    return _read(url, read)
 
 
-_compared: set[tuple[str, int]] = set()
-"""Shards and row groups whose pages agreed with their checksums."""
-
-
-def _read(url: str, group: int, read: Callable[[pq.ParquetFile], T]) -> T:
+def _read(url: str, read: Callable[[pq.ParquetFile], T]) -> T:
     thread = threading.get_ident()  # threads share no open file, because they would share its position
-    compare = (url, group) not in _compared
 
     def attempt() -> T:
         try:
-            return read(_open(url, compare, thread))
+            return read(_open(url, thread))
         except _DAMAGE as error:
             raise DamagedShardError(url, f"is damaged ({storage.one_line(error, 200)})") from None
         except OSError as error:
@@ -216,32 +215,32 @@ def _read(url: str, group: int, read: Callable[[pq.ParquetFile], T]) -> T:
             raise
 
     try:
-        result = storage.with_retries(url, attempt, expected=(DamagedShardError,))
+        return storage.with_retries(url, attempt, expected=(DamagedShardError,))
     except FileNotFoundError:
         raise DamagedShardError(url, "is missing") from None
-    _compared.add((url, group))
-    return result
 
 
 @lru_cache(maxsize=128)
-def _open(url: str, compare: bool, _thread: int) -> pq.ParquetFile:
+def _open(url: str, _thread: int) -> pq.ParquetFile:
     fs, path = storage.locate(url)
     if storage.is_local(fs):
-        return pq.ParquetFile(path, memory_map=True, page_checksum_verification=compare)
+        return pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
     # Request exactly the columns of one row group from an object store; the default would read 50 MB ahead.
     opened = fs.open(path, "rb", cache_type="none")
-    return pq.ParquetFile(opened, pre_buffer=True, page_checksum_verification=compare)
+    return pq.ParquetFile(opened, pre_buffer=True, page_checksum_verification=True)
 
 
 def _view_mapped(url: str, group: int, rows: int, sides: Mapping[str, int]) -> list[Pixels] | None:
     """Return the tiles of a row group of a local shard in place; None if that is impossible or the shard is damaged."""
     shard = _map_shard(url)
-    if shard is None:
+    if shard is None or group >= shard.pages.groups:
         return None
-    check = (url, group) not in _compared
-    if not check:
+    compared = bool(shard.compared[group])
+    if compared:
         shard.prefetch(group)
-    return shard.pages.view(shard.data, 0, group, rows, sides, check)
+    found = shard.pages.view(shard.data, 0, group, rows, sides, check=not compared)
+    shard.compared[group] = found is not None
+    return found
 
 
 @dataclass(frozen=True)
@@ -252,6 +251,8 @@ class _MappedShard:
     data: npt.NDArray[np.uint8]
     """The whole file."""
     pages: Pages
+    compared: bytearray
+    """A byte for each row group: 1 if its pages agreed with their checksums."""
 
     def prefetch(self, group: int) -> None:
         """Ask the system to read a row group that is not in memory, without waiting for it."""
@@ -262,19 +263,17 @@ class _MappedShard:
             os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
 
 
-@lru_cache(maxsize=_MOST_SHARDS)
+@lru_cache(maxsize=_MOST_MAPS)
 def _map_shard(url: str) -> _MappedShard | None:
-    """Map a shard into memory; None if it is not local, or if its pages cannot be used in place."""
-    fs, path = storage.locate(url)
-    if not storage.is_local(fs):
-        return None
+    """Map a local shard into memory; None if its pages cannot be used in place."""
+    _, path = storage.locate(url)
     try:
         with pa.memory_map(path) as file:  # the map outlives the open file
             data = np.frombuffer(file.read_buffer(), np.uint8)
         pages = Pages.of(pq.read_metadata(path, memory_map=True), _NUMBERS, len(data))
     except (*_DAMAGE, OSError):  # reading it in the usual way says what is wrong
         return None
-    return _MappedShard(path, data, pages) if pages else None
+    return _MappedShard(path, data, pages, bytearray(pages.groups)) if pages else None
 
 
 def _view_fetched(url: str, size: int, group: int, rows: int, sides: Mapping[str, int]) -> list[Pixels] | None:
@@ -288,8 +287,6 @@ def _view_fetched(url: str, size: int, group: int, rows: int, sides: Mapping[str
         sides: likewise.
     """
     fs, path = storage.locate(url)
-    if storage.is_local(fs):
-        return None
 
     def fetch(begin: int, end: int) -> bytes:
         return storage.with_retries(url, lambda: bytes(fs.cat_file(path, start=begin, end=end)))
@@ -299,8 +296,7 @@ def _view_fetched(url: str, size: int, group: int, rows: int, sides: Mapping[str
         if pages is None:
             return None
         begin, end = pages.span(group)
-        check = (url, group) not in _compared
-        return pages.view(np.frombuffer(fetch(begin, end), np.uint8), begin, group, rows, sides, check)
+        return pages.view(np.frombuffer(fetch(begin, end), np.uint8), begin, group, rows, sides, check=True)
     except (*_DAMAGE, FileNotFoundError):
         return None
     except OSError as error:
@@ -309,19 +305,18 @@ def _view_fetched(url: str, size: int, group: int, rows: int, sides: Mapping[str
         raise
 
 
-_found: OrderedDict[str, Pages | None] = OrderedDict()
-"""Places of the tiles of shards in object stores. A footer is kept no longer, because it takes 50 times as much."""
+_recent_pages = RecentPages(_PAGES_BYTES)
+"""Places of the tiles of shards in object stores."""
 
 
 def _find_pages(url: str, size: int, fetch: Callable[[int, int], bytes]) -> Pages | None:
-    if url not in _found:
+    def read() -> Pages | None:
         tail = fetch(max(size - _FOOTER, 0), size)
         length = metadata_length(tail)
         if length is None or length > size:
-            return None
+            raise ValueError(f"{url} has no footer of a Parquet file")
         if length > len(tail):
             tail = fetch(size - length, size)
-        _found[url] = Pages.of(pq.read_metadata(pa.BufferReader(tail[-length:])), _NUMBERS, size)
-        while len(_found) > _MOST_SHARDS:
-            _found.popitem(last=False)
-    return _found[url]
+        return Pages.of(pq.read_metadata(pa.BufferReader(tail[-length:])), _NUMBERS, size)
+
+    return _recent_pages.find(url, read)

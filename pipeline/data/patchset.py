@@ -127,15 +127,6 @@ class PatchSet:
             for shard in shards[done:]:
                 yield _whole(shard, next(digests), [])
 
-    def find_shards(self, wanted: Collection[str]) -> Iterator[tuple[str, int, str]]:
-        """Yield file, bytes and checksum of the shards that have these names; errors are those of `images`."""
-        names = pa.array(wanted, pa.string())
-        for part in PARTS:
-            for table in self._index(part, ["file", "bytes", "sha256"]):
-                found = table.filter(pc.is_in(table["file"], value_set=names))
-                digests = map(record_tables.hex_digest, found["sha256"].to_pylist())
-                yield from zip(found["file"].to_pylist(), found["bytes"].to_pylist(), digests, strict=True)
-
     def _images(self, part: Part) -> Iterator[pa.Table]:
         if self.parts:
             yield from self.parts[part].images
@@ -290,19 +281,8 @@ def load(url: str) -> PatchSet:
         OSError: if a file cannot be read.
     """
     file = manifest_url(url)
-    content = storage.read(file)
-    if content is None:
-        raise UserError(f"{url} has no manifest.json, so it is no finished patch set: run pipeline.preprocess")
-    found = storage.parse_document(content, FormatOnly, file, _REMEDY).format
-    if found > MANIFEST_FORMAT:
-        raise UserError(
-            f"{url} has the format {found}, expected {MANIFEST_FORMAT}: a newer version made it, so update this one"
-        )
-    if found < FORMAT:
-        raise UserError(
-            f"{url} has the format {found}, expected {MANIFEST_FORMAT}: make it again with pipeline.preprocess"
-        )
-    patch_set = _open(url, content) if found == MANIFEST_FORMAT else _convert(url, content)
+    content, version = _read_manifest(url)
+    patch_set = _open(url, content) if version == MANIFEST_FORMAT else _convert(url, content)
     manifest = patch_set.manifest
     if manifest.tile % manifest.scale:
         raise storage.DamagedFileError(
@@ -319,6 +299,44 @@ def load(url: str) -> PatchSet:
                 f"{file} is damaged: it states {stated} {what}, but its shards have {found}; {_REMEDY}"
             )
     return patch_set
+
+
+def find_shards(url: str, wanted: Collection[str]) -> Iterator[tuple[str, int, str]]:
+    """Yield file, bytes and checksum of those shards of a patch set that have some names.
+
+    One table of the index is in memory at a time. The arguments are the set's folder and the names, and the errors are
+    those of `load`.
+    """
+    content, version = _read_manifest(url)
+    columns = ["file", "bytes", "sha256"]
+    if version == MANIFEST_FORMAT:
+        files = storage.parse_document(content, Manifest, manifest_url(url), _REMEDY).files
+        index = (record_tables.read(url, file, _REMEDY, columns) for file in files if file.file.startswith("index/"))
+    else:
+        index = (tables.index for tables in (_convert(url, content).parts or {}).values())
+    names = pa.array(wanted, pa.string())
+    for table in index:
+        found = table.filter(pc.is_in(table["file"], value_set=names))
+        digests = map(record_tables.hex_digest, found["sha256"].to_pylist())
+        yield from zip(found["file"].to_pylist(), found["bytes"].to_pylist(), digests, strict=True)
+
+
+def _read_manifest(url: str) -> tuple[bytes, int]:
+    """Read a manifest and the version of its format; errors are those of `load`."""
+    file = manifest_url(url)
+    content = storage.read(file)
+    if content is None:
+        raise UserError(f"{url} has no manifest.json, so it is no finished patch set: run pipeline.preprocess")
+    version = storage.parse_document(content, FormatOnly, file, _REMEDY).format
+    if version > MANIFEST_FORMAT:
+        raise UserError(
+            f"{url} has the format {version}, expected {MANIFEST_FORMAT}: a newer version made it, so update this one"
+        )
+    if version < FORMAT:
+        raise UserError(
+            f"{url} has the format {version}, expected {MANIFEST_FORMAT}: make it again with pipeline.preprocess"
+        )
+    return content, version
 
 
 def _open(url: str, content: bytes) -> PatchSet:

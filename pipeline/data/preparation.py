@@ -6,31 +6,25 @@ Everything is named by its inputs, so finished shards are reused and an unchange
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from pipeline import cluster, storage
 from pipeline.data import patchset, shards, sources
+from pipeline.data.failures import PAUSES_S, FailedShards, Rejects
 from pipeline.data.images import PEAK_BYTES
 from pipeline.data.inventory import take_inventory
 from pipeline.data.manifest import ImageRecord, Shard
 from pipeline.data.patchset import PatchSet
 from pipeline.data.progress import Work, image_progress
-from pipeline.data.rejection import RejectionKind
 from pipeline.data.reuse import FinishedShard, find_finished, record_etags
 from pipeline.data.shard_plan import ShardPlan, ShardSpec
 from pipeline.data.split import split_images
-from pipeline.settings import Config, UserError
-from pipeline.storage import fingerprint, printable
+from pipeline.settings import Config
+from pipeline.storage import fingerprint
 
-_NAMED = 3
-"""Rejected images, or failed shards, that an error message names."""
 _ROUND = 10_000
 """Shards whose tasks are in the driver's memory at the same time."""
-_PAUSES_S = (2.0, 15.0)
-"""Seconds to wait before shards are made again that failed because of the storage; each is an attempt."""
-_MOST_FAILED = 16
-"""Failed shards that end a run at once."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,9 @@ def plan(config: Config) -> Preparation:
     inventory = take_inventory(config, sources.merge(listings), f"{_home(config)}/inventory")
     train, holdout, rejected = split_images(config, inventory)
     planned = ShardPlan(config, inventory, train, holdout)
-    _check_rejected(config, len(inventory), rejected, trained=len(train))
+    rejects = Rejects(config, len(inventory))
+    rejects.add(rejected)
+    rejects.check_trained(len(train))
     mark = fingerprint([planned.files, [asdict(record) for record in rejected]])
     return Preparation(config, f"x{config.scale}-{mark}", planned, rejected)
 
@@ -102,7 +98,9 @@ def carry_out(preparation: Preparation) -> tuple[PatchSet, bool]:
         url, preparation.name, config.scale, config.preprocess, made, planned.trained, preparation.rejected
     )
     totals = patch_set.manifest.totals
-    _check_rejected(config, totals.images, patch_set.rejected(), totals.trained)
+    rejects = Rejects(config, totals.images)
+    rejects.add(patch_set.rejected())
+    rejects.check_trained(totals.trained)
     record_etags(url)
     return patch_set.save(), False
 
@@ -162,8 +160,8 @@ class _ShardOutcome:
 def _write_shards(preparation: Preparation, home: str, url: str) -> Iterator[Shard]:
     """Make all shards in parallel; a shard of the same name in any patch set below `home` is copied.
 
-    Shards that fail because of the storage are made again, as `_PAUSES_S` says. If some fail for good, the others of
-    the same round are finished first, unless so many fail that something else must be wrong.
+    Shards that fail because of the storage are made again, as `PAUSES_S` says. If some fail for good, all others are
+    finished first, unless so many fail that something else must be wrong.
 
     Raises:
         UserError: if a shard cannot be made, or as soon as too many images are rejected, whatever is still to come.
@@ -173,57 +171,23 @@ def _write_shards(preparation: Preparation, home: str, url: str) -> Iterator[Sha
     for folder in (url, f"{url}/index", f"{url}/images", f"{home}/inventory"):
         storage.sweep(folder)
     finished = find_finished(home, url, config.preprocess, planned.files)
-    rejected = _Rejected(preparation)
-    failed: list[str] = []
+    rejects = Rejects(config, preparation.images)
+    rejects.add(preparation.rejected)
+    failed = FailedShards(url, len(planned))
     specs = iter(planned)
     with image_progress("preprocess", planned.images) as add:
         while chunk := list(itertools.islice(specs, _ROUND)):
             tasks = [_ShardTask.of(spec, f"{url}/{spec.file}", finished.get(spec.file)) for spec in chunk]
             for outcome in cluster.map_tasks(
-                _run_task, tasks, seconds=_seconds, memory=lambda task: task.memory, pauses=_PAUSES_S
+                _run_task, tasks, seconds=_seconds, memory=lambda task: task.memory, pauses=PAUSES_S
             ):
                 if isinstance(outcome, cluster.TaskError):
-                    failed.append(f"{outcome.task.spec.file} could not be made ({outcome.reason})")
-                    if len(failed) >= _MOST_FAILED:
-                        raise _unfinished(url, failed)
+                    failed.add(outcome.task.spec.file, outcome.reason)
                     continue
                 add(outcome.work)
-                rejected.add(outcome.shard)
+                rejects.add([record for record in outcome.shard.images if record.rejected])
                 yield outcome.shard
-            if failed:
-                raise _unfinished(url, failed)
-
-
-class _Rejected:
-    """The images that were rejected so far.
-
-    Args:
-        preparation: knows those that reached no shard, and how many images there are.
-    """
-
-    def __init__(self, preparation: Preparation) -> None:
-        self._preparation = preparation
-        self._bad = count_bad(preparation.rejected)
-        self._records: list[ImageRecord] = []
-
-    def add(self, shard: Shard) -> None:
-        """Add the rejected images of a shard.
-
-        Raises:
-            UserError: if the share of rejected images will be too large, even if no other one is rejected.
-        """
-        records = [record for record in shard.images if record.rejected]
-        self._records += records
-        self._bad += count_bad(records)
-        config, images = self._preparation.config, self._preparation.images
-        if self._bad > config.preprocess.max_reject_share * images:
-            known = sorted([*self._preparation.rejected, *self._records], key=lambda record: record.name)
-            _check_rejected(config, images, known, trained=1)
-
-
-def _unfinished(url: str, failed: Sequence[str]) -> UserError:
-    more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
-    return UserError(f"{url} is unfinished: {'; '.join(failed[:_NAMED])}{more}; rerun the same command to resume")
+    failed.check()
 
 
 def _seconds(task: _ShardTask) -> float:
@@ -237,34 +201,3 @@ def _run_task(task: _ShardTask) -> _ShardOutcome:
     shard = shards.make_shard(spec, task.url, task.finished)
     rejected = sum(record.rejected is not None for record in shard.images)
     return _ShardOutcome(shard, Work(len(spec.images), task.bytes, rejected))
-
-
-def _check_rejected(config: Config, images: int, rejected: Sequence[ImageRecord], trained: int) -> None:
-    """Check that few enough of all images are rejected and that some are left to train on.
-
-    Args:
-        config: limits the share of rejected images, among which duplicates do not count.
-        images: number of all images.
-        rejected: the rejected ones, sorted by name.
-        trained: number of those to train on.
-    """
-    bad = count_bad(rejected)
-    limit = config.preprocess.max_reject_share
-    if bad > limit * images:
-        raise UserError(
-            f"{bad} of {images} images were rejected, more than preprocess.max_reject_share {limit:g}"
-            f"{_reasons(rejected)}"
-        )
-    if not trained:
-        raise UserError(f"no image of {printable(', '.join(config.source))} is left to train on{_reasons(rejected)}")
-
-
-def count_bad(records: Iterable[ImageRecord]) -> int:
-    """Return the number of images that were rejected for another reason than that they are duplicates."""
-    return sum(bool(record.rejected and record.rejected.kind is not RejectionKind.DUPLICATE) for record in records)
-
-
-def _reasons(rejected: Sequence[ImageRecord]) -> str:
-    named = [printable(f"{record.name} {record.rejected}") for record in rejected[:_NAMED]]
-    more = f" and {len(rejected) - _NAMED} more" if len(rejected) > _NAMED else ""
-    return f": {'; '.join(named)}{more}" if rejected else ""

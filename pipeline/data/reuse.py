@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
@@ -18,10 +20,12 @@ from pipeline.settings import Preprocess, UserError
 
 _FOOTER = 2**18
 """Bytes at the end of a shard that are requested first; the metadata of a shard of 128 MB have about 70,000."""
+_AT_ONCE = 8
+"""Patch sets whose indexes are read at the same time."""
 ETAGS = "index/etags.parquet"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FinishedShard:
     """A shard that exists, and what is recorded of it; empty in a patch set that was interrupted."""
 
@@ -54,26 +58,29 @@ def find_finished(home: str, url: str, settings: Preprocess, files: Collection[s
     Returns:
         Each shard that was found, by its name.
     """
-    wanted = files if isinstance(files, set | frozenset) else frozenset(files)
+    wanted = frozenset(files)
     own = url.rsplit("/", 1)[-1]
     scale = own.partition("-")[0]
     others = [name for name in storage.names(home) if name.startswith(f"{scale}-") and name != own]
-    found: dict[str, FinishedShard] = {}
-    for shards in in_parallel(lambda name: _shards_of(f"{home}/{name}", settings, wanted), others):
-        found.update(shards)
-    for file in wanted.intersection(storage.names(url)):
-        found[file] = FinishedShard(f"{url}/{file}")
+    found = {file: FinishedShard(f"{url}/{file}") for file in wanted.intersection(storage.names(url))}
+    for start in range(0, len(others), _AT_ONCE):
+        missing = wanted.difference(found)
+        if not missing:
+            break
+        search = partial(_shards_of, settings=settings, wanted=missing)
+        for shards in in_parallel(search, [f"{home}/{name}" for name in others[start : start + _AT_ONCE]]):
+            found.update(shards)
     return found
 
 
-def _shards_of(url: str, settings: Preprocess, wanted: Collection[str]) -> dict[str, FinishedShard]:
+def _shards_of(url: str, settings: Preprocess, wanted: frozenset[str]) -> dict[str, FinishedShard]:
     known = storage.read_expendable(patchset.manifest_url(url), _SettingsOnly)
     if known and (known.settings.degradation, known.settings.max_side) != (settings.degradation, settings.max_side):
         return {}
     if known:
         with suppress(UserError, storage.DamagedFileError):
-            shards = list(patchset.load(url).find_shards(wanted))
-            etags = _read_etags(url) if shards else {}
+            shards = list(patchset.find_shards(url, wanted))
+            etags = _read_etags(url, wanted) if shards else {}
             return {
                 file: FinishedShard(f"{url}/{file}", size, sha256, etags.get(file, "")) for file, size, sha256 in shards
             }
@@ -92,10 +99,13 @@ def record_etags(url: str) -> None:
             pq.write_table(pa.table({"file": list(found), "etag": list(found.values())}), part)
 
 
-def _read_etags(url: str) -> dict[str, str]:
+def _read_etags(url: str, wanted: frozenset[str]) -> dict[str, str]:
     content = storage.read(f"{url}/{ETAGS}")
+    if content is None:
+        return {}
     try:
-        table = pq.read_table(pa.BufferReader(content)) if content else pa.table({"file": [], "etag": []})
+        table = pq.read_table(pa.BufferReader(content))
+        table = table.filter(pc.is_in(table["file"], value_set=pa.array(wanted, pa.string())))
         return dict(zip(table["file"].to_pylist(), table["etag"].to_pylist(), strict=True))
     except (pa.ArrowException, LookupError, ValueError, OSError):  # it is damaged, so the shards are read instead
         return {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +19,10 @@ import numpy.typing as npt
 
 from pipeline.data.lanes import LANES, Lanes, RowGroupTable
 from pipeline.data.random_numbers import Ints, fold, mix, permutation
+
+_WINDOWS = 4
+"""Windows of a lane whose samples stay in memory: a reader asks for those of the current window and of the next one,
+and plans some samples ahead."""
 
 
 class Samples(NamedTuple):
@@ -124,8 +128,11 @@ class SampleOrder:
         return Window(epoch, lane, number)
 
     def samples(self, window: Window) -> Samples:
-        """Return the samples of a window, in the order in which its lane provides them."""
-        return self._samples(window)
+        """Return the samples of a window, in the order in which its lane provides them.
+
+        The last few windows of each lane stay in memory, which a rank therefore fills with its own lanes alone.
+        """
+        return self._samples_of(window.lane)(window)
 
     def groups(self, epoch: int, lane: int) -> Ints:
         """Return the numbers of the row groups that a lane gets in an epoch, in reading order."""
@@ -136,18 +143,17 @@ class SampleOrder:
         return LANES[self.kind](self.table, self.seed, self.lanes)
 
     @cached_property
-    def _samples(self) -> Callable[[Window], Samples]:
-        @lru_cache(maxsize=4 * self.lanes)
-        def samples(window: Window) -> Samples:
-            epoch, lane, number = window
-            rows = np.arange(number * self.window, min((number + 1) * self.window, self.tiles // self.lanes))
-            tile, turn = self._lanes.tiles(epoch, lane, rows)
-            crops = (turn * self.crops_per_tile)[:, None] + np.arange(self.crops_per_tile)
-            order = permutation(crops.size, self.seed, *window)
-            tiles = tile.repeat(self.crops_per_tile)[order]
-            return Samples(np.full(len(tiles), epoch), tiles, crops.reshape(-1)[order])
+    def _samples_of(self) -> Callable[[int], Callable[[Window], Samples]]:
+        return cache(lambda _: lru_cache(maxsize=_WINDOWS)(self._shuffle))
 
-        return samples
+    def _shuffle(self, window: Window) -> Samples:
+        epoch, lane, number = window
+        rows = np.arange(number * self.window, min((number + 1) * self.window, self.tiles // self.lanes))
+        tile, turn = self._lanes.tiles(epoch, lane, rows)
+        crops = (turn * self.crops_per_tile)[:, None] + np.arange(self.crops_per_tile)
+        order = permutation(crops.size, self.seed, *window)
+        tiles = tile.repeat(self.crops_per_tile)[order]
+        return Samples(np.full(len(tiles), epoch), tiles, crops.reshape(-1)[order])
 
     def share(self, step: int, batch: int, rank: int, world: int) -> Ints:
         """Return the positions of an optimizer step that a rank owns, those with `lane mod world == rank`.

@@ -113,8 +113,8 @@ def _client(config: Config, what: str, expected: str) -> Iterator[Any]:
     place, file = f"MLflow at {redact(config.tracking_uri)}", sqlite_file(config.tracking_uri)
     if file and not file.exists():
         raise UserError(
-            f"{what} cannot be used, because there is no database {file}: name that of the run with --tracking.uri, or "
-            "with the --home of its outputs"
+            f"{what} cannot be used, because there is no database {file}: name that of the run in "
+            "MLFLOW_TRACKING_URI, or the home of its outputs in SR_HOME"
         )
     with contextlib.suppress(RefusedError):  # MLflow itself may know a user from a file or a plug-in
         find_experiments(config)
@@ -128,7 +128,8 @@ def _client(config: Config, what: str, expected: str) -> Iterator[Any]:
         except Exception as error:  # from SQLAlchemy, requests or MLflow, depending on the store
             reason = one_line(error, 200).rstrip(".")
             raise UserError(
-                f"{what} of {place} cannot be used: {reason}; expected {expected}; --tracking.uri names another server"
+                f"{what} of {place} cannot be used: {reason}; expected {expected}; MLFLOW_TRACKING_URI names another "
+                "server"
             ) from None
 
 

@@ -63,8 +63,8 @@ class SRCNNSettings(NetworkSettings):
     kernels: Literal["9-5-5", "9-1-5"] = "9-5-5"
     """Sides of the kernels of its three convolutions."""
     colour: Literal["rgb", "y"] = "rgb"
-    """Channels that it computes: "rgb" all three colours; "y" the luma alone, as in the paper, with the colours of the
-    interpolation."""
+    """Channels that the network computes: "rgb" is all three colours; "y" is the luma alone, as in the paper, and the
+    colours are those of the interpolation."""
     channels: int = Field(64, ge=8)
     """Feature channels of the first convolution; the second one has half as many."""
     last_rate: float = Field(0.1, gt=0, le=1)
@@ -98,9 +98,9 @@ class RefinerSettings(NetworkSettings):
     name: Literal["refiner"] = "refiner"
     """Kind of network."""
     process: Literal["flow", "sr3"] = "flow"
-    """The way from noise to an image: "flow" starts from the output of the frozen network `base` plus a little noise
-    (rectified flow in the form of PMRF, Ohayon et al. 2025); "sr3" starts from pure noise without a base (a miniature
-    of SR3, Saharia et al. 2021)."""
+    """Process that turns noise into an image: "flow" starts from the output of the frozen network `base` plus a little
+    noise (rectified flow in the form of PMRF, Ohayon et al. 2025); "sr3" starts from pure noise without a base (a
+    miniature of SR3, Saharia et al. 2021)."""
     base: Annotated[
         Annotated[SRResNetBaseSettings, Tag("srresnet")] | Annotated[EDSRSettings, Tag("edsr")],
         Discriminator(_base_name),
@@ -114,7 +114,7 @@ class RefinerSettings(NetworkSettings):
     blocks: int = Field(10, ge=1)
     """Residual blocks of the refining network."""
     steps: int = Field(4, ge=1, le=MOST_STEPS)
-    """Steps in which an image is drawn unless another number is asked for; validation draws in as many."""
+    """Default number of steps in which an image is drawn; validation uses it."""
 
     @property
     def label(self) -> str:

@@ -33,8 +33,8 @@ class Perceptual(TermSettings):
     scale: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Factor on features; the paper uses 1/12.75 = 0.0784 for the published weights."""
     pooling: Pooling = Field("max", exclude_if=lambda value: value == "max")  # so that older names stay
-    """How the network reduces its features: "max" keeps the largest of 2x2 values, as it was trained; "blurred" takes
-    the largest of 2x2 values around every position, and blurs before it drops every second one (Zhang 2019,
+    """Pooling of the features: "max" keeps the largest of 2x2 values, as the network was trained; "blurred" takes the
+    largest of 2x2 values around every position, and blurs before it drops every second one (Zhang 2019,
     arXiv:1904.11486), so that no phase of the pixels is favoured."""
     shift: int = Field(0, ge=0, le=8, exclude_if=lambda value: value == 0)
     """Most pixels by which both images are shifted, at random for each patch, before they are compared; 3 lets the

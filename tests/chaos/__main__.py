@@ -49,7 +49,7 @@ def main() -> None:
             rows.append(play(ground, case, options.seed))
             keep_row(folder, rows[-1])
         if options.table:
-            write_table(options.table, folder, options.seed)
+            write_table(options.table, folder)
     except KeyboardInterrupt:
         print(f"stopped after {len(rows)} of {len(chosen)} cases", file=sys.stderr)
     finally:
@@ -83,7 +83,7 @@ def play(ground: Ground, case: Case, seed: int) -> Row:
             traceback.print_exc()
     finally:
         ground.end_commands()
-    row.seconds = time.monotonic() - start
+    row.seconds, row.seed = time.monotonic() - start, seed
     print(f"  {row.summary()}", flush=True)
     return row
 

@@ -108,6 +108,7 @@ def _full_disk(free_mb: float) -> Callable[[Scene], None]:
             check(code in (1, 2), f"the command ended with code {code} on a full disk: {command.output[-2000:]}")
             check("Traceback" not in command.output, f"a traceback on a full disk: {command.output[-3000:]}")
             check("No space left on device" in command.output, f"nothing says that the disk is full: {command.output}")
+            scene.disturb(lambda: None)
             resize(512)
             scene.start().succeed()
             scene.check_end()
@@ -190,6 +191,11 @@ def _twice(scene: Scene) -> None:
     scene.check_end()
 
 
+def _twice_on_s3(scene: Scene) -> None:
+    scene.home = scene.ground.url(scene.name)
+    _twice(scene)
+
+
 def _together(scene: Scene) -> None:
     """Start two commands at the same moment; neither knows of the other."""
     commands = [scene.start(), scene.start()]
@@ -230,6 +236,7 @@ CASES = [
     Case("train-frozen", "train", "the command stops for a minute (SIGSTOP)", _BY_ITSELF, _pause_driver),
     Case("train-clock", "train", "the clock jumps an hour ahead and two back", _BY_ITSELF, _clock),
     Case("train-twice", "train", "the same command starts again", _REFUSED, _twice),
+    Case("train-twice-s3", "train", "the same command starts again, with a home on S3", _REFUSED, _twice_on_s3),
     Case("grid-worker", "grid", "a training worker is killed", _BY_ITSELF, _worker),
     Case("grid-node", "grid", "the second node is killed", _BY_ITSELF, _node),
     Case("grid-gcs", "grid", "the head's GCS is killed", _RERUN, _head),

@@ -32,6 +32,8 @@ STEPS = 160
 CHECKPOINT_EVERY = 20
 IMAGES = 16
 """Number of images that are upscaled."""
+CORES = 2
+"""Cores of the two nodes, which is also the number of shards or images that are made at the same time."""
 SHARDS = 12
 """Least number of shards that preprocessing makes."""
 
@@ -299,6 +301,14 @@ def results(stage: Stage, home: str) -> dict[str, str]:
     else:
         found = _files(home, ".png") if stage == "upscale" else _files(f"{home}/trainings", "/model.safetensors")
     return {name: hashlib.sha256(storage.read(url) or b"").hexdigest() for name, url in found.items()}
+
+
+def finished_files(stage: Stage, home: str) -> dict[str, int]:
+    """Return when each finished shard or image last changed, in nanoseconds; empty for other stages and on S3."""
+    if storage.is_url(home) or stage in ("train", "grid"):
+        return {}
+    found = _shards(home) if stage == "preprocess" else _files(home, ".png")
+    return {name: Path(url).stat().st_mtime_ns for name, url in found.items()}
 
 
 def _shards(home: str) -> dict[str, str]:

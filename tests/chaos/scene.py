@@ -14,6 +14,7 @@ from pipeline import storage
 from pipeline.tracking import JournalReader
 from tests.chaos.ground import (
     CHECKPOINT_EVERY,
+    CORES,
     IMAGES,
     SHARDS,
     STEPS,
@@ -21,6 +22,7 @@ from tests.chaos.ground import (
     Ground,
     Stage,
     check,
+    finished_files,
     progress,
     read_json,
     results,
@@ -44,6 +46,8 @@ class Disturbance:
     """Shards, steps or images that were done."""
     acknowledged: int
     """Steps of the newest whole checkpoint of a training; else as `done`."""
+    files: dict[str, int]
+    """Time of the last change of each shard or image that was there, in nanoseconds, by its path in the home."""
 
 
 @dataclass
@@ -68,7 +72,7 @@ class Scene:
     disturbances: list[Disturbance] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
     lost: list[int] = field(default_factory=list)
-    """Steps of a training that were made again, for each disturbance."""
+    """Steps, shards or images that were made again, for each disturbance; in a grid, for each of its trainings."""
     seen: list[str] = field(default_factory=list)
     """Sentences that told the user about the fault."""
 
@@ -105,10 +109,12 @@ class Scene:
     def disturb(self, fault: Callable[[], object]) -> None:
         """Cause a fault, and note how much was done when it happened."""
         acknowledged = self.newest_checkpoint() if self.stage == "train" else 0
+        files = finished_files(self.stage, self.home)
         at = time.time()  # before the fault, which may last, because a session may begin meanwhile
         fault()
         done = progress(self.ground, self.stage, self.home) if self._reachable() else self.ground.steps()
-        self.disturbances.append(Disturbance(at, done, acknowledged if self.stage == "train" else done))
+        acknowledged = acknowledged if self.stage == "train" else done
+        self.disturbances.append(Disturbance(at, done, acknowledged, files))
 
     def survive(self, fault: Callable[[], object], heal: Callable[[], object] = lambda: None, times: int = 3) -> None:
         """Disturb a command that has to continue by itself to its end."""
@@ -143,8 +149,11 @@ class Scene:
         expected, printed = self.ground.undisturbed(self.stage)
         made = results(self.stage, self.home)
         check(made == expected, f"the results differ: {_differences(made, expected)}")
-        if self.stage == "train":
-            self._check_steps()
+        if self.stage in ("train", "grid"):
+            for training in self._trainings():
+                self._check_steps(training)
+        else:
+            self._check_files()
         if self.stage in ("train", "grid"):
             self._check_mlflow()
         known = {_shape(line) for line in printed.splitlines()}
@@ -165,17 +174,29 @@ class Scene:
     def _reachable(self) -> bool:
         return not storage.is_url(self.home)
 
-    def _check_steps(self) -> None:
-        sessions = [r for r in JournalReader(f"{self._trainings()[0]}/journal").new() if r.kind == "session"]
+    def _check_steps(self, training: str) -> None:
+        """Check that a training repeated at most the steps since its newest checkpoint."""
+        records = JournalReader(f"{training}/journal").new()
         for disturbance in self.disturbances:
-            later = [r.step for r in sessions if r.time > disturbance.at * 1000]
-            if not later:  # the training has not noticed the fault
+            later = [r.step for r in records if r.kind == "session" and r.time > disturbance.at * 1000]
+            if not later:  # the training has not noticed the fault, or had not begun
                 self.lost.append(0)
                 continue
-            back = disturbance.done - later[0]
-            check(later[0] >= disturbance.acknowledged, f"it resumed from step {later[0]}, before {disturbance}")
+            before = [r.step for r in records if r.time <= disturbance.at * 1000]
+            done = disturbance.done if self.stage == "train" else max(before, default=0)
+            back = done - later[0]
+            if self.stage == "train":
+                check(later[0] >= disturbance.acknowledged, f"it resumed from step {later[0]}, before {disturbance}")
             check(back <= CHECKPOINT_EVERY, f"{back} steps were lost at {disturbance}, more than {CHECKPOINT_EVERY}")
             self.lost.append(max(back, 0))
+
+    def _check_files(self) -> None:
+        """Check that files which were finished at a fault were not made again, but for those that were being noted."""
+        made = finished_files(self.stage, self.home)
+        for disturbance in self.disturbances:
+            again = [name for name, changed in disturbance.files.items() if made.get(name) != changed]
+            check(len(again) <= CORES, f"{len(again)} finished {self.unit} were made again: {again}")
+            self.lost.append(len(again))
 
     def _check_mlflow(self) -> None:
         import mlflow

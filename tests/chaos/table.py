@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tests.chaos.cases import CASES, Case
-from tests.chaos.ground import CHECKPOINT_EVERY, STEPS
+from tests.chaos.ground import CHECKPOINT_EVERY, CORES, STEPS
 
 _HEAD = """\
 # Faults
@@ -23,11 +23,12 @@ and then checks that
   enlarged images are the same, byte for byte, as those of an undisturbed command,
 - a training resumes from the newest checkpoint that was whole when the fault came, or from a later one, and repeats at
   most `train.checkpoint_every` steps,
+- in a local home, finished shards and images are not made again, except for at most {cores_used} that were being noted,
 - MLflow has every record of every training in the end, and its runs are marked as finished.
 
 `python -m tests.chaos --case NAME --seed N` plays one case, and `--list` prints their names.
 
-The rows were written on {date} by runs with seed {seed} on {cores} cores: {count} of {all} cases with {times}
+The rows were written on {date} by runs with seed {seeds} on {cores} cores: {count} of {all} cases with {times}
 faults, {failed} failed, {skipped} skipped, {minutes:.0f} minutes together. The trainings have {steps} steps and a
 checkpoint every {every}. To save time, settings of Ray are shorter than usual (a node that does not answer is given up
 after 15 seconds, and a lost head after 10 instead of 60), and commands and workers are forked from processes that have
@@ -56,6 +57,7 @@ class Row:
     skipped: str = ""
     """The reason why the case was not played; "" if it was."""
     seconds: float = 0
+    seed: int = 0
 
     def summary(self) -> str:
         """Return the result in a line."""
@@ -75,7 +77,7 @@ class Row:
         elif self.problem:
             cells += ["**failed**", "", _clean(self.problem)[:300]]
         else:
-            cells += [_shown(self.seen), _lost(self.lost), self.case.outcome]
+            cells += [_shown(self.seen), _lost(self.lost, self.unit), self.case.outcome]
         return f"| {' | '.join(cells)} |"
 
 
@@ -86,13 +88,13 @@ def keep_row(folder: Path, row: Row) -> None:
     file.write_text(json.dumps(asdict(replace(row, case=None))))  # type: ignore[arg-type]
 
 
-def write_table(file: Path, folder: Path, seed: int) -> None:
+def write_table(file: Path, folder: Path) -> None:
     """Write the page from the rows that are kept in a folder."""
     kept = {case: folder / "rows" / f"{case.name}.json" for case in CASES}
     rows = [Row(**{**json.loads(row.read_text()), "case": case}) for case, row in kept.items() if row.exists()]
     head = _HEAD.format(
         date=datetime.now(UTC).date().isoformat(),
-        seed=seed,
+        seeds=", ".join(str(seed) for seed in sorted({row.seed for row in rows})),
         cores=os.cpu_count(),
         count=len(rows),
         all=len(CASES),
@@ -102,6 +104,7 @@ def write_table(file: Path, folder: Path, seed: int) -> None:
         minutes=sum(row.seconds for row in rows) / 60,
         steps=STEPS,
         every=CHECKPOINT_EVERY,
+        cores_used=CORES,
         rest=_NOT_PLAYED.format(len(CASES) - len(rows)) if len(rows) < len(CASES) else "",
     )
     file.write_text(head + "\n".join(row.line() for row in rows) + "\n")
@@ -113,10 +116,10 @@ def _shown(seen: list[str]) -> str:
     return sentences[0][:220] if sentences else "nothing"
 
 
-def _lost(lost: list[int]) -> str:
+def _lost(lost: list[int], unit: str) -> str:
     if not lost:
         return "not measured"
-    return f"{', '.join(map(str, lost))} steps" if any(lost) else "nothing"
+    return f"{', '.join(map(str, lost))} {unit}" if any(lost) else "nothing"
 
 
 def _clean(text: str) -> str:

@@ -1,4 +1,6 @@
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import pytest
 
@@ -12,3 +14,22 @@ def store() -> Iterator[Objects]:
     serve(objects)
     yield objects
     serve(Objects())
+
+
+class DiskUsage(NamedTuple):
+    """What `shutil.disk_usage` returns."""
+
+    total: float
+    used: float
+    free: float
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], None]:
+    """A function that sets the size and the free bytes of every disk; half of 1 TB is free at first."""
+
+    def set_usage(total: float, free: float) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: DiskUsage(total, total - free, free))
+
+    set_usage(1e12, 5e11)
+    return set_usage

@@ -333,7 +333,8 @@ def test_an_unexpected_exception_rejects_one_image_and_keeps_the_others(
 
     monkeypatch.setattr(cluster, "map_tasks", fail_once)
     images = [SourceImage(file.name, FileLocation(str(file)), "1", 100) for file in sorted(photos.iterdir())]
-    first, *others = take_inventory(read(small()), images, str(photos.parent / "inventory"))
+    config = read(small("preprocess.max_reject_share=0.2"))
+    first, *others = take_inventory(config, images, str(photos.parent / "inventory"))
     assert first.rejected is not None
     assert str(first.rejected) == "cannot be inspected: KeyError: 'x' (images.py, line 1)"
     assert [image.rejected for image in others] == [None] * 5

@@ -234,6 +234,7 @@ def wait_for_copies(tiles: Tiles, count: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.usefixtures("disk")
 def test_shards_in_a_store_are_copied_while_they_are_read(made: PatchSet, remote: PatchSet, tmp_path: Path) -> None:
     expected = list(reader_of(made).read(0, 30))
 
@@ -252,6 +253,7 @@ def test_shards_in_a_store_are_copied_while_they_are_read(made: PatchSet, remote
         check(tiles)
 
 
+@pytest.mark.usefixtures("disk")
 def test_shards_without_room_stay_in_the_store(remote: PatchSet, tmp_path: Path) -> None:
     first = remote.shards[0].bytes / 1e6
     assert len(remote.shards) > 1

@@ -97,7 +97,7 @@ def test_tables_hold_what_the_tasks_returned(train: list[list[int]], holdout: li
     assert_same(again, shards, held_out)
     assert list(again.images())[-2:] == REJECTED
     assert again.tiles == again.manifest.totals.tiles == sum(map(sum, train))
-    assert [(file, size) for file, size, _ in again.find_shards({"train-0.parquet", "x"})] == [
+    assert [(file, size) for file, size, _ in patchset.find_shards(again.url, {"train-0.parquet", "x"})] == [
         (shard.file, shard.bytes) for shard in shards[:1]
     ]
 

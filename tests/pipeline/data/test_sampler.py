@@ -1,3 +1,4 @@
+import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -176,6 +177,23 @@ def test_a_hundred_million_row_groups_need_no_table_of_them() -> None:
         assert len(set(zip(samples.tile.tolist(), samples.k.tolist(), strict=True))) == 512
         assert samples.tile.min() < 0.1 * table.tiles
         assert samples.tile.max() > 0.9 * table.tiles
+
+
+@kinds
+def test_a_rank_has_few_windows_of_its_own_lanes_in_memory(kind: Literal["dealt", "permuted"]) -> None:
+    order = SampleOrder((8,) * 4096, seed=0, lanes=64, window=64, crops_per_tile=4, kind=kind)
+    order.samples_at(order.share(0, 256, 0, 16))
+    steps = range(0, order.epoch_length // 256, 8)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for step in steps:
+            order.samples_at(order.share(step, 256, 0, 16))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    window = 3 * 8 * 64 * 4
+    assert after - before < 4 * 5 * window  # four lanes
 
 
 def test_the_orders_are_pinned() -> None:

@@ -1,4 +1,4 @@
-"""How shards are written, without Ray: what ends a run early, and what is copied from other patch sets."""
+"""How a patch set is made, without Ray: what ends a run early, and what is copied from other patch sets."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from PIL import Image
 from benchmarks.simulated import Objects
 from pipeline import cluster, storage
 from pipeline.data import patchset, preparation
+from pipeline.data.failures import FailedShards
 from pipeline.data.patchset import PatchSet
 from pipeline.settings import UserError
 from pipeline.settings.command_line import parse
@@ -64,6 +65,63 @@ def test_too_many_rejected_images_end_the_run_as_soon_as_that_is_certain(photos:
     assert kept.items() <= made(tmp_path / "home").items()
 
 
+def test_too_many_rejected_images_end_the_inventory_as_soon_as_that_is_certain(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3, 9):
+        (photos / f"{number:02}.png").write_bytes(f"no image {number}".encode())
+    inspected: list[str] = []
+
+    def watch(function: Callable[[T], R], tasks: Sequence[T], **given: Any) -> Iterator[R]:
+        assert len(given["pauses"]) == 2
+        for task in tasks:
+            if image := getattr(task, "image", None):
+                inspected.append(image.name)
+            yield function(task)
+
+    monkeypatch.setattr(cluster, "map_tasks", watch)
+    message = (
+        "3 of 10 images were rejected, more than preprocess.max_reject_share 0.2: "
+        "03.png is no image of a known format (PNG, JPEG, WebP, TIFF, BMP); "
+        "04.png is no image of a known format (PNG, JPEG, WebP, TIFF, BMP); "
+        "05.png is no image of a known format (PNG, JPEG, WebP, TIFF, BMP)"
+    )
+    with pytest.raises(UserError) as ended:
+        prepare(photos, tmp_path / "home", "preprocess.max_reject_share=0.2")
+    assert str(ended.value) == message
+    assert inspected == [f"{number:02}.png" for number in range(6)]
+    inspected.clear()
+    with pytest.raises(UserError) as ended:  # what is known suffices
+        prepare(photos, tmp_path / "home", "preprocess.max_reject_share=0.2")
+    assert str(ended.value) == message
+    assert not inspected
+    whole = prepare(photos, tmp_path / "home", "preprocess.max_reject_share=0.6")
+    assert inspected == [f"{number:02}.png" for number in range(6, 10)]
+    assert whole.manifest.totals.rejected == 6
+
+
+def test_a_store_that_refuses_is_not_asked_for_all_its_images(
+    photos: Path, tmp_path: Path, store: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with wrong credentials. The next run tries again."""
+    for file in sorted(photos.iterdir()):
+        store.put(f"photos/{file.name}", file.read_bytes())
+    asked: list[str] = []
+    get = store.get
+
+    def refuse(key: str) -> bytes:
+        asked.append(key)
+        raise PermissionError(key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "get", refuse)
+        patch.setattr(store, "describe", lambda key: {"name": key, "size": len(get(key)), "type": "file"})
+        with pytest.raises(UserError, match=r"^3 of 10 images were rejected, .*: 00.png cannot be read: "):
+            prepare("simulated://photos", tmp_path / "home", "preprocess.max_reject_share=0.2")
+    assert len(asked) == 3
+    assert prepare("simulated://photos", tmp_path / "home").manifest.totals.rejected == 0
+
+
 def test_as_many_rejected_images_as_allowed_end_no_run(photos: Path, tmp_path: Path) -> None:
     for number in range(3, 5):
         cut(photos / f"{number:02}.png")
@@ -95,6 +153,46 @@ def test_a_run_ends_with_the_names_of_all_shards_that_failed(
     whole = prepare(photos, tmp_path / "home")
     assert {shard.file for shard in whole.all_shards} == {*kept, *failing}
     assert kept.items() <= made(tmp_path / "home").items()
+
+
+def test_the_other_shards_are_made_before_a_run_ends_because_of_a_failed_one(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of later rounds, too."""
+
+    def fail(function: Callable[[T], R], tasks: Sequence[T], **_: Any) -> Iterator[R | cluster.TaskError[T]]:
+        for number, task in enumerate(tasks):
+            failed = hasattr(task, "spec") and number == 1
+            yield cluster.TaskError(task, "it is full") if failed else function(task)
+
+    monkeypatch.setattr(preparation, "_ROUND", 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster, "map_tasks", fail)
+        with pytest.raises(
+            UserError, match=r"is unfinished: train-\w+.parquet could not be made \(it is full\); train-"
+        ):
+            prepare(photos, tmp_path / "home")
+    kept = made(tmp_path / "home")
+    whole = prepare(photos, tmp_path / "home")
+    assert len(kept) == whole.manifest.totals.shards - len(range(1, whole.manifest.totals.shards, 4))
+    assert kept.items() <= made(tmp_path / "home").items()
+
+
+@pytest.mark.parametrize(("shards", "most"), [(20, 16), (1600, 16), (5000, 50)])
+def test_a_run_ends_early_when_more_than_a_share_of_all_shards_failed(shards: int, most: int) -> None:
+    failed = FailedShards("set", shards)
+    failed.check()
+    for number in range(most):
+        failed.add(f"{number}.parquet", "the disk is full")
+    message = (
+        "set is unfinished: 0.parquet could not be made (the disk is full); 1.parquet could not be made (the disk is "
+        f"full); 2.parquet could not be made (the disk is full) and {most - 2} more; rerun the same command to resume"
+    )
+    with pytest.raises(UserError) as ended:
+        failed.add("last.parquet", "the disk is full")
+    assert str(ended.value) == message
+    with pytest.raises(UserError, match="and"):
+        failed.check()
 
 
 def shards(patch_set: PatchSet) -> set[str]:
@@ -155,6 +253,22 @@ def test_the_shards_of_an_interrupted_set_are_found(photos: Path, store: Objects
     second = prepare(photos, "simulated://home", "preprocess.max_reject_share=0.2")
     common = {shard.file for shard in first.all_shards} & {shard.file for shard in second.all_shards}
     assert store.requests.count("copy") == len(common) > 5
+
+
+def test_the_index_of_another_set_is_read_once(photos: Path, store: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepare(photos, "simulated://home")
+    cut(photos / "07.png")
+    read: list[str] = []
+    get = store.get
+
+    def note(key: str) -> bytes:
+        read.append(key)
+        return get(key)
+
+    monkeypatch.setattr(store, "get", note)
+    prepare(photos, "simulated://home", "preprocess.max_reject_share=0.2")
+    index = [key for key in read if f"{first.name}/index/train-" in key]
+    assert len(index) == 1
 
 
 def test_sets_that_cannot_share_a_shard_are_not_searched(photos: Path, store: Objects) -> None:

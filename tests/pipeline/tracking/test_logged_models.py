@@ -189,7 +189,7 @@ def test_a_file_of_a_run_that_changed_is_fetched_again(logged: Logged, tmp_path:
     ("name", "sentence"),
     [
         (f"models:/{NAME}", "cannot be read, expected models:/NAME/VERSION, models:/NAME@ALIAS, runs:/ID or runs:/ID/"),
-        ("models:/other/1", "not found; expected a model of this pipeline; --tracking.uri names another server"),
+        ("models:/other/1", "not found; expected a model of this pipeline; MLFLOW_TRACKING_URI names another server"),
         (f"models:/{NAME}/2", "not found"),
         (f"models:/{NAME}@best", "alias best not found"),
         ("runs:/abc", "not found"),
