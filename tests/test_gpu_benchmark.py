@@ -94,7 +94,7 @@ def one_thread() -> Iterator[None]:
         ),
         pytest.param(partial(feeding.measure, compiles=False), id="feeding", marks=pytest.mark.long),
         pytest.param(memory.measure, id="memory", marks=pytest.mark.long),
-        pytest.param(two_ranks.measure, id="two ranks", marks=pytest.mark.long),
+        pytest.param(partial(two_ranks.measure, compiles=False), id="two ranks", marks=pytest.mark.long),
         pytest.param(precisions.measure, id="precisions", marks=pytest.mark.long),
     ],
 )
@@ -117,6 +117,11 @@ def test_a_section_that_takes_too_long_is_killed_and_the_part_ends(
     assert [section for section, _ in outcomes] == ["ceilings", "memory"]
     assert all("killed after" in verdict or "no time left" in verdict for _, verdict in outcomes)
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == []
+
+
+@pytest.mark.parametrize("part", [1, 2])
+def test_every_section_has_its_time_in_nine_minutes(part: int) -> None:
+    assert sum(section.limit_s for section in sections(part, FULL)) < 540
 
 
 def test_a_section_that_does_not_exist_is_refused(tmp_path: Path) -> None:

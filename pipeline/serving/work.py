@@ -10,9 +10,9 @@ from pipeline.data.rejection import RejectedImageError, RejectionKind
 from pipeline.networks.engine import Precision
 from pipeline.networks.loading import load_upscaler
 from pipeline.networks.upscalers import BicubicUpscaler
+from pipeline.serving.batching import BatchedUpscaler
 from pipeline.serving.jobs import Job, Method, Refusal, Upscaled
 from pipeline.serving.models import ServedModel
-from pipeline.serving.together import Together
 from pipeline.settings import UserError
 from pipeline.upscaling.encoding import encode_image
 from pipeline.upscaling.images import decode_image, enlarge_image
@@ -39,7 +39,7 @@ class Work:
         torch.set_num_threads(min(threads, os.cpu_count() or 1))
         self._most_pixels = most_pixels
         source = model.find_here()
-        self._upscaler = Together(load_upscaler(source, device=device, precision=precision))
+        self._upscaler = BatchedUpscaler(load_upscaler(source, device=device, precision=precision))
         model.check(source)  # afterwards, so that what has been loaded is known
         self.scale = self._upscaler.scale
         """Factor by which height and width grow."""

@@ -77,7 +77,7 @@ def test_prometheus_keeps_what_an_expression_reads(expression: str) -> None:
 
 def test_each_metric_of_the_pipeline_is_shown_and_documented() -> None:
     shown = set().union(*map(metrics_of, EXPRESSIONS.values()))
-    page = (ROOT / "docs" / "operations.md").read_text()
+    page = (ROOT / "docs/guides/operations.md").read_text()
     rows = dict(re.findall(r"^\| `(ray_sr_\w+)` \| (.*) \|$", page, re.MULTILINE))
     assert rows == {
         metric.served[0].removesuffix("_bucket"): f"{metric.kind} | `{metric.label}` | {metric.description}"
@@ -99,12 +99,12 @@ def test_ray_is_found_through_its_head_with_the_token() -> None:
 def test_an_alert_says_what_happened_and_the_docs_say_what_to_do(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in ("critical", "warning", "info")
     assert rule["annotations"]["summary"].endswith(".")
-    page = (ROOT / "docs" / "operations.md").read_text()
+    page = (ROOT / "docs/guides/operations.md").read_text()
     assert f"| `{rule['alert']}` |" in page
 
 
 def test_the_docs_describe_no_other_alerts() -> None:
-    page = (ROOT / "docs" / "operations.md").read_text()
+    page = (ROOT / "docs/guides/operations.md").read_text()
     assert set(re.findall(r"^\| `([A-Z]\w+)` \|", page, re.MULTILINE)) == {rule["alert"] for rule in RULES}
 
 

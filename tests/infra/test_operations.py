@@ -1,4 +1,4 @@
-"""The commands of `docs/operations.md` for MLflow's database, run on a PostgreSQL server."""
+"""The commands of `docs/guides/operations.md` for MLflow's database, run on a PostgreSQL server."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import sqlalchemy
 from infra.stack import PostgreSQL
 from tests.conftest import ROOT
 
-PAGE = (ROOT / "docs" / "operations.md").read_text()
+PAGE = (ROOT / "docs/guides/operations.md").read_text()
 
 
 @pytest.fixture

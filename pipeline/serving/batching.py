@@ -24,7 +24,7 @@ class _Waiting:
         return self.lr.shape == other.lr.shape and self.lr.dtype == other.lr.dtype
 
 
-class Together(Upscaler):
+class BatchedUpscaler(Upscaler):
     """Enlarges what several threads ask for, one call of the model at a time.
 
     A call takes all images of one size that wait at its start. So no image waits for others to come. `serve.batch`

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.networks.upscalers import BicubicUpscaler, Part, Upscaler
-from pipeline.serving.together import MOST_PIXELS, Together
+from pipeline.serving.batching import MOST_PIXELS, BatchedUpscaler
 
 
 class Held(Upscaler):
@@ -38,7 +38,7 @@ class Held(Upscaler):
 def enlarge_all(images: Sequence[Tensor]) -> tuple[list[int], list[Future[Tensor]]]:
     """Enlarge the first image, and all others while it is computed; return the sizes of the calls, and the results."""
     held = Held()
-    shared = Together(held)
+    shared = BatchedUpscaler(held)
     with ThreadPoolExecutor(len(images)) as threads:
         results = [threads.submit(shared.enlarge, images[0])]
         assert held.begun.wait(30)
