@@ -32,6 +32,7 @@ and fp32 has 13 bits more."""
 _LIMITS = {"fp32": 1e-4, "tf32": 0.02, "bf16": 0.3, "fp16": 0.02}
 """Errors of the untrained network's gradient above which something is wrong."""
 _PATCH = 48
+WITHOUT_WAITING = "steps that do not wait for the device"
 
 
 def gradient(network: str, precision: str) -> str:
@@ -43,6 +44,8 @@ def measure(job: Job, compiles: bool = True) -> None:
     """Make all checks; `compiles` says whether to check the compiled learner, too."""
     with job.recorder.attempt("gradients"):
         check_gradients(job)
+    with job.recorder.attempt(WITHOUT_WAITING):
+        check_waiting(job)
     with job.recorder.attempt("a step that is not finite"):
         check_skipping(job)
     with job.recorder.attempt("checkpoint"):
@@ -94,6 +97,23 @@ def _gradient(
         F.mse_loss(sr.to(dtype), y).backward(scale.to(dtype))
     parts = [p.grad.flatten() for p in net.parameters() if p.grad is not None]
     return torch.cat(parts).double().cpu() / float(scale)
+
+
+def check_waiting(job: Job) -> None:
+    """Check that the process prepares training steps without waiting for a GPU, which PyTorch makes an error here."""
+    learner, batch = _norm_learner(job), job.batch(4)
+    on_gpu, warm_up, steps = job.device.type == "cuda", 3, 5
+    try:
+        for step in range(warm_up + steps):
+            if on_gpu and step == warm_up:
+                torch.cuda.set_sync_debug_mode("error")
+            learner.step(step, [batch])
+            learner.take_skipped()
+    finally:
+        if on_gpu:
+            torch.cuda.set_sync_debug_mode("default")
+    note = "" if on_gpu else "not checked, because there is no GPU to wait for"
+    job.recorder.add(WITHOUT_WAITING, steps, f"of {steps}", steps, "higher", note)
 
 
 def check_skipping(job: Job) -> None:

@@ -81,6 +81,8 @@ def predict(part: int, size: Size, card: Card) -> dict[str, float]:
     for hold in feeding.HOLDS:
         predicted[feeding.reading(hold)] = feeding.EXPECTED[hold]
         predicted[feeding.fed(hold)] = min(_fed_patches(size, card), feeding.EXPECTED[hold])
+    gflop_a_pixel = _GFLOP / 3 * _share(size) / size.crop**2  # a forward pass is a third of a step
+    predicted[feeding.VALIDATION] = 1000 * gflop_a_pixel / card.rates["fp32"]  # the network alone
     predicted[memory.FLAT] = 1.0
     for batch in size.plain_batches:
         predicted[memory.plain(batch)] = _OWN_MB + _PLAIN_MB * batch * _share(size)

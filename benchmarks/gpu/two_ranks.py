@@ -25,15 +25,15 @@ _SHARES = ((8, 8), (11, 5), (16, 0))
 """Samples of both ranks: equal, unequal, and none for one of them."""
 
 
-def measure(job: Job) -> None:
-    """Make all checks."""
+def measure(job: Job, compiles: bool = True) -> None:
+    """Make all checks; `compiles` says whether to compare compiled steps with eager ones, too."""
     options = f"train.global_batch={_BATCH}"
     exact, normed = job.config(options, "train.clip_norm=1e9"), job.config(options, "model.batch_norm=true")
     whole = job.batch(_BATCH)
     with tempfile.TemporaryDirectory() as folder:
         torch.save(list(whole), f"{folder}/batch.pt")
         threads = max(torch.get_num_threads() // 2, 1)
-        arguments = (folder, str(job.device), threads, exact, normed, job.half)
+        arguments = (folder, str(job.device), threads, exact, normed, job.half, compiles)
         spawn(_run_rank, arguments, nprocs=2)
         ranks = [torch.load(f"{folder}/{rank}.pt") for rank in range(2)]
     reference = Learner(exact, 10, job.ranks, "fp32")
@@ -53,6 +53,12 @@ def measure(job: Job) -> None:
         job.recorder.add(f"{name}, steps skipped", found["skipped"], "", 1, "higher")
     apart = _largest(ranks[0]["weights at the end"], ranks[1]["weights at the end"])
     job.recorder.add("NaN on rank 1: weights of the ranks two steps later", apart, "largest difference", 0)
+    if compiles:
+        start, eager, compiled = ranks[0]["compiled"]
+        apart = float((compiled - eager).norm() / (eager - start).norm())
+        job.recorder.add("compiled: weights after three steps", apart, "distance from eager / way from the start", 0.1)
+        apart = _largest(compiled, ranks[1]["compiled"][-1])
+        job.recorder.add("compiled: weights of the ranks after three steps", apart, "largest difference", 0)
 
 
 def gradient(learner: Learner) -> Tensor:
@@ -61,7 +67,7 @@ def gradient(learner: Learner) -> Tensor:
 
 
 def _run_rank(
-    rank: int, folder: str, device: str, threads: int, exact: Config, normed: Config, half: Precision
+    rank: int, folder: str, device: str, threads: int, exact: Config, normed: Config, half: Precision, compiles: bool
 ) -> None:
     """Make the steps of one rank, and save what came out."""
     torch.set_num_threads(threads)
@@ -87,6 +93,13 @@ def _run_rank(
         learner.step(step, [_share(whole, (8, 8), rank)])
     found["skipped"] = float(len(learner.take_skipped(wait=True)))
     found["weights at the end"] = _weights(learner)
+    if compiles:
+        learners = [Learner(exact, 10, ranks, "fp32", compiled) for compiled in (False, True)]
+        start = _weights(learners[0])
+        for step in range(3):
+            for learner in learners:
+                learner.step(step, [_share(whole, (8, 8), rank)])
+        found["compiled"] = (start, *map(_weights, learners))
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +26,9 @@ _AT_ONCE = 96
 _DEVICE_SHARE = 0.4
 """Share of a GPU's memory that "auto" uses for tiles; training needs the rest."""
 
+_PATIENCE_S = 20
+"""Seconds without progress after which copies are no longer waited for, because there is no room for the others."""
+
 _CPU = torch.device("cpu")
 
 Tiles = RowGroups | HeldTiles
@@ -38,6 +42,7 @@ def open_tiles(
     scratch: str | None = None,
     device: torch.device = _CPU,
     memory_mb: float = math.inf,
+    sharing: int = 1,
 ) -> Tiles:
     """Decide where tiles are read from, and copy them to the device if necessary.
 
@@ -53,6 +58,8 @@ def open_tiles(
         scratch: folder on this node for copied shards; the default is in the system's temporary folder.
         device: the device that trains. If it is a CPU, "device" is the process's own memory.
         memory_mb: MB of the device's memory that this process may use.
+        sharing: processes of this node that open the patch set. If several of them hold tiles of a patch set in an
+            object store, they first copy as many shards as fit to this node, each of which then leaves the store once.
 
     Raises:
         UserError: if the device has too little memory or the folder cannot be used.
@@ -60,21 +67,23 @@ def open_tiles(
     """
     if how == "stream":
         return patch_set
+    local = storage.is_local(storage.locate(patch_set.url)[0])
     if how == "device" or (how == "auto" and device.type != "cpu"):
         size_mb = held_bytes(patch_set) / 1e6
         with suppress(torch.OutOfMemoryError):  # another process may take memory meanwhile
             if size_mb <= memory_mb * (1 if how == "device" else _DEVICE_SHARE):
-                return load_tiles(patch_set, _read_all(patch_set), device)
+                shared = sharing > 1 and not local
+                source = _copy_first(patch_set, budget_mb, scratch) if shared else patch_set
+                return load_tiles(patch_set, _read_all(source, patch_set.row_groups.count), device)
         if how == "device":
             raise UserError(
                 f"data.hold is device, but the tiles take {size_mb:.0f} MB and a worker may use {memory_mb:.0f} MB of "
                 f"the memory of {device}: expected another data.hold, such as auto"
             )
-    if storage.is_local(storage.locate(patch_set.url)[0]):
+    if local:
         return patch_set
     try:
-        root = Path(scratch) if scratch else storage.private_folder("sr-pipeline")
-        return CopiedShards(patch_set, root / patch_set.name, budget_mb if how == "auto" else math.inf)
+        return CopiedShards(patch_set, _folder(patch_set, scratch), budget_mb if how == "auto" else math.inf)
     except OSError as error:
         if how == "auto":
             return patch_set
@@ -83,9 +92,38 @@ def open_tiles(
         ) from None
 
 
-def _read_all(patch_set: PatchSet) -> Iterator[tuple[Pixels, Pixels]]:
-    """Read all tiles in order."""
-    count = patch_set.row_groups.count
-    with ThreadPoolExecutor(patch_set.readers, thread_name_prefix="tiles") as pool:
+def _folder(patch_set: PatchSet, scratch: str | None) -> Path:
+    """Return the folder of this node for copied shards."""
+    root = Path(scratch) if scratch else storage.private_folder("sr-pipeline")
+    return root / patch_set.name
+
+
+def _copy_first(patch_set: PatchSet, budget_mb: float, scratch: str | None) -> RowGroups:
+    """Return the patch set as it is read from this node, when all shards that fit have been copied to it."""
+    try:
+        folder = _folder(patch_set, scratch)
+        copies = CopiedShards(patch_set, folder, budget_mb)
+    except OSError:
+        return patch_set
+    size, changed = -1, time.monotonic()
+    while copies.copied() < len(patch_set.shards) and time.monotonic() - changed < _PATIENCE_S:
+        time.sleep(0.1)
+        if (now := _bytes_in(folder)) != size:
+            size, changed = now, time.monotonic()
+    return copies
+
+
+def _bytes_in(folder: Path) -> int:
+    """Return the size of the files in a folder, in which other processes make and rename files."""
+    size = 0
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):
+            size += file.stat().st_size
+    return size
+
+
+def _read_all(tiles: RowGroups, count: int) -> Iterator[tuple[Pixels, Pixels]]:
+    """Read all `count` row groups in order."""
+    with ThreadPoolExecutor(tiles.readers, thread_name_prefix="tiles") as pool:
         for first in range(0, count, _AT_ONCE):
-            yield from pool.map(patch_set.read_group, range(first, min(first + _AT_ONCE, count)))
+            yield from pool.map(tiles.read_group, range(first, min(first + _AT_ONCE, count)))

@@ -1,4 +1,4 @@
-"""The device of this process, a GPU or the machine: its name, the peak use of its memory, and how much may be used."""
+"""The device of this process, a GPU or the machine: its name, the use of its memory, and what to do if that is full."""
 
 from __future__ import annotations
 
@@ -6,13 +6,21 @@ import ctypes
 import gc
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import torch
 
 from pipeline.networks.devices import free_bytes, has_bf16
+from pipeline.settings import Config, UserError
+from pipeline.storage import one_line
+
+
+class OutOfMemoryError(UserError):
+    """The device of this rank has too little memory. Other ranks may have enough, and wait for this one."""
 
 
 def describe(device: torch.device) -> str:
@@ -25,8 +33,49 @@ def describe(device: torch.device) -> str:
 
 def is_lack(error: Exception) -> bool:
     """Tell whether an error of PyTorch means that the device has too little memory."""
-    texts = ("ALLOC_FAILED", "can't allocate memory")  # of cuDNN and cuBLAS, and of CPUs
+    texts = ("ALLOC_FAILED", "out of memory", "can't allocate memory")  # cuDNN and cuBLAS, CUDA and NCCL, CPUs
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
+
+
+def describe_lack(config: Config, device: str, micro_batch: int | Literal["auto"], reason: str = "") -> str:
+    """Say in a sentence that a device has too little memory for a training, and what helps.
+
+    Args:
+        config: the pipeline's configuration.
+        device: the device, from `describe`.
+        micro_batch: the most samples in a micro-batch; "auto" if that was not decided yet.
+        reason: what PyTorch says, in one line.
+    """
+    settings = config.train
+    work = f"micro-batches of up to {micro_batch} patches" if isinstance(micro_batch, int) else "a training on patches"
+    remedies = [] if settings.recompute else ["train.recompute=true"]
+    remedies.append(f"a smaller train.micro_batch{'' if settings.micro_batch == 'auto' else ' or auto'}")
+    return (
+        f"the memory of {device} is too small for {work} of {config.data.crop} pixels"
+        f"{f' ({reason})' if reason else ''}: expected {', '.join(remedies)}, or a smaller data.crop"
+    )
+
+
+@contextmanager
+def explain_lack(
+    config: Config, device: torch.device, micro_batch: Callable[[], int | Literal["auto"]]
+) -> Iterator[None]:
+    """Turn an error of PyTorch which means that the device has too little memory into a sentence.
+
+    Args:
+        config: the pipeline's configuration.
+        device: the device of this rank.
+        micro_batch: returns the most samples in a micro-batch; "auto" if that was not decided yet.
+
+    Raises:
+        OutOfMemoryError: on this rank alone, if the block ends with such an error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lack(error):
+            raise
+        raise OutOfMemoryError(describe_lack(config, describe(device), micro_batch(), one_line(error, 200))) from error
 
 
 def release(device: torch.device) -> None:

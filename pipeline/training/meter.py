@@ -18,6 +18,9 @@ T = TypeVar("T")
 _SHOWN_WORKERS = 16
 """Largest world size for which each worker's throughput is recorded."""
 
+_APART_S = 1.0
+"""Seconds between records on a GPU: a record waits for the device, which then waits for the next step's operations."""
+
 _FLUSH_S = 5
 """Seconds between flushes of the journal; more of them would make many small files."""
 
@@ -29,10 +32,15 @@ class Meter:
         ranks: this process among the ranks.
         batch: global batch.
         steps: optimizer steps of the training.
+        every: records follow steps whose number is a multiple of this one, and the last step.
+        apart_s: the least seconds between records, by the speed that the last record found; by default one on a GPU
+            and none on a CPU.
     """
 
-    def __init__(self, ranks: Ranks, batch: int, steps: int) -> None:
-        self._ranks, self._batch, self._total = ranks, batch, steps
+    def __init__(self, ranks: Ranks, batch: int, steps: int, every: int, apart_s: float | None = None) -> None:
+        self._ranks, self._batch, self._total, self._every = ranks, batch, steps, every
+        self._apart_s = apart_s if apart_s is not None else _APART_S if ranks.device.type == "cuda" else 0.0
+        self._next_record = 0
         self._next_flush = 0.0
         self._reset()
 
@@ -56,8 +64,16 @@ class Meter:
                 collected[name] = collected[name] + value if name in collected else value
                 self._good[name] = self._good[name] + good if name in self._good else good
 
-    def read(self) -> dict[str, float]:
-        """Return the means as metrics and start over; every rank has to call it at the same step."""
+    def is_due(self, done: int) -> bool:
+        """Tell on all ranks alike whether a record follows the step after which `done` steps are finished."""
+        return done == self._total or (done % self._every == 0 and done >= self._next_record)
+
+    def read(self, done: int) -> dict[str, float]:
+        """Return the means as metrics and start over; every rank has to call it at the same step.
+
+        Args:
+            done: number of finished steps.
+        """
         seconds = time.monotonic() - self._start - self._excluded
         rate, waited = self._samples / seconds, self._waited / seconds
         names = [*self._sums, *self._norms]
@@ -71,6 +87,7 @@ class Meter:
         ]
         columns = list(zip(*self._ranks.gather_numbers(own), strict=True))
         rates, waits, peaks = columns[-3:]
+        self._next_record = done + round(self._apart_s * sum(rates) / self._batch)  # equal on all ranks
         totals = [sum(column) for column in columns[: len(self._sums)]]
         norms = [column[0] for column in columns[len(self._sums) : len(names)]]
         good = [column[0] for column in columns[len(names) : 2 * len(names)]]

@@ -43,7 +43,7 @@ class Plan:
     memory_mb: float | None = None
     """Measured MB of a worker at its peak; None if nothing depended on them."""
     device: str = ""
-    """The device that the decisions were made for, from `memory.describe`."""
+    """The kinds of devices that the decisions were made for, from `describe_devices`."""
     note: str = ""
     """A sentence about a decision that the user may not expect."""
 
@@ -53,6 +53,10 @@ class Measurements(Protocol):
 
     def memory_use(self, share: int) -> MemoryUse:
         """Memory of a worker whose share of a step is at most `share` samples."""
+        ...
+
+    def peak_mb(self, micro_batch: int) -> float:
+        """MB of a worker at its peak with a micro-batch of so many samples, which has to fit."""
         ...
 
     def step_seconds(self, micro_batch: int, count: int, compiled: bool = False) -> float:
@@ -70,6 +74,7 @@ def decide(
     share: int,
     epoch_length: int,
     device: torch.device,
+    devices: str,
     precision: Precision,
     measurements: Measurements,
     validation_s: float = 0.0,
@@ -82,7 +87,8 @@ def decide(
         settings: settings of the training.
         share: the most samples of a step that a worker gets.
         epoch_length: samples of an epoch.
-        device: device of the training.
+        device: device of this rank.
+        devices: the kinds of devices of all ranks, from `describe_devices`.
         precision: precision of the forward and backward pass.
         measurements: measures steps where a decision depends on it.
         validation_s: seconds of a validation, which a length in minutes includes.
@@ -90,13 +96,16 @@ def decide(
         steps: the length, if it was decided earlier.
 
     Raises:
-        UserError: if a single sample does not fit in the memory, or `train.compile` is "on" and does not work.
+        UserError: if a single sample or, on a GPU, a given micro-batch does not fit in the memory, or if
+            `train.compile` is "on" and does not work.
     """
     amount, unit = settings.length.split()
     micro, peak = settings.micro_batch, None
     if micro == "auto" and share == 1:
         micro = 1
-    if micro == "auto" or measure:
+    if micro != "auto" and device.type == "cuda":  # its memory is a hard limit
+        peak = measurements.peak_mb(min(micro, share))
+    elif micro == "auto" or measure:
         use = measurements.memory_use(share)
         micro = use.largest_batch if micro == "auto" else micro
         peak = use.at(min(micro, share))
@@ -116,7 +125,7 @@ def decide(
         compiled, note = False, f"the training is not compiled, because torch.compile does not work here: {problem}"
     if compiled and timed:
         step_s = measurements.step_seconds(largest, count, compiled=True)
-    return Plan(length(step_s), micro, precision, compiled, step_s, peak, memory.describe(device), note)
+    return Plan(length(step_s), micro, precision, compiled, step_s, peak, devices, note)
 
 
 def plan_training(
@@ -148,12 +157,18 @@ def plan_training(
         share=max(map(max, shares)),
         epoch_length=order.epoch_length,
         device=ranks.device,
+        devices=describe_devices(ranks),
         precision=precision,
         measurements=Probe(config, ranks, precision),
         validation_s=validation_s,
         measure=measure,
         steps=steps,
     )
+
+
+def describe_devices(ranks: Ranks) -> str:
+    """Name the kinds of devices of all ranks, which all call this function; their number and order do not matter."""
+    return ", ".join(sorted(set(ranks.gather(memory.describe(ranks.device)))))
 
 
 def sample_order(config: Config, patch_set: PatchSet) -> SampleOrder:

@@ -32,7 +32,7 @@ def pack(files: Files, moments: Moments) -> Files:
 
     Args:
         files: what `Learner.save` returned.
-        moments: "fp32" keeps the moments as they are, so that a training goes on exactly; "bf16" halves them.
+        moments: "fp32" keeps the moments as they are, so that a training resumes exactly; "bf16" halves them.
     """
     states = torch.load(io.BytesIO(files[OPTIMIZERS]), map_location="cpu", weights_only=True)
     tensors: dict[str, Tensor] = {}

@@ -6,10 +6,8 @@ card that torch has no code for would look like a worker that is lost again and 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -26,6 +24,7 @@ from pipeline import cluster, terminal
 from pipeline.settings import Config, UserError
 from pipeline.settings.places import ray_address
 from pipeline.storage import one_line
+from pipeline.training.compilers import COMPILED_FROM, has_c_compiler, has_triton
 
 _PART_OF_A_GPU = 0.001
 """A check reserves so little that it also runs beside trainings that share a GPU."""
@@ -36,8 +35,6 @@ _BUSY_AFTER_S = 15
 _COMMAND_TIMEOUT_S = 10
 _LEAST_FREE_MB = 1000
 """MB of a GPU that the smallest training and its validations need."""
-_COMPILED_FROM = (7, 5)
-"""Compute capability from which Triton, the compiler of torch.compile, makes code for a GPU."""
 
 _DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/dev/kfd"), Path("/dev/dxg"))
 """Files of the drivers of NVIDIA, of AMD, and of Windows below Linux."""
@@ -77,7 +74,7 @@ class Facts:
     triton: bool
     """True if the package Triton is installed."""
     c_compiler: bool
-    """True if a C compiler is on the path."""
+    """True if Triton finds a C compiler."""
     interfaces: tuple[str, ...]
     """Names of the network interfaces."""
     nccl_interface: str
@@ -256,8 +253,8 @@ def collect(node: str) -> Facts:
         error=error,
         driver=_driver_version(),
         card=card,
-        triton=importlib.util.find_spec("triton") is not None,
-        c_compiler=any(shutil.which(name) for name in (os.environ.get("CC") or "cc", "gcc", "clang")),
+        triton=has_triton(),
+        c_compiler=has_c_compiler(),
         interfaces=tuple(sorted(psutil.net_if_addrs())),
         nccl_interface=os.environ.get("NCCL_SOCKET_IFNAME", ""),
     )
@@ -283,8 +280,8 @@ def _driver_version() -> str:
 
 def _why_not_compiled(facts: Facts, capability: Capability) -> str:
     """Return what torch.compile lacks, such as "has no C compiler"; "" if it lacks nothing."""
-    if capability < _COMPILED_FROM:
-        return "has a GPU of a compute capability below {}.{}".format(*_COMPILED_FROM)
+    if capability < COMPILED_FROM:
+        return "has a GPU of a compute capability below {}.{}".format(*COMPILED_FROM)
     if not facts.triton:
         return "has no package triton"
     return "" if facts.c_compiler else "has no C compiler"

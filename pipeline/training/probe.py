@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 import time
 from dataclasses import dataclass
 
@@ -14,6 +12,7 @@ from pipeline.data.reader import Batch
 from pipeline.settings import Config, UserError
 from pipeline.storage import one_line
 from pipeline.training import memory
+from pipeline.training.compilers import has_compiler
 from pipeline.training.learner import Learner
 from pipeline.training.methods import METHODS
 from pipeline.training.precision import Precision
@@ -86,6 +85,20 @@ class Probe:
                 chosen //= 2
         return MemoryUse(base, per_sample, chosen)
 
+    def peak_mb(self, micro_batch: int) -> float:
+        """Measure the memory in MB that a worker with a micro-batch needs at its peak, the most of all ranks.
+
+        Raises:
+            UserError: on all ranks alike, if the micro-batch does not fit on one of them.
+        """
+        device = self._ranks.device
+        own = self._peak_mb(self._learner_alone(), micro_batch)
+        memory.release(device)
+        found = self._ranks.gather((own, memory.describe(device)))
+        if lacking := [name for peak, name in found if peak == float("inf")]:
+            raise UserError(memory.describe_lack(self._config, lacking[0], micro_batch))
+        return max(peak for peak, _ in found)
+
     def step_seconds(self, micro_batch: int, count: int, compiled: bool = False) -> float:
         """Measure the mean seconds of a step of `count` micro-batches; at most two of them are computed and scaled."""
         learner = Learner(self._config, _STEPS, self._ranks, self._precision, compiled)
@@ -153,14 +166,3 @@ class Probe:
         rng = np.random.default_rng(0)
         lr, hr = (rng.integers(0, 256, (count, s, s, 3), np.uint8) for s in (side, side * self._config.scale))
         return Batch(torch.from_numpy(lr), torch.from_numpy(hr), torch.zeros(count, dtype=torch.int64))
-
-
-def has_compiler(device: torch.device) -> bool:
-    """Tell whether torch.compile can find the compilers that it needs.
-
-    On a CPU it needs a C++ compiler; on a GPU Triton, which needs a C compiler and compute capability 7.5.
-    """
-    if device.type == "cuda":
-        compilers = importlib.util.find_spec("triton") and any(shutil.which(name) for name in ("cc", "gcc", "clang"))
-        return bool(compilers) and torch.cuda.get_device_capability(device) >= (7, 5)
-    return any(shutil.which(name) for name in ("c++", "g++", "clang++"))

@@ -34,7 +34,7 @@ class NodeLeavesError(Exception):
     """
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"a node is about to be taken away: the training goes on from step {step} without it")
+        super().__init__(f"a node is about to be taken away: the training resumes from step {step} without it")
         self.step = step
 
     def __reduce__(self) -> tuple[type[NodeLeavesError], tuple[int]]:

@@ -101,7 +101,12 @@ def trained(
     compiled = compiled and trainee.compilable
     graphs = compiled and ranks.device.type == "cuda" and (ranks.world_size == 1 if graphs is None else graphs)
     if compiled:
-        net.compile(mode="reduce-overhead" if graphs else None)
+        # Micro-batches have few sizes, most often n and n + 1, and code for each of them is faster than code for all.
+        net.compile(mode="reduce-overhead" if graphs else None, dynamic=False)
+    if compiled and ranks.world_size > 1:
+        from torch._dynamo import config  # here, because a training that is not compiled does not need it
+
+        config.optimize_ddp = False  # otherwise DDP's buckets would split the graph, which was tried out as a whole
     wrapped: nn.Module = net
     if ranks.world_size > 1:
         wrapped = DistributedDataParallel(net, gradient_as_bucket_view=True)

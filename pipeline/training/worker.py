@@ -6,11 +6,14 @@ Wherever the ranks take a decision, they see the same numbers, so none continues
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 import time
+from dataclasses import asdict
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline import storage
 from pipeline.data import patchset
@@ -19,17 +22,17 @@ from pipeline.data.patchset import PatchSet
 from pipeline.data.reader import BatchReader
 from pipeline.data.tiles import Tiles, open_tiles
 from pipeline.evaluation.scores import is_better
-from pipeline.networks.weights import build_network, load_weights, to_safetensors
+from pipeline.networks.weights import build_network, load_weights, read_about, to_safetensors
 from pipeline.settings import Config, UserError
 from pipeline.tracking import Best, Journal, RecordKind, TrainingResult
 from pipeline.training import memory
 from pipeline.training.checkpoints import Checkpoints, Files, TrainingState
+from pipeline.training.compilers import has_compiler
 from pipeline.training.job import LoopResult, TrainJob
 from pipeline.training.learner import Learner, SkippedStep
 from pipeline.training.meter import Meter
 from pipeline.training.methods import find_method
-from pipeline.training.planning import Plan, plan_training, sample_order
-from pipeline.training.probe import has_compiler
+from pipeline.training.planning import Plan, describe_devices, plan_training, sample_order
 from pipeline.training.ranks import Ranks
 from pipeline.training.runs import STOPPED
 from pipeline.training.session import NodeLeavesError, Session, ray_session
@@ -60,6 +63,8 @@ def train_loop(arguments: dict[str, TrainJob]) -> LoopResult:
         patch_set = ranks.call_on_all(lambda: _check_inputs(job))
         worker = Worker(job.config, patch_set, job.folder, ranks, job.benchmarks, ray_session(ranks, job))
         return worker.dry_run() if job.plan_only else worker.run()
+    except memory.OutOfMemoryError:  # perhaps on this rank alone: Ray Train then ends the others, which wait for it
+        raise
     except UserError as error:  # all ranks raise it alike
         return LoopResult(mistake=str(error))
     finally:
@@ -100,6 +105,7 @@ class Worker:
         self._journal = Journal(f"{folder}/journal")
         self._validator = Validator(config, patch_set, benchmarks or {}, ranks, self._journal)
         self._best: Best | None = None
+        self._micro_batch = config.train.micro_batch
         self._session = session or Session(ranks)
         kept = config.train.keep_checkpoints + 1
         self._checkpoints = Checkpoints(f"{folder}/checkpoints", kept, self._session.observe_checkpoint)
@@ -110,18 +116,24 @@ class Worker:
 
         Raises:
             UserError: on all ranks alike, if training diverged or checkpoints cannot be written.
+            OutOfMemoryError: on this rank alone, if its device has too little memory.
             NodeLeavesError: on all ranks alike, after a checkpoint, if a node is about to be taken away.
         """
+        with memory.explain_lack(self.config, self.ranks.device, lambda: self._micro_batch):
+            return self._train()
+
+    def _train(self) -> LoopResult:
         settings, ranks = self.config.train, self.ranks
         tiles = self.open_tiles()  # first, because a plan measures the memory that they leave
         plan = self._load_or_make_plan()
+        self._micro_batch = plan.micro_batch
         learner = Learner(self.config, plan.steps, ranks, plan.precision, plan.compiled)
         done = self._restore(learner)
         reader = self.make_reader(plan.micro_batch, tiles)
         self._record("session", done, {"train/workers": ranks.world_size}, flush=True)
         untrained = copy.deepcopy(learner.ema) if done == 0 else None  # scored after the first step
         metrics = self._validate(learner.ema, done) if done == plan.steps else {}
-        meter = Meter(ranks, settings.global_batch, plan.steps)
+        meter = Meter(ranks, settings.global_batch, plan.steps, settings.log_every)
         started = time.monotonic()
         batches = watch_for_hangs(reader.read(done, plan.steps), self.config.cluster.timeout_s)
         batches = meter.time_waiting(batches)
@@ -132,7 +144,7 @@ class Worker:
             result = learner.step(done, batches, len(sizes), torch.from_numpy(own))
             done += 1
             meter.add(result, sum(sizes))
-            logged = done % settings.log_every == 0 or done == plan.steps
+            logged = meter.is_due(done)
             leaves = self._session.must_leave(done)
             ends = leaves or self._session.is_time_up(logged)
             checkpoint = done == plan.steps or self._is_due(
@@ -185,30 +197,38 @@ class Worker:
             measure: whether to measure time and memory even if no decision depends on them.
             workers: number of workers that this single process stands for.
             steps: the length, if it was decided earlier.
+
+        Raises:
+            UserError: on all ranks alike, if the training cannot be planned.
+            OutOfMemoryError: on this rank alone, if its device has too little memory.
         """
         validation_s = 0.0
-        if steps is None and self.config.train.length.endswith("minutes"):
-            net = build_network(self.config.scale, self.config.model, 0).eval().to(self.ranks.device)
-            start = time.monotonic()
-            self._validator.validate(net.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
-            (validation_s,) = self.ranks.largest([time.monotonic() - start])
-            stop_watching()  # planning has no time limit
-        return plan_training(
-            self.config,
-            self.order,
-            self.ranks,
-            validation_s=validation_s,
-            measure=measure,
-            workers=workers,
-            steps=steps,
-        )
+        with memory.explain_lack(self.config, self.ranks.device, lambda: self._micro_batch):
+            if steps is None and self.config.train.length.endswith("minutes"):
+                net = build_network(self.config.scale, self.config.model, 0).eval().to(self.ranks.device)
+                start = time.monotonic()
+                self._validator.validate(net.to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+                (validation_s,) = self.ranks.largest([time.monotonic() - start])
+                stop_watching()  # planning has no time limit
+            return plan_training(
+                self.config,
+                self.order,
+                self.ranks,
+                validation_s=validation_s,
+                measure=measure,
+                workers=workers,
+                steps=steps,
+            )
 
     def open_tiles(self) -> Tiles:
         """Open the place that this rank reads tiles from, which may be another one on each rank."""
         data, device = self.config.data, self.ranks.device
         available = self.config.train.memory_mb or memory.available_mb(device, self.ranks.per_node)
         return self.ranks.call_on_all(
-            lambda: open_tiles(self.patch_set, data.hold, data.hold_mb, data.scratch, device, available), slow=True
+            lambda: open_tiles(
+                self.patch_set, data.hold, data.hold_mb, data.scratch, device, available, self.ranks.per_node
+            ),
+            slow=True,
         )
 
     def make_reader(self, micro_batch: int, tiles: Tiles | None = None) -> BatchReader:
@@ -235,14 +255,14 @@ class Worker:
     def _load_or_make_plan(self) -> Plan:
         """The plan that was made before the first step, or a new one; the same on all ranks.
 
-        On another device than before, or if the compiler is gone, all but the number of steps is decided anew.
+        On other kinds of devices than before, or if the compiler is gone, all but the number of steps is decided anew.
         """
         url, ranks = f"{self.folder}/plan.json", self.ranks
         remedy = f"delete {self.folder} to train again from the start, because the plan shaped the steps so far"
         known = ranks.call_on_all(lambda: storage.read_document(url, Plan, remedy) if ranks.rank == 0 else None)
-        plan, device = ranks.gather((known, memory.describe(ranks.device)))[0]
+        plan, devices = ranks.gather(known)[0], describe_devices(ranks)
         compiles = all(ranks.gather(has_compiler(ranks.device)))
-        if plan is None or plan.device != device or (plan.compiled and not compiles):
+        if plan is None or plan.device != devices or (plan.compiled and not compiles):
             made = ranks.gather(self.plan(steps=plan.steps if plan else None))[0]
             ranks.call_on_all(lambda: storage.write_document(url, made) if ranks.rank == 0 else None)
             return made
@@ -255,7 +275,9 @@ class Worker:
         if found:
             files, state = found
             self.ranks.call_on_all(lambda: self._load(learner, files, state))
-            self._best, done = state.best, state.step
+            done = state.step
+            best = self._read_best(state.best) if self.ranks.rank == 0 else None
+            self._best = self.ranks.gather(best)[0]
         if len(set(self.ranks.gather(done))) > 1:
             raise UserError(
                 f"workers see different checkpoints in {self.folder}, expected a folder that all nodes share"
@@ -274,7 +296,7 @@ class Worker:
             ) from error
 
     def _record_progress(self, learner: Learner, meter: Meter, done: int) -> None:
-        metrics = meter.read()
+        metrics = meter.read(done)
         metrics["train/lr"] = learner.learning_rate
         metrics["train/skipped"] = float(learner.skips.total)
         self._record("train", done, metrics, flush=meter.flush_due())
@@ -304,8 +326,8 @@ class Worker:
         score = validation.metrics.get(f"{HELD_OUT}/{metric}", math.nan)
         comparable = self._best if self._best and self._best.metric == f"{HELD_OUT}/{metric}" else None
         if done and is_better(metric, score, comparable.value if comparable else None):
-            self._best = Best(done, score, f"{HELD_OUT}/{metric}")
-            self.ranks.call_on_all(lambda: self._write_weights(net, "best"), "cannot write the best weights")
+            best = self._best = Best(done, score, f"{HELD_OUT}/{metric}")
+            self.ranks.call_on_all(lambda: self._write_weights(net, "best", best), "cannot write the best weights")
         return validation.metrics
 
     def _save_checkpoint(self, learner: Learner, done: int) -> None:
@@ -341,9 +363,25 @@ class Worker:
         )
         storage.write_document(f"{self.folder}/{document}.json", result)
 
-    def _write_weights(self, net: SuperResolver, name: str) -> None:
+    def _write_weights(self, net: SuperResolver, name: str, best: Best | None = None) -> None:
         if self.ranks.rank == 0:
-            storage.write(f"{self.folder}/{name}.safetensors", to_safetensors(net, self.config.scale))
+            about = {"validation": json.dumps(asdict(best))} if best else None
+            storage.write(f"{self.folder}/{name}.safetensors", to_safetensors(net, self.config.scale, about))
+
+    def _read_best(self, saved: Best | None) -> Best | None:
+        """Find the validation of the best weights, which may be newer than the checkpoint; None if they are lost.
+
+        Args:
+            saved: the validation that the checkpoint names. It counts where the weights name none.
+        """
+        try:
+            about = read_about(f"{self.folder}/best.safetensors")
+            if about is None:
+                return None
+            return TypeAdapter(Best).validate_json(about["validation"]) if "validation" in about else saved
+        except (OSError, UserError, ValidationError) as error:
+            storage.report_once(f"{storage.one_line(error)}; the next validation writes the best weights again")
+            return None
 
     def _record(
         self,

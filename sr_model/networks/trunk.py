@@ -44,10 +44,10 @@ def run(part: Callable[[Tensor], Tensor], x: Tensor, recompute: bool) -> Tensor:
 def _frozen_statistics(part: object) -> Iterator[None]:
     """Keep the second forward pass from counting a batch twice in BatchNorm's running statistics.
 
-    In training mode, the output of BatchNorm does not depend on them.
+    In training mode, the output of BatchNorm does not depend on them. In eval mode, neither pass counts anything.
     """
     modules = part.modules() if isinstance(part, nn.Module) else ()
-    norms = [m for m in modules if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in modules if isinstance(m, nn.BatchNorm2d) and m.training]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0

@@ -176,14 +176,15 @@ def test_the_perceptual_term_joins_at_its_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_norm", ["true", "false"])
-def test_recomputed_activations_change_nothing(batch_norm: str) -> None:
+@pytest.mark.parametrize("sizes", [[8, 8], [0, 16]])
+def test_recomputed_activations_change_nothing(batch_norm: str, sizes: list[int]) -> None:
     plain, recomputed = (
         make_learner(config(f"model.batch_norm={batch_norm}", f"train.recompute={how}"), 10)
         for how in ("false", "true")
     )
     for step in range(3):
-        make_step(plain, step, [8, 8], seed=step)
-        make_step(recomputed, step, [8, 8], seed=step)
+        make_step(plain, step, sizes, seed=step)
+        make_step(recomputed, step, sizes, seed=step)
     for (name, a), b in zip(plain.net.state_dict().items(), recomputed.net.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
@@ -237,11 +238,31 @@ def test_several_terms_that_are_not_finite_are_named_as_mlflow_takes_it() -> Non
 def test_compiled_it_learns_the_same(options: tuple[str, ...]) -> None:
     plain, compiled = (make_learner(config(*options), 10, compiled=how) for how in (False, True))
     for step in range(3):
-        make_step(plain, step, [8, 8], seed=step)
-        make_step(compiled, step, [8, 8], seed=step)
+        make_step(plain, step, [5, 5, 6], seed=step)
+        make_step(compiled, step, [5, 5, 6], seed=step)
     assert list(compiled.net.state_dict()) == list(plain.net.state_dict())
     for a, b in zip(plain.net.state_dict().values(), compiled.net.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("options", [(), ("train.recompute=true",)], ids=["plain", "recompute"])
+def test_compiled_ranks_learn_the_same(options: tuple[str, ...], tmp_path: Path) -> None:
+    run_ranks(_compare_compiled, (str(tmp_path), options), 2)
+
+
+def _compare_compiled(rank: int, folder: str, options: tuple[str, ...]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    large = config("model.channels=64", *options)  # more weights than DDP's first bucket takes
+    plain, compiled = (make_learner(large, 10, 2, rank, compiled=how) for how in (False, True))
+    assert not torch._dynamo.config.optimize_ddp  # the graph that was tried out is the one that is trained
+    for step in range(3):
+        own = split(batch(seed=step), [8], start=8 * rank)
+        for learner in (plain, compiled):
+            assert learner.step(step, own).finite
+    for a, b in zip(plain.net.state_dict().values(), compiled.net.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-4)
+    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])

@@ -13,9 +13,17 @@ from pipeline.data.sampler import SampleOrder
 from pipeline.settings import Config, UserError
 from pipeline.settings.command_line import parse
 from pipeline.training import memory, runs
+from pipeline.training.compilers import has_compiler
 from pipeline.training.learner import Learner, StepResult
-from pipeline.training.planning import COMPILED_FROM, Plan, decide, describe_imbalance, plan_training
-from pipeline.training.probe import MARGIN, MemoryUse, Probe, has_compiler
+from pipeline.training.planning import (
+    COMPILED_FROM,
+    Plan,
+    decide,
+    describe_devices,
+    describe_imbalance,
+    plan_training,
+)
+from pipeline.training.probe import MARGIN, MemoryUse, Probe
 from pipeline.training.ranks import Ranks
 from tests.commands import run_ranks
 
@@ -82,6 +90,9 @@ class Measured:
     def memory_use(self, share: int) -> MemoryUse:
         return MemoryUse(100, 10, share)
 
+    def peak_mb(self, micro_batch: int) -> float:
+        return 1000.0 * micro_batch
+
     def step_seconds(self, micro_batch: int, count: int, compiled: bool = False) -> float:
         return 0.05 if compiled else 0.1
 
@@ -89,12 +100,15 @@ class Measured:
         return self.problem
 
 
-def decided(*more: str, problem: str = "", measure: bool = False, steps: int | None = None) -> Plan:
+def decided(
+    *more: str, problem: str = "", measure: bool = False, steps: int | None = None, device: torch.device = CPU
+) -> Plan:
     return decide(
         config(*more).train,
         share=8,
         epoch_length=100,
-        device=CPU,
+        device=device,
+        devices="a made-up device",
         precision="fp32",
         measurements=Measured(problem),
         measure=measure,
@@ -118,6 +132,14 @@ def test_where_compiling_fails_the_training_is_not_compiled_and_says_so() -> Non
     assert plan.note == "the training is not compiled, because torch.compile does not work here: no Python.h"
     with pytest.raises(UserError, match=r"train.compile is on, but torch.compile does not work .*: no Python.h"):
         decided(FEW, "train.compile=on", problem="no Python.h")
+
+
+def test_on_a_gpu_a_given_micro_batch_is_tried_and_on_a_cpu_it_is_taken() -> None:
+    gpu = torch.device("cuda")
+    assert decided("train.micro_batch=4").memory_mb is None
+    assert decided("train.micro_batch=4", device=gpu).memory_mb == 4000
+    assert decided("train.micro_batch=32", device=gpu).memory_mb == 8000  # a worker has eight samples
+    assert decided("train.micro_batch=auto", device=gpu).memory_mb == 180
 
 
 def test_minutes_are_planned_from_the_steps_that_will_run() -> None:
@@ -152,6 +174,37 @@ def _plan_as_rank(rank: int, folder: str) -> None:
         Learner.step = out_of_memory_from(4)  # type: ignore[method-assign]
     found = Probe(config("train.memory_mb=100000"), Ranks(CPU, rank, 2), "fp32").memory_use(8)
     Path(folder, str(rank)).write_text(json.dumps(found.largest_batch))
+    dist.destroy_process_group()
+
+
+def test_a_given_micro_batch_that_does_not_fit_is_the_same_sentence_on_all_ranks(tmp_path: Path) -> None:
+    run_ranks(_try_as_rank, (str(tmp_path),), 2)
+    first, second = ((tmp_path / str(rank)).read_text() for rank in range(2))
+    assert first == second
+    assert "is too small for micro-batches of up to 8 patches of 48 pixels: expected train.recompute=true, " in first
+
+
+def _try_as_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    if rank == 1:
+        Learner.step = out_of_memory_from(8)  # type: ignore[method-assign]
+    probe = Probe(config("train.micro_batch=8"), Ranks(CPU, rank, 2), "fp32")
+    assert probe.peak_mb(4) > 0
+    with pytest.raises(UserError) as error:
+        probe.peak_mb(8)
+    Path(folder, str(rank)).write_text(str(error.value))
+    dist.destroy_process_group()
+
+
+def test_a_plan_names_the_kinds_of_devices_of_all_ranks(tmp_path: Path) -> None:
+    run_ranks(_describe_as_rank, (str(tmp_path),), 3)
+    assert {(tmp_path / str(rank)).read_text() for rank in range(3)} == {"A100, T4"}
+
+
+def _describe_as_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
+    memory.describe = lambda device: "A100" if rank == 1 else "T4"
+    Path(folder, str(rank)).write_text(describe_devices(Ranks(CPU, rank, 3)))
     dist.destroy_process_group()
 
 

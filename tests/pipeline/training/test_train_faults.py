@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import chain, groupby
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import psutil
@@ -18,9 +19,11 @@ import torch
 
 from pipeline import storage
 from pipeline.data import preparation
-from pipeline.settings import Config
+from pipeline.settings import Config, UserError
 from pipeline.settings.command_line import parse
-from pipeline.training import driver, runs
+from pipeline.training import driver, runs, worker
+from pipeline.training.job import LoopResult, TrainJob
+from pipeline.training.learner import Learner, StepResult
 from pipeline.training.ranks import Ranks
 from pipeline.training.worker import Worker
 from tests.conftest import ROOT, SMALL, read_json, write_photos
@@ -188,6 +191,32 @@ def test_a_worker_that_hangs_is_found_and_training_goes_on(options: list[str]) -
     assert sessions[1] >= 50
 
 
+def test_one_worker_without_memory_ends_the_training_with_one_sentence(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other worker waits for it, and no restart would mend it."""
+    config = parse([*options, "train.length=60 steps", "train.checkpoint_every=10"], "train", "")
+    patch_set, _ = preparation.prepare(config)
+
+    def train_loop(arguments: dict[str, TrainJob]) -> LoopResult:
+        real = Learner.step
+
+        def step(self: Learner, number: int, *more: Any) -> StepResult:
+            if self.ranks.rank == 1 and number == 25:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return real(self, number, *more)
+
+        Learner.step = step  # type: ignore[assignment, method-assign]
+        return worker.train_loop(arguments)
+
+    monkeypatch.setattr(driver, "train_loop", train_loop)
+    with pytest.raises(UserError, match=r"the memory of CPU.* is too small for micro-batches of up to 2 patches of 32"):
+        driver.train(config, patch_set)
+    folder = Path(config.outputs, "trainings", runs.training_name(config, patch_set))
+    assert [record.step for record in runs.read_history(str(folder)) if record.kind == "session"] == [0]
+    assert (folder / "checkpoints/000000020/state.json").exists()
+
+
 def test_a_full_disk_while_checkpointing_leaves_the_checkpoint_before(options: list[str]) -> None:
     """The kernel's limit on the size of files, which the moments of the optimizer are the first to meet."""
     folder = folder_of(options)
@@ -204,7 +233,7 @@ def test_a_full_disk_while_checkpointing_leaves_the_checkpoint_before(options: l
     assert "its checkpoint cannot be written (the earlier ones are whole)" in line
     assert "File too large" in line
     assert "Traceback" not in errors
-    assert json.loads((newest / "state.json").read_text())["step"] >= 50
+    assert json.loads((newest / "state.json").read_text())["state"]["step"] == int(newest.name)
     with start("pipeline.train", options) as driver:
         out, _ = finish(driver)
     assert f"resuming from step {int(newest.name)} with 2 workers" in out

@@ -1,9 +1,12 @@
 """The loop of a worker in this process: when it saves, validates, stops early and decides anew."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from pipeline.data import preparation
@@ -12,9 +15,11 @@ from pipeline.settings import Config
 from pipeline.settings.command_line import parse
 from pipeline.training import memory
 from pipeline.training.job import LoopResult
+from pipeline.training.learner import Learner, StepResult
 from pipeline.training.ranks import Ranks
 from pipeline.training.runs import read_history
 from pipeline.training.session import NodeLeavesError, Session
+from pipeline.training.stopping import PERMANENT
 from pipeline.training.worker import Worker
 from tests.conftest import SMALL, write_photos
 
@@ -71,7 +76,7 @@ def test_when_a_node_leaves_it_saves_at_once_and_the_next_session_ends_as_never_
     left = tmp_path / "left"
     ranks, reported = Ranks(CPU), list[int]()
     session = Session(ranks, is_told=lambda: True, report=lambda state: reported.append(state.step))
-    with pytest.raises(NodeLeavesError, match="the training goes on from step 1 without it"):
+    with pytest.raises(NodeLeavesError, match="the training resumes from step 1 without it"):
         Worker(config("train.checkpoint_every=100"), patch_set, str(left), ranks, session=session).run()
     assert checkpoints(left) == reported == [1]
     session = Session(ranks, is_told=lambda: False, report=lambda state: reported.append(state.step))
@@ -114,6 +119,35 @@ def test_checkpoints_and_validations_keep_their_distance_in_seconds(
     assert (rare / "model.safetensors").read_bytes() == (often / "model.safetensors").read_bytes()
 
 
+def test_the_result_names_the_validation_of_the_best_weights_after_a_crash(patch_set: PatchSet, tmp_path: Path) -> None:
+    options = ["train.checkpoint_s=1000", "train.keep_checkpoints=10"]
+    run(patch_set, tmp_path, *options, stop_at=0.0)
+    saved = tmp_path / "saved"
+    shutil.copytree(tmp_path / "checkpoints", saved)
+    run(patch_set, tmp_path, *options)
+    best = json.loads((tmp_path / "result.json").read_text())["best"]
+    weights = (tmp_path / "best.safetensors").read_bytes()
+
+    (tmp_path / "result.json").unlink()  # as if the process had died before its second checkpoint
+    shutil.rmtree(tmp_path / "checkpoints")
+    shutil.copytree(saved, tmp_path / "checkpoints")
+    run(patch_set, tmp_path, *options, "train.validate_s=1000")
+    assert json.loads((tmp_path / "result.json").read_text())["best"] == best
+    assert (tmp_path / "best.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("content", [None, b"damaged"])
+def test_lost_best_weights_are_written_again(patch_set: PatchSet, tmp_path: Path, content: bytes | None) -> None:
+    weights = tmp_path / "best.safetensors"
+    run(patch_set, tmp_path, stop_at=0.0)
+    weights.unlink(missing_ok=True)
+    if content:
+        weights.write_bytes(content)
+    run(patch_set, tmp_path)
+    assert safetensors.torch.load_file(weights)
+    assert json.loads((tmp_path / "result.json").read_text())["best"]["step"] in (4, 8, 12)
+
+
 def test_on_another_device_all_but_the_steps_is_decided_anew(
     patch_set: PatchSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +161,29 @@ def test_on_another_device_all_but_the_steps_is_decided_anew(
     assert result.plan is not None
     assert (result.plan.steps, result.plan.precision, result.plan.micro_batch) == (10, "fp32", 2)
     assert json.loads(file.read_text())["device"] == memory.describe(CPU)
+
+
+@pytest.mark.parametrize("micro_batch", ["2", "auto"])
+def test_a_lack_of_memory_is_one_sentence_that_no_restart_mends(
+    patch_set: PatchSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro_batch: str
+) -> None:
+    real = Learner.step
+
+    def step(self: Learner, number: int, *more: Any) -> StepResult:
+        if number == 5:  # a step of the training, not of its plan
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
+        return real(self, number, *more)
+
+    monkeypatch.setattr(Learner, "step", step)
+    with pytest.raises(memory.OutOfMemoryError) as error:
+        run(patch_set, tmp_path, f"train.micro_batch={micro_batch}", "train.global_batch=2")
+    assert isinstance(error.value, PERMANENT)
+    assert str(error.value) == (
+        f"the memory of {memory.describe(CPU)} is too small for micro-batches of up to 2 patches of 32 pixels (CUDA "
+        "out of memory. Tried to allocate 2 GiB.): expected train.recompute=true, a smaller train.micro_batch"
+        f"{' or auto' if micro_batch == '2' else ''}, or a smaller data.crop"
+    )
+    assert checkpoints(tmp_path)[-1] == 4
 
 
 def test_the_loss_scale_is_part_of_the_checkpoint(patch_set: PatchSet, tmp_path: Path) -> None:
