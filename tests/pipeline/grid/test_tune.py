@@ -242,7 +242,8 @@ def test_with_postgresql_and_s3_and_the_server_away_for_a_while(
     for key, value in services.exports.items():
         monkeypatch.setenv(key, value)
     grid = 'tune.grid={"train.loss": {"mse": {"mse": 1}, "l1": {"l1": 1}}}'
-    options = grid_options(tmp_path, "train.length=1500 steps", grid)
+    rare = ["train.checkpoint_every=100", "train.validate_every=500"]  # each takes many requests
+    options = grid_options(tmp_path, "train.length=1500 steps", grid, *rare)
     home = "s3://super-resolution/runs"
     options[1] = f"--home={home}"
     command = [sys.executable, "-m", "pipeline.tune", *options]
