@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.stack.files import write_private
-from infra.stack.processes import Server, ServerError, free_port, is_free
+from infra.stack.processes import Server, free_port, require_free
 from infra.stack.s3 import S3Server
 
 
@@ -62,8 +62,7 @@ class MLflowServer(Server):
         if self.alive():
             return
         self.stop()  # also what a dead server has left
-        if not is_free(self.port):
-            raise ServerError(f"port {self.port} is in use, expected a free port for MLflow")
+        require_free(self.port, self)
         argv = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         argv += ["--workers", "1", "--artifacts-destination", self.artifacts]
         # The URI of the database is not an argument, because every user sees the arguments of a process.

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from infra.stack.processes import Server, ServerError, is_free
+from infra.stack.processes import Server, require_free
 
 _SHIPPED = Path(__file__).resolve().parent.parent / "monitoring"
 
@@ -45,8 +45,7 @@ class Prometheus(Server):
         if self.alive():
             return
         self.stop()  # also what a dead server has left
-        if not is_free(self.port):
-            raise ServerError(f"port {self.port} is in use, expected a free port for Prometheus")
+        require_free(self.port, self)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = self.folder / "prometheus.yml"
         file.write_text(yaml.safe_dump(self.configuration()))

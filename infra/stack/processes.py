@@ -124,6 +124,22 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
         return probe.connect_ex((host, port)) != 0
 
 
+def require_free(port: int, server: Server) -> None:
+    """Check that a server's port is free, after the server was stopped.
+
+    A process that the server was starting has no environment for an instant, and so may outlive `Server.stop`.
+
+    Raises:
+        ServerError: if something else listens on the port.
+    """
+    deadline = time.monotonic() + 5
+    while not is_free(port):
+        if time.monotonic() > deadline:
+            raise ServerError(f"port {port} is in use, expected a free port for {type(server).__name__}")
+        time.sleep(0.2)
+        server.stop()
+
+
 def free_port() -> int:
     """Return a port on which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as probe:

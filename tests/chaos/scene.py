@@ -176,7 +176,7 @@ class Scene:
 
     def _check_steps(self, training: str) -> None:
         """Check that a training repeated at most the steps since its newest checkpoint."""
-        records = JournalReader(f"{training}/journal").new()
+        records = list(JournalReader(f"{training}/journal").new())
         for disturbance in self.disturbances:
             later = [r.step for r in records if r.kind == "session" and r.time > disturbance.at * 1000]
             if not later:  # the training has not noticed the fault, or had not begun
