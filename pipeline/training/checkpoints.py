@@ -102,6 +102,15 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.result()
 
+    def check(self) -> None:
+        """Check without waiting that the last checkpoint did not fail.
+
+        Raises:
+            OSError: if it could not be written.
+        """
+        if self._writing and self._writing.done():
+            self.wait()
+
     def restore(self) -> tuple[Files, TrainingState] | None:
         """Read the newest whole checkpoint; None if there is none. A damaged one is reported on stderr."""
         for step in reversed(self.steps()):

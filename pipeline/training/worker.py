@@ -39,6 +39,8 @@ from pipeline.training.session import NodeLeavesError, Session, ray_session
 from pipeline.training.validation import HELD_OUT, Validation, Validator, stop_watching, watch_for_hangs
 from sr_model.networks.super_resolver import SuperResolver
 
+_UNWRITTEN = "training stops at step {}: its checkpoint cannot be written (the earlier ones are whole)"
+
 
 def train_loop(arguments: dict[str, TrainJob]) -> LoopResult:
     """Train, or only plan; Ray Train calls it on every worker.
@@ -296,6 +298,7 @@ class Worker:
             ) from error
 
     def _record_progress(self, learner: Learner, meter: Meter, done: int) -> None:
+        self.ranks.call_on_all(self._checkpoints.check, _UNWRITTEN.format(done))
         metrics = meter.read(done)
         metrics["train/lr"] = learner.learning_rate
         metrics["train/skipped"] = float(learner.skips.total)
@@ -339,9 +342,7 @@ class Worker:
             if self.ranks.rank == 0:
                 self._checkpoints.save(learner.save(), state)
 
-        self.ranks.call_on_all(
-            save, f"training stops at step {done}: its checkpoint cannot be written (the earlier ones are whole)"
-        )
+        self.ranks.call_on_all(save, _UNWRITTEN.format(done))
         self._session.add_checkpoint(state)
 
     def _write_result(self, learner: Learner, plan: Plan, done: int, metrics: dict[str, float], seconds: float) -> None:

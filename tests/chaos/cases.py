@@ -109,6 +109,7 @@ def _full_disk(free_mb: float) -> Callable[[Scene], None]:
             check("Traceback" not in command.output, f"a traceback on a full disk: {command.output[-3000:]}")
             check("No space left on device" in command.output, f"nothing says that the disk is full: {command.output}")
             scene.disturb(lambda: None)
+            scene.most_lost += 10  # a checkpoint is written beside the next steps, so its failure is noticed later
             resize(512)
             scene.start().succeed()
             scene.check_end()

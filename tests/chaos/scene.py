@@ -71,6 +71,8 @@ class Scene:
     """Further options of the command."""
     disturbances: list[Disturbance] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
+    most_lost: int = CHECKPOINT_EVERY
+    """Steps of a training that may be made again after a disturbance."""
     lost: list[int] = field(default_factory=list)
     """Steps, shards or images that were made again, for each disturbance; in a grid, for each of its trainings."""
     seen: list[str] = field(default_factory=list)
@@ -187,7 +189,7 @@ class Scene:
             back = done - later[0]
             if self.stage == "train":
                 check(later[0] >= disturbance.acknowledged, f"it resumed from step {later[0]}, before {disturbance}")
-            check(back <= CHECKPOINT_EVERY, f"{back} steps were lost at {disturbance}, more than {CHECKPOINT_EVERY}")
+            check(back <= self.most_lost, f"{back} steps were lost at {disturbance}, more than {self.most_lost}")
             self.lost.append(max(back, 0))
 
     def _check_files(self) -> None:
