@@ -1,4 +1,5 @@
 import errno
+import time
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,16 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
     save(checkpoints, 20)  # with room again
     checkpoints.wait()
     assert restored(checkpoints) == (20, 10, b"20" * 1000)
+
+
+def test_a_failure_is_noticed_without_waiting_for_the_next_checkpoint(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path / "file"), keep=1)
+    checkpoints.check()  # nothing was written yet
+    (tmp_path / "file").write_text("no folder")
+    save(checkpoints, 10)
+    deadline = time.monotonic() + 20
+    with pytest.raises(OSError):  # noqa: PT011, PT012
+        while time.monotonic() < deadline:
+            checkpoints.check()
+            time.sleep(0.01)
+    checkpoints.check()  # the failure was told
