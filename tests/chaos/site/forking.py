@@ -11,6 +11,7 @@ import atexit
 import importlib
 import json
 import os
+import random
 import runpy
 import select
 import shlex
@@ -18,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -152,6 +154,7 @@ def _become(order: dict[str, Any], descriptors: list[int]) -> NoReturn:
             sys.argv = order["argv"]
             sys.argv = shlex.split(_command_of(sys.argv[0]))[2:]
             sys.path[0] = os.path.dirname(sys.argv[0])
+            _draw_other_ids()
             runpy.run_path(sys.argv[0], run_name="__main__")
         else:
             _serve(_job_address(), _WITH_RAY, _IDLE_S)
@@ -163,6 +166,19 @@ def _become(order: dict[str, Any], descriptors: list[int]) -> NoReturn:
     finally:
         atexit._run_exitfuncs()
         os._exit(code)
+
+
+def _draw_other_ids() -> None:
+    """Move on Ray's random numbers by a random amount, because forks would draw the same ids from them.
+
+    Each thread of Ray takes the seed of its generator from one of eight pools in turn.
+    """
+    from ray._raylet import JobID, PlacementGroupID
+
+    for _ in range(8 * random.SystemRandom().randrange(1, 200)):
+        drawing = threading.Thread(target=PlacementGroupID.of, args=(JobID.from_int(1),))
+        drawing.start()
+        drawing.join()
 
 
 def _command_of(setup: str) -> str:
