@@ -285,7 +285,7 @@ def test_a_file_that_could_not_be_read_is_read_again(small: Small, photos: Path)
     (photos / "broken.png").write_bytes(b"not an image")
     images = [SourceImage(file.name, FileLocation(str(file)), "1", 100) for file in (gone, photos / "broken.png")]
     cache = photos.parent / "inventory"
-    first = take_inventory(read(small()), images, str(cache))
+    first = take_inventory(read(small("preprocess.max_reject_share=1")), images, str(cache))
     assert [image.rejected and image.rejected.kind for image in first] == [
         RejectionKind.UNREADABLE,
         RejectionKind.NO_IMAGE,
@@ -294,7 +294,7 @@ def test_a_file_that_could_not_be_read_is_read_again(small: Small, photos: Path)
     assert pq.read_table(saved)["kind"].to_pylist() == [RejectionKind.NO_IMAGE]
     gone.unlink()
     gone.write_bytes((photos / "chelsea0.png").read_bytes())
-    second = take_inventory(read(small()), images, str(cache))
+    second = take_inventory(read(small("preprocess.max_reject_share=1")), images, str(cache))
     assert second[0].rejected is None
     assert second[1] == first[1]
 
