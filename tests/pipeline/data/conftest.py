@@ -17,7 +17,7 @@ def store() -> Iterator[Objects]:
 
 
 class DiskUsage(NamedTuple):
-    """What `shutil.disk_usage` returns."""
+    """Space on a disk, with the attributes of the result of `shutil.disk_usage`."""
 
     total: float
     used: float
