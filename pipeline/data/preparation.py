@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from pipeline import cluster, storage
 from pipeline.data import patchset, shards, sources
@@ -21,7 +21,6 @@ from pipeline.data.reuse import FinishedShard, find_finished, record_etags
 from pipeline.data.shard_plan import ShardPlan, ShardSpec
 from pipeline.data.split import split_images
 from pipeline.settings import Config
-from pipeline.storage import fingerprint
 
 _ROUND = 10_000
 """Shards whose tasks are in the driver's memory at the same time."""
@@ -73,8 +72,7 @@ def plan(config: Config) -> Preparation:
     rejects = Rejects(config, len(inventory))
     rejects.add(rejected)
     rejects.check_trained(len(train))
-    mark = fingerprint([planned.files, [asdict(record) for record in rejected]])
-    return Preparation(config, f"x{config.scale}-{mark}", planned, rejected)
+    return Preparation(config, planned.name_patch_set(rejected), planned, rejected)
 
 
 def carry_out(preparation: Preparation) -> tuple[PatchSet, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import overload
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.inspected import InspectedImages
-from pipeline.data.manifest import FORMAT
+from pipeline.data.manifest import FORMAT, ImageRecord
 from pipeline.data.random_numbers import Ints
 from pipeline.settings import Config, Preprocess
 from pipeline.storage import fingerprint
@@ -128,6 +128,14 @@ class ShardPlan(Sequence[ShardSpec]):
                 some = contents[self._begin(number) - begin : self._ends[number] - begin]
                 files.append(_name(some, number >= self.trained, identities[number >= self.trained]))
         return files
+
+    def name_patch_set(self, rejected: Sequence[ImageRecord]) -> str:
+        """Name the patch set by its content.
+
+        Args:
+            rejected: the images that are already known to be unusable, sorted by name.
+        """
+        return f"x{self._scale}-{fingerprint([self.files, [asdict(record) for record in rejected]])}"
 
     def _group(self, rows: Ints, held_out: bool) -> tuple[Ints, Ints]:
         """Return the rows in the order of their shards, and the number of images up to the end of each shard."""

@@ -8,9 +8,8 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
-import psutil
 from pydantic import JsonValue
 
 from pipeline import storage, tracking
@@ -18,7 +17,7 @@ from pipeline.data.patchset import PatchSet
 from pipeline.evaluation.scores import Scores, SetScores
 from pipeline.networks.weights import read_weights, serialise
 from pipeline.reporting import cards, records
-from pipeline.reporting.records import Machine, Part, PatchSetCounts, TrainingRecord
+from pipeline.reporting.records import Part, PatchSetCounts, TrainingRecord
 from pipeline.settings import Config, UserError
 from pipeline.settings.grid import Moments
 from pipeline.storage import redact
@@ -58,10 +57,11 @@ def new_record(label: str, config: Config, patch_set: PatchSet, trained: runs.Tr
         note=config.tune.note,
         recorded=datetime.now(UTC).date().isoformat(),
         commit=tracking.commit() or "unknown",
-        machine=_this_machine(),
+        machine=trained.result.machine or tracking.this_machine(),
         versions={
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in ("torch", "ray", "mlflow")},
+            **trained.result.versions,
         },
     )
 
@@ -322,14 +322,3 @@ def _shortened(record: tracking.JournalRecord) -> tracking.JournalRecord:
         key: float(f"{value:.{_PRECISION}g}") for key, value in record.metrics.items() if not key.startswith("worker_")
     }
     return replace(record, metrics=metrics, images={})
-
-
-def _this_machine() -> Machine:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    kinds = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return Machine(
-        processor=kinds[0] if kinds else platform.processor() or platform.machine(),
-        cores=psutil.cpu_count() or 1,
-        memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
-    )

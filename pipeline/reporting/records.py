@@ -18,7 +18,7 @@ from pydantic import AfterValidator, ConfigDict, Field, JsonValue, ValidationErr
 from pipeline import storage
 from pipeline.evaluation.scores import Metrics, Scores, SetScores
 from pipeline.settings import Config, UserError, explain
-from pipeline.tracking import JournalRecord, TrainingResult
+from pipeline.tracking import JournalRecord, Machine, TrainingResult
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 """A name that is safe as the last part of a path."""
@@ -34,17 +34,6 @@ class PatchSetCounts:
     """Held-out images."""
     tiles: int
     """Training tiles."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The machine that recorded a training."""
-
-    processor: str
-    cores: int
-    """Logical CPU cores."""
-    memory_gb: float
-    """Memory in GiB."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pipeline.tracking.mlflow_store import TrackedRun, Tracker, find_problem
 from pipeline.tracking.models import ModelVersion, register_version
 from pipeline.tracking.notes import any_tracked, mark_as_tracked, parents_of_tracked
 from pipeline.tracking.provenance import commit
-from pipeline.tracking.result import Best, TrainingResult
+from pipeline.tracking.result import Best, Machine, TrainingResult, this_machine
 
 __all__ = [
     "Best",
@@ -18,6 +18,7 @@ __all__ = [
     "Journal",
     "JournalReader",
     "JournalRecord",
+    "Machine",
     "ModelVersion",
     "RecordKind",
     "TrackedRun",
@@ -33,6 +34,7 @@ __all__ = [
     "mark_as_tracked",
     "parents_of_tracked",
     "register_version",
+    "this_machine",
     "ui_command",
     "wait_for_server",
 ]

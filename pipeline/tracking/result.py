@@ -2,7 +2,41 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine that trained."""
+
+    processor: str
+    cores: int
+    """Logical CPU cores."""
+    memory_gb: float
+    """Memory in GiB."""
+    accelerator: str = ""
+    """Name of the GPU; "" if the CPU trained."""
+
+
+def this_machine(accelerator: str = "") -> Machine:
+    """Describe the machine of this process.
+
+    Args:
+        accelerator: name of the GPU that trains; "" for the CPU.
+    """
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    kinds = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return Machine(
+        processor=kinds[0] if kinds else platform.processor() or platform.machine(),
+        cores=psutil.cpu_count() or 1,
+        memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
+        accelerator=accelerator,
+    )
 
 
 @dataclass(frozen=True)
@@ -43,3 +77,7 @@ class TrainingResult:
     """The best validation, or None if there was none after the first step."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Validation metrics after the last step, such as {"val/psnr_y": 27.1}."""
+    machine: Machine | None = None
+    """The machine of the first worker in the last session; None if an earlier version trained."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions that it trained with: those of "python" and "torch"."""

@@ -9,6 +9,7 @@ import copy
 import json
 import math
 import os
+import platform
 import time
 from dataclasses import asdict
 
@@ -24,7 +25,7 @@ from pipeline.data.tiles import Tiles, open_tiles
 from pipeline.evaluation.scores import is_better
 from pipeline.networks.weights import build_network, load_weights, read_about, to_safetensors
 from pipeline.settings import Config, UserError
-from pipeline.tracking import Best, Journal, RecordKind, TrainingResult
+from pipeline.tracking import Best, Journal, RecordKind, TrainingResult, this_machine
 from pipeline.training import memory
 from pipeline.training.checkpoints import Checkpoints, Files, TrainingState
 from pipeline.training.compilers import has_compiler
@@ -349,10 +350,11 @@ class Worker:
         """Write weights and result of a training that has ended, or of the part of it that ends here."""
         weights, document = ("model", "result") if done == plan.steps else (STOPPED, STOPPED)
         self._write_weights(learner.ema, weights)
+        device = self.ranks.device
         result = TrainingResult(
             steps=done,
             workers=self.ranks.world_size,
-            device=self.ranks.device.type,
+            device=device.type,
             threads=torch.get_num_threads(),
             precision=plan.precision,
             compiled=plan.compiled,
@@ -361,6 +363,8 @@ class Worker:
             seconds_last_session=seconds,
             best=self._best,
             metrics=metrics,
+            machine=this_machine(memory.describe(device) if device.type == "cuda" else ""),
+            versions={"python": platform.python_version(), "torch": torch.__version__},
         )
         storage.write_document(f"{self.folder}/{document}.json", result)
 
