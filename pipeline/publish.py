@@ -31,6 +31,8 @@ def main(argv: Sequence[str]) -> None:
     docs.add_argument("--seeds", default=f"{_RECORDS}/seeds", help="records of short trainings (%(default)s)")
     further = "records of other tasks, such as another scale; only model cards are written for them (%(default)s)"
     docs.add_argument("--others", default=f"{_RECORDS}/others", help=further)
+    earlier = "records of the first edition, which only the figure of costs shows (%(default)s)"
+    docs.add_argument("--earlier", default=f"{_RECORDS}/first-edition", help=earlier)
     docs.add_argument("--benchmarks", type=Path, help="folder of Set5/ and Set14/; without it, crops stay as they are")
     imported = kinds.add_parser("mlflow", help="import the records into a separate MLflow store")
     imported.add_argument("--home", default="runs/results", help="folder of that store (%(default)s)")
@@ -64,11 +66,13 @@ def main(argv: Sequence[str]) -> None:
         importing.import_records(found, options.records, options.home, options.port or 5000)
         return
     seeds = records.read_all(options.seeds)
-    results_page.write_page(found, seeds, options.records, options.out, options.benchmarks)
-    others = records.read_all(options.others)
-    cards.write_cards(options.records, found)
-    cards.write_cards(options.others, others)
-    print(f"{options.out / 'results.md'} and {len(found) + len(others)} model cards written")
+    results_page.write_page(found, seeds, options.records, options.out, options.benchmarks, options.earlier)
+    written = 0
+    for folder in (options.records, options.others, options.earlier):
+        own = found if folder == options.records else records.read_all(folder)
+        cards.write_cards(folder, own)
+        written += len(own)
+    print(f"{options.out / 'results.md'} and {written} model cards written")
 
 
 def _add_curve(folder: str, label: str, place: str) -> None:

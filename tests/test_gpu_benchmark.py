@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,12 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import ceilings, correctness, feeding, memory, precisions, results, steps, two_ranks
+from benchmarks.gpu import ceilings, correctness, feeding, memory, precisions, results, steps, trainings, two_ranks
 from benchmarks.gpu.__main__ import main, sections
 from benchmarks.gpu.job import FULL, SMALL, Job
 from benchmarks.gpu.predictions import CPU, H100, find_card, predict
 from benchmarks.gpu.results import Measurement
 from benchmarks.measuring import Result
+from pipeline.data import preparation
+from pipeline.grid.variants import list_variants
+from pipeline.settings.command_line import parse
+from pipeline.training import runs
 from tests.conftest import ROOT
 
 REFUSE_RAY = """
@@ -140,6 +145,36 @@ def test_what_a_section_measured_before_it_crashed_is_kept(tmp_path: Path) -> No
     assert (crash.result.value, crash.note) == (None, "ValueError: no such kernel")
     assert (overflow.result.value, overflow.note) == (None, "the value is inf")
     assert "| speed" in results.table([speed, crash, overflow])
+
+
+@pytest.mark.timeout(120)
+def test_a_cell_trained_without_ray_is_the_one_that_the_grid_looks_for(
+    tmp_path: Path, small: Callable[..., list[str]], ray_session: None
+) -> None:
+    options = small('tune.grid={"train.loss": {"mse": {"mse": 1}, "l1": {"l1": 1}}}')
+    (tmp_path / "refuse").mkdir()
+    (tmp_path / "refuse" / "sitecustomize.py").write_text(REFUSE_RAY)
+    command = [sys.executable, "-m", "benchmarks.gpu.trainings", "--cell", "l1", *options]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "refuse")}
+    for _ in range(2):  # the second time, the training is found
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert re.match(r"l1: \d+\.\d+ dB on held-out images, .*/trainings/.*-l1-", done.stdout)
+    cells = {variant.label: variant.config for variant in list_variants(parse(options, "tune", ""))}
+    patch_set, found = preparation.prepare(cells["l1"])
+    assert found
+    trained = runs.find_training(cells["l1"], patch_set)
+    assert trained
+    assert trained.result.steps == 8
+    assert trained.result.machine
+    assert trained.result.versions["torch"] == torch.__version__
+    assert len([record for record in trained.history() if record.kind == "session"]) == 1
+    assert runs.find_training(cells["mse"], patch_set) is None
+
+
+def test_a_cell_that_does_not_exist_is_refused(small: Callable[..., list[str]]) -> None:
+    with pytest.raises(SystemExit, match="--cell names l2, expected some of mse"):
+        trainings.main(["--cell", "l2", *small('tune.grid={"train.loss": {"mse": {"mse": 1}}}')])
 
 
 def test_predictions_are_those_of_the_arithmetic() -> None:

@@ -124,16 +124,16 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
         return probe.connect_ex((host, port)) != 0
 
 
-def require_free(port: int, server: Server) -> None:
-    """Check that a server's port is free, after the server was stopped.
+def require_free(port: int, server: Server, host: str = "127.0.0.1", patience_s: float = 5) -> None:
+    """Wait until a server's port is free, after the server was stopped.
 
     A process that the server was starting has no environment for an instant, and so may outlive `Server.stop`.
 
     Raises:
-        ServerError: if something else listens on the port.
+        ServerError: if something still listens on the port after `patience_s` seconds.
     """
-    deadline = time.monotonic() + 5
-    while not is_free(port):
+    deadline = time.monotonic() + patience_s
+    while not is_free(port, host):
         if time.monotonic() > deadline:
             raise ServerError(f"port {port} is in use, expected a free port for {type(server).__name__}")
         time.sleep(0.2)

@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from infra.stack.files import write_private
-from infra.stack.processes import Server
+from infra.stack.processes import Server, require_free
 from pipeline import ALLOCATOR
 
 _PATIENCE_S = 20
 """Seconds in which a running node must answer. A node that the head has given up may run on without an answer."""
+
+_AGENT_ENDS_S = 30
+"""Seconds in which Ray's dashboard agent notices that its raylet was killed, and ends. It has overwritten its
+environment with a title, so `Server.stop` does not find it."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class RayNode(Server):
                 return False
             time.sleep(0.5)
         super().stop()  # also what a killed node has left
+        for port in self.node.ports.values():
+            require_free(port, self, self.node.address, _AGENT_ENDS_S)
         ray, node = Path(sysconfig.get_path("scripts"), "ray"), self.node
         argv = [str(ray), "start", "--block", "--disable-usage-stats", f"--node-ip-address={node.address}"]
         argv += [f"--num-cpus={node.cpus}", f"--temp-dir={node.sessions}", f"--object-store-memory={256 * 2**20}"]

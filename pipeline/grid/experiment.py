@@ -358,6 +358,7 @@ def _score(cell: Cell, outcome: Outcome, folder: str, records_folder: str | None
         history=history,
         seconds=runs.seconds(history),
         threads=trained.result.threads * trained.result.workers if trained and trained.result.device == "cpu" else 0,
+        gpus=trained.result.workers if trained and trained.result.device == "cuda" else 0,
         parts=record.parts if record else [],
         sets=measured.sets,
     )

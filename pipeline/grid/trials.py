@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -251,7 +252,7 @@ class _EventQueue(ray.tune.Callback):  # type: ignore[misc]
         self._put(trial, Ended())
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        error = trial.get_pickled_error() or trial.get_error()
+        error = trial.get_pickled_error() or trial.get_error() or "its process ended"
         self._put(trial, Failed(one_line(error, 10**6)[-400:]))
 
     def _put(self, trial: Any, event: Event) -> None:
@@ -277,6 +278,9 @@ class _Trial(ray.tune.Trainable):  # type: ignore[misc]
             report = self._training.next_report()
         except (UserError, OSError) as error:
             return {"done": True, "error": str(error)}
+        except Exception as error:  # Ray Tune itself would only say that the trial has failed
+            traceback.print_exc()
+            return {"done": True, "error": f"{type(error).__name__}: {one_line(error, 10**6)[-400:]}"}
         if report is None:
             return {"done": True, "interrupted": True} if self._training.interrupted else {"done": True}
         record, earlier = report

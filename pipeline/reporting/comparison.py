@@ -83,12 +83,14 @@ class Row:
     """Seconds of training, all sessions together."""
     threads: int = 0
     """CPU threads of the training, all workers together; 0 if it ran on GPUs, or is not known."""
+    gpus: int = 0
+    """GPUs of the training; 0 if it ran on CPUs."""
     variants: list[Variant] = field(default_factory=list)
     """Scores of the same weights at other positions of a dial."""
     parts: list[Part] = field(default_factory=list)
     """The parts of a training that was made in parts."""
-    earlier_core_hours: float = 0.0
-    """Core-hours of the training of the weights that it started from, if they are known."""
+    earlier_hours: float = 0.0
+    """Hours, as `hours` counts them, of the training of the weights that it started from, if they are known."""
     sets: dict[str, SetScores] = field(default_factory=dict)
     """Scores by the name of the set; empty if the cell was not scored."""
 
@@ -102,6 +104,11 @@ class Row:
         """Hours of training times CPU threads; None if it ran on GPUs, or is not known."""
         used = [(part.seconds, part.threads) for part in self.parts] or [(self.seconds, self.threads)]
         return sum(seconds * threads for seconds, threads in used) / 3600 if all(t for _, t in used) else None
+
+    @property
+    def hours(self) -> float | None:
+        """GPU-hours of a training on GPUs, and core-hours of any other."""
+        return self.seconds * self.gpus / 3600 if self.gpus else self.core_hours
 
     @functools.cached_property
     def effort(self) -> Metrics:

@@ -1,4 +1,4 @@
-"""Draw PSNR against the core-hours of training, for all rows of a comparison."""
+"""Draw PSNR against the hours of cores or GPUs that trainings took, for all rows of a comparison."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MARGIN = 0.5
 """Decibels below bicubic interpolation that are shown; what networks reach in their first steps lies far below."""
 
 Course = list[tuple[float, float]]
-"""Core-hours and PSNR (Y) in dB, in order of time."""
+"""Hours, as `Row.hours` counts them, and PSNR (Y) in dB, in order of time."""
 
 
 def course(row: Row, name: str) -> Course:
@@ -33,17 +33,21 @@ def course(row: Row, name: str) -> Course:
         name: name of the set.
 
     Returns:
-        The points, the last of which is the score of the row; empty without scores, or if the training ran on GPUs.
+        The points, the last of which is the score of the row; empty without scores, or if the hours are not known.
     """
-    if row.core_hours is None or name not in row.sets:
+    if row.hours is None or name not in row.sets:
         return []
     points = list(_validations(row) if name == HELD_OUT else _parts(row, name))
-    end = (row.earlier_core_hours + row.core_hours, row.sets[name].mean["trained"]["psnr_y"])
+    end = (row.earlier_hours + row.hours, row.sets[name].mean["trained"]["psnr_y"])
     return [*(point for point in points if 0 < point[0] < end[0]), end]
 
 
 def draw_costs(rows: Sequence[Row]) -> str:
-    """Draw PSNR against core-hours as SVG, with a column for each of the first sets; "" if there is nothing to draw."""
+    """Draw PSNR against core-hours, and with hollow points against GPU-hours, with a column for each of the first sets.
+
+    Returns:
+        The SVG; "" if there is nothing to draw.
+    """
     shown = list(dict.fromkeys(name for row in rows for name in row.sets if course(row, name)))[:_MOST_SETS]
     if not shown:
         return ""
@@ -63,22 +67,30 @@ def _draw_set(axis: Axes, rows: Sequence[Row], name: str) -> None:
         if points := course(row, name):
             colour = f"C{number % 10}"
             axis.plot(*zip(*points, strict=True), "-", color=colour, lw=1)
-            axis.plot(*points[-1], "o", color=colour, ms=5, label=plain_text(row.title))
+            filling = "none" if row.gpus else colour
+            axis.plot(*points[-1], "o", color=colour, mfc=filling, ms=5, label=plain_text(row.title))
     bicubic = next(row.sets[name].mean["bicubic"]["psnr_y"] for row in rows if name in row.sets)
     axis.axhline(bicubic, ls="--", lw=1, color="gray", label="bicubic")
-    axis.set(title=plain_text(name), xlabel="core-hours", xscale="log")
+    axis.set(title=plain_text(name), xlabel=_unit(rows), xscale="log")
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_ylim(bottom=bicubic - _MARGIN)
     axis.grid(alpha=0.3)
 
 
+def _unit(rows: Sequence[Row]) -> str:
+    names = {
+        bool(row.gpus): "GPU-hours (hollow)" if row.gpus else "core-hours" for row in rows if row.hours is not None
+    }
+    return " or ".join(names[on_gpu] for on_gpu in sorted(names))
+
+
 def _validations(row: Row) -> Iterator[tuple[float, float]]:
-    """Yield core-hours and PSNR at each validation; steps that were repeated after an interruption count twice."""
-    hours, before = row.earlier_core_hours, 0
+    """Yield hours and PSNR at each validation; steps that were repeated after an interruption count twice."""
+    hours, before = row.earlier_hours, 0
     for record in sorted(row.history, key=lambda record: (record.time, record.kind == "session")):
         if record.kind != "session" and before:  # a session begins after a pause
-            hours += (record.time - before) / 3.6e6 * _threads(row, record.step)
+            hours += (record.time - before) / 3.6e6 * (row.gpus or _threads(row, record.step))
         before = record.time
         if record.kind == "validation" and f"{_VALIDATED}/psnr_y" in record.metrics:
             yield hours, record.metrics[f"{_VALIDATED}/psnr_y"]
@@ -93,7 +105,7 @@ def _threads(row: Row, step: int) -> int:
 
 
 def _parts(row: Row, name: str) -> Iterator[tuple[float, float]]:
-    used = accumulate(part.seconds * part.threads / 3600 for part in row.parts)
+    used = accumulate(part.seconds * (row.gpus or part.threads) / 3600 for part in row.parts)
     for part, hours in zip(row.parts, used, strict=True):
         if name in part.scores:
-            yield row.earlier_core_hours + hours, part.scores[name]["psnr_y"]
+            yield row.earlier_hours + hours, part.scores[name]["psnr_y"]

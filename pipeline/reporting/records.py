@@ -166,6 +166,14 @@ class TrainingRecord:
         """CPU threads of the training, all workers together."""
         return self.result.threads * self.result.workers
 
+    @property
+    def hardware(self) -> str:
+        """Name what trained, such as "1 of 2 cores (AMD EPYC)" or "1 GPU (NVIDIA H200 with 150 GB)"."""
+        if self.result.device == "cpu":
+            return f"{self.threads} of {self.machine.cores} cores ({self.machine.processor})"
+        count = f"{self.result.workers} GPU{'s' if self.result.workers > 1 else ''}"
+        return f"{count} ({self.machine.accelerator})" if self.machine.accelerator else count
+
 
 def read(folder: str, label: str) -> TrainingRecord | None:
     """Return the record of a label, or None if the folder has none.

@@ -68,7 +68,12 @@ class Spread:
 
 
 def write_page(
-    found: Sequence[TrainingRecord], seeds: Sequence[TrainingRecord], folder: str, out: Path, benchmarks: Path | None
+    found: Sequence[TrainingRecord],
+    seeds: Sequence[TrainingRecord],
+    folder: str,
+    out: Path,
+    benchmarks: Path | None,
+    earlier: str | None = None,
 ) -> None:
     """Write results.md and its drawings, and with benchmark images also results-crops.png and result.png.
 
@@ -80,19 +85,21 @@ def write_page(
         folder: path or URL of the records, for their weights.
         out: folder to write to.
         benchmarks: folder of Set5/ and Set14/, or None to leave the crops as they are.
+        earlier: path or URL of the records of an earlier edition, which only the figure of costs shows.
 
     Raises:
         UserError: if a benchmark image is missing.
     """
     initial = {record.label: records.initial_record(folder, record) for record in found}
     rows = [_with_start(record_row(record), initial[record.label]) for record in found]
+    before = _earlier_rows(earlier) if earlier else []
     configs = {record.label: records.configuration(record) for record in found}
     first = configs[found[0].label]
     short = records.configuration(seeds[0]) if seeds else None
     spreads = _spreads(seeds)
     points = plane.list_points(rows)
     drawing = plane.draw_plane(points)
-    costs = cost.draw_costs(rows)
+    costs = cost.draw_costs([*rows, *before])
     page = pages.render(
         "results.md.j2",
         records=found,
@@ -144,16 +151,25 @@ def record_row(record: TrainingRecord, folder: str = "") -> Row:
         history=record.history,
         seconds=record.seconds,
         threads=record.threads if record.result.device == "cpu" else 0,
+        gpus=record.result.workers if record.result.device == "cuda" else 0,
         variants=record.variants,
         parts=record.parts,
         sets=record.scores,
     )
 
 
+def _earlier_rows(folder: str) -> list[Row]:
+    """Return the rows of an earlier edition, which their titles name."""
+    found = records.read_all(folder)
+    rows = [_with_start(record_row(record), records.initial_record(folder, record)) for record in found]
+    return [replace(row, label=f"{row.label}, first edition") for row in rows]
+
+
 def _with_start(row: Row, initial: TrainingRecord | None) -> Row:
-    """Return a row with the core-hours of the weights that its training started from."""
-    hours = record_row(initial).core_hours if initial else None
-    return replace(row, earlier_core_hours=hours or 0.0)
+    """Return a row with the hours of the weights that it started from, if both trainings ran on a kind of device."""
+    start = record_row(initial) if initial else None
+    hours = start.hours if start and bool(start.gpus) == bool(row.gpus) else None
+    return replace(row, earlier_hours=hours or 0.0)
 
 
 def _psnr(found: Sequence[TrainingRecord]) -> dict[str, Metrics]:

@@ -58,7 +58,7 @@ class Train(Sections):
     """Activation checkpointing: compute activations again in the backward pass instead of keeping them. It saves
     memory, takes more time and gives the same gradients."""
     loss: dict[str, Weight] = Field({"mse": 1.0}, examples=["mse=1"])
-    """Weight of each term of the objective: mse, l1, charbonnier, tv, perceptual."""
+    """Weight of each term of the objective: mse, l1, charbonnier, tv, phase, perceptual."""
     optimizer: Literal["adam", "muon"] = "adam"
     """Optimizer: "adam", or "muon", which uses Muon (Jordan et al. 2024) for the hidden 3x3 convolutions and Adam for
     all other weights. Muon reaches the same PSNR in fewer steps."""

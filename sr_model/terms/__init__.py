@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sr_model.deferred import deferred
 from sr_model.pretrained import Pretrained, Weights
-from sr_model.terms.settings import Perceptual
+from sr_model.terms.settings import Perceptual, Phase
 from sr_model.terms.term import Distance, Term, TermKind, TermSettings
 
 if TYPE_CHECKING:
@@ -24,6 +24,13 @@ _ALL = (
     TermKind("l1", partial(_pixel, "l1")),
     TermKind("charbonnier", partial(_pixel, "charbonnier")),
     TermKind("tv", partial(_pixel, "tv"), compares_pixels=False),
+    TermKind(
+        "phase",
+        deferred("sr_model.terms.phase:create"),
+        Phase,
+        compares_pixels=False,
+        smallest=Phase.smallest_side,
+    ),
     TermKind(
         "perceptual",
         deferred("sr_model.terms.perceptual:create"),

@@ -20,6 +20,17 @@ CONVOLUTIONS: dict[str, tuple[int, ...]] = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (
 """Convolutions of each block of a VGG network; a pooling follows every block."""
 
 
+class Phase(TermSettings):
+    """The term "phase" of the objective: errors that repeat with the period of the enlargement."""
+
+    period: int = Field(4, ge=2, le=16)
+    """Period of the pattern in pixels, usually `scale`."""
+
+    def smallest_side(self) -> int:
+        """Side in pixels of the smallest images that have a whole period without their border."""
+        return 2 * self.period
+
+
 class Perceptual(TermSettings):
     """The term "perceptual" of the objective: a distance between VGG features."""
 

@@ -12,7 +12,6 @@ import psutil
 
 from tests.chaos.faults import (
     cut_off,
-    faked_clock,
     find_worker,
     kill_part,
     kill_postgres,
@@ -172,9 +171,9 @@ def _pause_driver(scene: Scene) -> None:
 
 def _clock(scene: Scene) -> None:
     file = scene.ground.folder / "clock"
-    file.write_text("+0")
-    command = scene.start(cluster=False, **faked_clock(file), **scene.ground.site)
-    for moment, jump in zip(scene.moments(2), ("+3600", "-3600"), strict=True):
+    file.write_text("0")
+    command = scene.start(cluster=False, SR_CHAOS_CLOCK=str(file), **scene.ground.site)
+    for moment, jump in zip(scene.moments(2), ("3600", "-3600"), strict=True):
         scene.reach(moment, command)
         scene.disturb(lambda jump=jump: file.write_text(jump))  # type: ignore[misc]
     command.succeed()
@@ -235,7 +234,7 @@ CASES = [
     Case("train-slow", "train", "the network between the nodes is slow", _BY_ITSELF, _slow),
     Case("train-pause", "train", "a training worker stops for a minute (SIGSTOP)", _BY_ITSELF, _pause_worker),
     Case("train-frozen", "train", "the command stops for a minute (SIGSTOP)", _BY_ITSELF, _pause_driver),
-    Case("train-clock", "train", "the clock jumps an hour ahead and two back", _BY_ITSELF, _clock),
+    Case("train-clock", "train", "the wall clock of Python jumps an hour ahead and two back", _BY_ITSELF, _clock),
     Case("train-twice", "train", "the same command starts again", _REFUSED, _twice),
     Case("train-twice-s3", "train", "the same command starts again, with a home on S3", _REFUSED, _twice_on_s3),
     Case("grid-worker", "grid", "a training worker is killed", _BY_ITSELF, _worker),

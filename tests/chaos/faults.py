@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import psutil
 
@@ -118,24 +117,6 @@ def slow_network(stack: Stack) -> Iterator[str]:
         yield how
     finally:
         subprocess.run(["tc", "qdisc", "del", "dev", stack.namespace.cable, "root"], check=False)
-
-
-def faked_clock(file: Path) -> dict[str, str]:
-    """Return the environment in which the wall clock is moved by what a file says, such as "+3600".
-
-    Raises:
-        Skipped: if libfaketime is not installed.
-    """
-    places = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/lib/faketime/libfaketimeMT.so.1")
-    found = [path for place in places for path in Path("/").glob(place[1:])]
-    if not found:
-        raise Skipped("libfaketime is not installed (Debian: apt install faketime)")
-    return {
-        "LD_PRELOAD": str(found[0]),
-        "FAKETIME_TIMESTAMP_FILE": str(file),
-        "FAKETIME_CACHE_DURATION": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
 
 
 def _need_cable(stack: Stack) -> str:

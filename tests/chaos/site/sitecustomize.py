@@ -2,6 +2,8 @@
 
 Each training worker also writes the number of steps that it has finished to a file of its own in the folder
 $SR_CHAOS_STEPS. So the chaos run knows how far a training had come, which the training's own files do not tell.
+
+If $SR_CHAOS_CLOCK names a file, the wall clock of Python is ahead of the true one by the seconds in it.
 """
 
 import functools
@@ -68,6 +70,17 @@ def _slow_down(function: str) -> Callable[[Any], None]:
     return change
 
 
+def _move_clock(file: Path) -> None:
+    """Move `time.time` and `time.time_ns`. Ray keeps the true time in C++, where it waits until moments."""
+    real = time.time_ns
+
+    def time_ns() -> int:
+        return real() + int(file.read_text() or 0) * 10**9
+
+    time.time_ns = time_ns
+    time.time = lambda: time_ns() / 1e9
+
+
 _CHANGES = {
     "pipeline.training.learner": _change_learner,
     "pipeline.data.shards": _slow_down("make_shard"),
@@ -80,3 +93,6 @@ if "SR_CHAOS_STEPS" in os.environ:
         from forking import wait_for_fork  # type: ignore[import-not-found]
 
         wait_for_fork()
+
+if "SR_CHAOS_CLOCK" in os.environ:
+    _move_clock(Path(os.environ["SR_CHAOS_CLOCK"]))

@@ -7,9 +7,9 @@ import pytest
 from pipeline.evaluation.scores import HELD_OUT, SetScores
 from pipeline.reporting import cost
 from pipeline.reporting.comparison import Row
-from pipeline.reporting.records import Machine, Part
+from pipeline.reporting.records import Part
 from pipeline.settings import Config
-from pipeline.tracking import JournalRecord
+from pipeline.tracking import JournalRecord, Machine
 
 HOUR = 3_600_000
 
@@ -37,7 +37,7 @@ HISTORY = [
 SETS = {HELD_OUT: scores(28.0), "Set5": scores(31.0)}
 ONE = Row("one", "finished", Config(), history=HISTORY, seconds=7200, threads=2, sets=SETS)
 PARTS = Row(
-    "parts", "finished", Config(), history=HISTORY, seconds=7200, threads=4, sets=SETS, earlier_core_hours=0.5,
+    "parts", "finished", Config(), history=HISTORY, seconds=7200, threads=4, sets=SETS, earlier_hours=0.5,
     parts=[part(100, 1, 2, 30.0), part(200, 1, 4, None)],
 )  # fmt: skip
 
@@ -54,10 +54,14 @@ def test_parts_count_with_their_own_threads_after_the_weights_that_they_started_
     assert cost.course(PARTS, "Set5") == [(2.5, 30.0), (6.5, 31.0)]
 
 
-def test_a_training_on_gpus_has_no_core_hours() -> None:
-    gpu = Row("gpu", "finished", Config(), history=HISTORY, seconds=7200, sets=SETS)
-    assert cost.course(gpu, HELD_OUT) == []
-    assert cost.draw_costs([gpu]) == ""
+def test_a_training_on_gpus_counts_their_hours_and_one_on_unknown_devices_is_left_out() -> None:
+    gpus = Row("gpus", "finished", Config(), history=HISTORY, seconds=7200, gpus=2, sets=SETS)
+    assert gpus.core_hours is None
+    assert cost.course(gpus, HELD_OUT) == [(2.0, 27.0), (4.0, 28.0)]
+    assert "core-hours or GPU-hours (hollow)" in cost.draw_costs([ONE, gpus])
+    unknown = Row("unknown", "finished", Config(), history=HISTORY, seconds=7200, sets=SETS)
+    assert cost.course(unknown, HELD_OUT) == []
+    assert cost.draw_costs([unknown]) == ""
 
 
 def test_the_drawing_names_all_rows_and_sets() -> None:

@@ -76,7 +76,7 @@ def test_values_with_equal_signs_stay_with_their_option() -> None:
         ),
         (
             ["train.loss=vgg=1"],
-            "train.loss is {'vgg': '1'}, expected weights of terms among mse, l1, charbonnier, tv, ",
+            "train.loss is {'vgg': '1'}, expected weights of terms among mse, l1, charbonnier, tv, phase, ",
         ),
         (["source="], "source is [''], expected a path or URL"),
         (["home="], "home is '', expected a path or URL"),

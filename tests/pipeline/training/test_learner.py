@@ -155,7 +155,7 @@ def test_the_learning_rate_grows_with_the_global_batch(scaling: str, factor: flo
         assert learning_rate(step, 100, settings) == pytest.approx(factor * learning_rate(step, 100, plain))
 
 
-@pytest.mark.parametrize("term", ["charbonnier", "l1", "mse", "tv"])
+@pytest.mark.parametrize("term", ["charbonnier", "l1", "mse", "phase", "tv"])
 def test_every_term_of_the_objective_moves_the_network(term: str) -> None:
     learner = make_learner(config(f'train.loss={{"{term}": 1.0}}'), 10)
     assert make_step(learner, 0, [16]).norms["gradient_norm"] > 1e-4
