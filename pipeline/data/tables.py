@@ -9,6 +9,7 @@ import csv
 import gzip
 import itertools
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -96,7 +97,7 @@ def list_table(source: str, extensions: tuple[str, ...] = EXTENSIONS) -> Listing
         raise UserError(f"source {shown} does not exist, expected a table of URLs") from None
     except _TableError as error:
         raise UserError(f"source {shown} {error}") from None
-    except (pa.ArrowException, OSError, ValueError, csv.Error, EOFError, ImportError) as error:
+    except (pa.ArrowException, OSError, ValueError, csv.Error, EOFError, zlib.error, ImportError) as error:
         raise UserError(f"source {shown} cannot be read: {one_line(error)}, expected a table of URLs") from None
     return Listing(source, _with_unique_names(images, left_out), left_out.entries())
 

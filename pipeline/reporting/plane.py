@@ -49,6 +49,8 @@ class Point:
     """10^9 operations for each million pixels of the enlarged image; None if unknown."""
     core_hours: float | None = None
     """Core-hours of the training; None if unknown, or if it ran on a GPU."""
+    gpu_hours: float | None = None
+    """GPU-hours of the training; None if it ran on CPUs."""
     variant: Variant | None = field(default=None, compare=False)
 
     def place(self, name: str, distance: str) -> tuple[float, float] | None:
@@ -71,6 +73,7 @@ def list_points(rows: Sequence[Row]) -> list[Point]:
             {name: entry.mean["trained"] for name, entry in row.sets.items()},
             operations(row.config),
             row.core_hours,
+            row.hours if row.gpus else None,
         )
         curve = [
             replace(
@@ -110,14 +113,15 @@ def plane_table(points: Sequence[Point]) -> list[list[str]]:
     metrics = ("psnr_y", *(key for key in DISTANCES if any(key in m for p in points for m in p.scores.values())))
     if len(metrics) == 1:
         return []
-    table = [["set", "", *(METRICS[key] for key in metrics), "GFLOP per megapixel", "core-hours of training"]]
+    on_gpus = ["GPU-hours"] if any(point.gpu_hours is not None for point in points) else []
+    table = [["set", "", *(METRICS[key] for key in metrics), "GFLOP per megapixel", "core-hours of training", *on_gpus]]
     for name in sets:
         for point in points:
             if values := point.scores.get(name):
                 shown = [format_value(key, values[key]) if key in values else "" for key in metrics]
-                table.append(
-                    [name, point.label, *shown, _number(point.gflop, ",.0f"), _number(point.core_hours, ".2f")]
-                )
+                hours = [point.core_hours, *([point.gpu_hours] if on_gpus else [])]
+                cost = [_number(point.gflop, ",.0f"), *(_number(value, ".2f") for value in hours)]
+                table.append([name, point.label, *shown, *cost])
     return table
 
 

@@ -222,11 +222,26 @@ def _read(folder: str, name: str) -> TrainingRecord | None:
     return storage.read_document(f"{folder}/{name}/record.json", TrainingRecord, _REMEDY)
 
 
+EARLIER = "first-edition"
+"""Folder of the records of the first edition, below the folder of the records or beside it."""
+
+
+def earlier_label(label: str) -> str:
+    """Return the label of a record of the first edition, as it is called beside later ones."""
+    return f"{label}, first edition"
+
+
 def initial_record(folder: str, record: TrainingRecord) -> TrainingRecord | None:
-    """Return the record whose weights a training started from, if the folder has it."""
+    """Return the record whose weights a training started from, if the folder or the first edition has it."""
     train = record.identity["train"]
     start = train.get("init_from") if isinstance(train, dict) else None
-    return with_weights(folder, start) if isinstance(start, str) else None
+    if not isinstance(start, str):
+        return None
+    if known := with_weights(folder, start):
+        return known
+    earlier = (with_weights(f"{place}/{EARLIER}", start) for place in (folder, folder.rpartition("/")[0]))
+    known = next((record for record in earlier if record), None)
+    return known and dataclasses.replace(known, label=earlier_label(known.label))
 
 
 def configuration(record: TrainingRecord, **more: Any) -> Config:

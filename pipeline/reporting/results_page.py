@@ -95,7 +95,6 @@ def write_page(
     before = _earlier_rows(earlier) if earlier else []
     configs = {record.label: records.configuration(record) for record in found}
     first = configs[found[0].label]
-    short = records.configuration(seeds[0]) if seeds else None
     spreads = _spreads(seeds)
     points = plane.list_points(rows)
     drawing = plane.draw_plane(points)
@@ -116,11 +115,11 @@ def write_page(
         plane=comparison.markdown(plane.plane_table(points)) if drawing else "",
         spreads=spreads,
         pairs=[(a, b) for a, b in itertools.combinations(spreads, 2) if a.set == b.set],
-        short=short,
         short_steps=seeds[0].result.steps if seeds else 0,
         best=comparison.best(rows),
         initial=initial,
         costs=costs,
+        earlier=bool(before),
     )
     (out / "results.md").write_text(page)
     curves = report.curves({record.label: record.history for record in found}, None)
@@ -162,7 +161,7 @@ def _earlier_rows(folder: str) -> list[Row]:
     """Return the rows of an earlier edition, which their titles name."""
     found = records.read_all(folder)
     rows = [_with_start(record_row(record), records.initial_record(folder, record)) for record in found]
-    return [replace(row, label=f"{row.label}, first edition") for row in rows]
+    return [replace(row, label=records.earlier_label(row.label)) for row in rows]
 
 
 def _with_start(row: Row, initial: TrainingRecord | None) -> Row:

@@ -36,7 +36,8 @@ def phase_error(sr: Tensor, hr: Tensor, period: int) -> Tensor:
     rows, columns = (size // period for size in residual.shape[-2:])
     phases = F.pixel_unshuffle(residual[..., : rows * period, : columns * period], period)
     means = F.avg_pool2d(phases, (min(_PERIODS, rows), min(_PERIODS, columns)), stride=1)
-    return means.unflatten(1, (-1, period**2)).var(2, correction=0).flatten(1).mean(1)
+    energies: Tensor = means.unflatten(1, (-1, period**2)).var(2, correction=0)
+    return energies.flatten(1).mean(1)
 
 
 def create(settings: Phase, _: Weights) -> Distance:

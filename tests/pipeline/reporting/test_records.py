@@ -29,7 +29,7 @@ from pipeline.training import runs
 from tests.conftest import ROOT
 from tests.pipeline.grid.grids import Grid, tune
 
-ROWS = {"bn·mse", "bn·perceptual", "longer", "nobn·mse", "nobn·perceptual"}
+ROWS = {"bn·mse", "longer", "nobn·mse", "srgan", "srgan·even"}
 """Labels of the records in docs/results."""
 
 
@@ -187,7 +187,8 @@ def test_the_pages_tell_what_the_shipped_records_hold(tmp_path: Path, monkeypatc
     monkeypatch.chdir(ROOT)
     found = records.read_all("docs/results")
     assert {record.label for record in found} == ROWS
-    results_page.write_page(found, records.read_all("docs/results/seeds"), "docs/results", tmp_path, None)
+    seeds, earlier = records.read_all("docs/results/seeds"), "docs/results/first-edition"
+    results_page.write_page(found, seeds, "docs/results", tmp_path, None, earlier)
     page = (tmp_path / "results.md").read_text()
     for name in ("results.md", "results-curves.svg", "results-plane.svg", "results-cost.svg"):
         assert (tmp_path / name).read_text() == (ROOT / "docs/explanation" / name).read_text()

@@ -21,7 +21,7 @@ from pipeline.networks import bundled, upscaling
 from pipeline.networks.upscalers import BicubicUpscaler
 from pipeline.networks.weights import contiguous, load_network
 from pipeline.reporting import records
-from pipeline.settings import UserError
+from pipeline.settings import Degradation, UserError
 from sr_model.networks import from_weights
 from sr_model.networks.srresnet import SRResNet
 from tests.conftest import ROOT
@@ -267,7 +267,19 @@ def test_a_recorded_network_reproduces_its_scores(label: str) -> None:
         assert score.psnr_y > scores[name]["bicubic"]["psnr_y"] or "perceptual" in label
 
 
-def test_the_bundled_model_is_a_recorded_one() -> None:
-    assert bundled.names() == [bundled.DEFAULT]
-    content = Path(bundled.weights(bundled.DEFAULT)).read_bytes()
-    assert content == Path(records.weights(RESULTS, "longer")).read_bytes()  # whose scores the test above reproduces
+def test_the_bundled_models_are_recorded_ones() -> None:
+    recorded = {"srresnet-x4": (RESULTS, "longer")}  # whose scores the test above reproduces
+    recorded |= {"srresnet-x4-jpeg": (f"{RESULTS}/others", "jpeg-x4"), "srresnet-x2": (f"{RESULTS}/others", "x2")}
+    assert bundled.names() == sorted(recorded)
+    for name, (folder, label) in recorded.items():
+        assert Path(bundled.weights(name)).read_bytes() == Path(records.weights(folder, label)).read_bytes()
+    assert load_network(bundled.weights("srresnet-x2")).scale == 2
+
+
+def test_the_model_for_jpeg_removes_artefacts_that_the_default_model_amplifies() -> None:
+    nets = {name: load_network(bundled.weights(name)) for name in ("srresnet-x4", "srresnet-x4-jpeg")}
+    images = {image.name: image for image in benchmark_sets.list_images("builtin", "builtin", 4, "")}
+    hr, lr, _ = scoring.load_pair(images["chelsea"].hr, None, 4, 10**8, Degradation(jpeg=60))
+    psnr = {name: scoring.score_image(upscaling.upscale_image(net, lr), hr, 4).psnr_y for name, net in nets.items()}
+    bicubic = scoring.score_image(scoring.bicubic_image(lr, 4), hr, 4).psnr_y
+    assert psnr["srresnet-x4-jpeg"] > max(bicubic, psnr["srresnet-x4"]) + 0.5
