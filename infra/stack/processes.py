@@ -124,18 +124,29 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
         return probe.connect_ex((host, port)) != 0
 
 
-def require_free(port: int, server: Server, host: str = "127.0.0.1", patience_s: float = 5) -> None:
+def _listener(port: int) -> psutil.Process | None:
+    """Return the process that listens on a port, if this process may see it."""
+    with suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return psutil.Process(connection.pid)
+    return None
+
+
+def require_free(port: int, server: Server, host: str = "127.0.0.1") -> None:
     """Wait until a server's port is free, after the server was stopped.
 
     A process that the server was starting has no environment for an instant, and so may outlive `Server.stop`.
 
     Raises:
-        ServerError: if something still listens on the port after `patience_s` seconds.
+        ServerError: if something still listens on the port after five seconds.
     """
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + 5
     while not is_free(port, host):
         if time.monotonic() > deadline:
-            raise ServerError(f"port {port} is in use, expected a free port for {type(server).__name__}")
+            holder = _listener(port)
+            by = f" by {' '.join(holder.cmdline())[:80]} (process {holder.pid})" if holder else ""
+            raise ServerError(f"port {port} is in use{by}, expected a free port for {type(server).__name__}")
         time.sleep(0.2)
         server.stop()
 

@@ -12,16 +12,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from infra.stack.files import write_private
 from infra.stack.processes import Server, require_free
 from pipeline import ALLOCATOR
 
 _PATIENCE_S = 20
 """Seconds in which a running node must answer. A node that the head has given up may run on without an answer."""
-
-_AGENT_ENDS_S = 30
-"""Seconds in which Ray's dashboard agent notices that its raylet was killed, and ends. It has overwritten its
-environment with a title, so `Server.stop` does not find it."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class RayNode(Server):
             time.sleep(0.5)
         super().stop()  # also what a killed node has left
         for port in self.node.ports.values():
-            require_free(port, self, self.node.address, _AGENT_ENDS_S)
+            require_free(port, self, self.node.address)
         ray, node = Path(sysconfig.get_path("scripts"), "ray"), self.node
         argv = [str(ray), "start", "--block", "--disable-usage-stats", f"--node-ip-address={node.address}"]
         argv += [f"--num-cpus={node.cpus}", f"--temp-dir={node.sessions}", f"--object-store-memory={256 * 2**20}"]
@@ -89,6 +87,20 @@ class RayNode(Server):
         refused = {"RAY_AUTH_TOKEN": ""} if "RAY_AUTH_TOKEN" in os.environ else {}  # it would win over the file
         self._start_process(self._wrap(argv), self._environment | refused)
         return True
+
+    def processes(self) -> list[psutil.Process]:
+        """All processes of the node that run, also those that overwrote their environment and lost their parents.
+
+        Ray's dashboard agent is one of them. It may outlive a raylet that was killed, and keeps its ports.
+        """
+        found = {process.pid: process for process in super().processes()}
+        logs = f"{self.node.sessions.resolve()}/"
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                title = "".join(process.cmdline()[:1])
+                if title.startswith("ray::") and any(file.path.startswith(logs) for file in process.open_files()):
+                    found[process.pid] = process
+        return list(found.values())
 
     def wait(self) -> None:
         """Wait until the node answers, and on the head also until jobs can be submitted.
