@@ -128,7 +128,8 @@ def _listener(port: int) -> psutil.Process | None:
     """Return the process that listens on a port, if this process may see it."""
     with suppress(psutil.Error):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            address = tuple(connection.laddr)
+            if connection.status == psutil.CONN_LISTEN and address[-1] == port and connection.pid:
                 return psutil.Process(connection.pid)
     return None
 

@@ -22,8 +22,9 @@ _TECHNICAL = frozenset(
     + [f"train.{key}" for key in ("max_skipped", "validate_every", "validate_s", "checkpoint_every", "checkpoint_s")]
     + [f"train.{key}" for key in ("keep_checkpoints", "log_every")]
     + ["train.method", "train.perceptual.weights"]  # a tag, and a place
+    + ["train.perceptual.pooling", "train.perceptual.shift"]
 )
-"""Settings that say how a training runs rather than what it learns."""
+"""Settings that say how a training runs rather than what it learns, and details for which there is no room."""
 
 
 def run_tags(config: Config, patch_set: str, cell: str = "") -> dict[str, str]:
@@ -75,7 +76,12 @@ def log_patch_set(run: TrackedRun, config: Config, patch_set: PatchSet) -> None:
 
 
 def _shown(value: Any) -> Any:
-    """Return a mapping in the form of the command line, such as "mse=1,tv=0.001", and any other value unchanged."""
+    """Return a mapping in the form of the command line, such as "mse=1,tv=0.001", and any other value unchanged.
+
+    Of a model's file, only the folder is shown, such as "longer".
+    """
+    if isinstance(value, str) and value.endswith("/model.safetensors"):
+        return PurePosixPath(value).parent.name
     if not isinstance(value, dict):
         return value
     return ",".join(f"{key}={part:g}" if isinstance(part, float) else f"{key}={part}" for key, part in value.items())

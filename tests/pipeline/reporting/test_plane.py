@@ -129,7 +129,7 @@ def test_a_curve_is_added_to_a_record_and_shown(tmp_path: Path, capsys: pytest.C
     assert [variant.name for variant in after.variants] == ["alpha 0.2", "alpha 0.5"]
     assert after.scores == before.scores
     table = markdown(plane.plane_table(plane.list_points([results_page.record_row(after)])))
-    assert "| Set5 | longer, alpha 0.2 | 30.00 | 1.5000 |" in table
+    assert "| Set5 | longer, alpha 0.2 | 30.00 |  | 1.5000 |" in table
     with pytest.raises(UserError, match="has no record shorter, expected one of longer"):
         add_curve("shorter", str(tmp_path / "scores"), f"--records={folder}")
     write_scores(str(tmp_path / "plain"), scores_of("A"))

@@ -197,6 +197,7 @@ def test_the_pages_tell_what_the_shipped_records_hold(tmp_path: Path, monkeypatc
         (tmp_path / name).mkdir()
         for file in ("record.json", "model.safetensors"):
             (tmp_path / name / file).symlink_to(ROOT / "docs/results" / name / file)
+    (tmp_path / records.EARLIER).symlink_to(ROOT / "docs/results" / records.EARLIER)
     cards.write_cards(str(tmp_path), found)
     for record in found:
         card = f"{records.folder_name(record.label)}/README.md"

@@ -264,7 +264,7 @@ def test_a_recorded_network_reproduces_its_scores(label: str) -> None:
         hr, lr, _ = scoring.load_pair(images[name].hr, None, net.scale, 10**8)
         score = scoring.score_image(upscaling.upscale_image(net, lr), hr, net.scale)
         assert score.psnr_y == pytest.approx(scores[name]["trained"]["psnr_y"], abs=0.01)
-        assert score.psnr_y > scores[name]["bicubic"]["psnr_y"] or "perceptual" in label
+        assert score.psnr_y > scores[name]["bicubic"]["psnr_y"] or "srgan" in label
 
 
 def test_the_bundled_models_are_recorded_ones() -> None:
@@ -282,4 +282,4 @@ def test_the_model_for_jpeg_removes_artefacts_that_the_default_model_amplifies()
     hr, lr, _ = scoring.load_pair(images["chelsea"].hr, None, 4, 10**8, Degradation(jpeg=60))
     psnr = {name: scoring.score_image(upscaling.upscale_image(net, lr), hr, 4).psnr_y for name, net in nets.items()}
     bicubic = scoring.score_image(scoring.bicubic_image(lr, 4), hr, 4).psnr_y
-    assert psnr["srresnet-x4-jpeg"] > max(bicubic, psnr["srresnet-x4"]) + 0.5
+    assert psnr["srresnet-x4-jpeg"] > max(bicubic, psnr["srresnet-x4"]) + 0.2
