@@ -78,7 +78,7 @@ def log_patch_set(run: TrackedRun, config: Config, patch_set: PatchSet) -> None:
 def _shown(value: Any) -> Any:
     """Return a mapping in the form of the command line, such as "mse=1,tv=0.001", and any other value unchanged.
 
-    Of a model's file, only the folder is shown, such as "longer".
+    The path of a model is shown as the name of its folder, such as "longer".
     """
     if isinstance(value, str) and value.endswith("/model.safetensors"):
         return PurePosixPath(value).parent.name

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import ray
 from rich.console import Console
 
 from pipeline.data import patchset, preparation
+from pipeline.grid import trials
 from pipeline.grid.cells import Cell, Outcome, Outcomes, State
 from pipeline.grid.events import Ended, Event, Failed, Interrupted, Progressed, Started, apply_event
 from pipeline.grid.live_table import LiveTable
@@ -113,6 +115,16 @@ def test_in_a_pipe_a_line_is_printed_when_a_state_changes(monkeypatch: pytest.Mo
     assert summary.startswith("grid: 0 of 2 cells finished, 1 training, 1 failed, about ")
     assert summary.endswith(f" left; {LONG} training at step 99100 of 100000, 30.12 dB")
     assert "\x1b" not in sink.getvalue()
+
+
+def test_an_unexpected_error_of_a_cell_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise AttributeError("'Train' object has no attribute\n'phase'")
+
+    trial = object.__new__(trials._Trial)
+    trial._job, trial._training = SimpleNamespace(stop_file=""), SimpleNamespace(next_report=fail)
+    assert trial.step() == {"done": True, "error": "AttributeError: 'Train' object has no attribute 'phase'"}
+    assert "in fail" in capsys.readouterr().err  # the traceback is in the trial's log
 
 
 def test_the_table_fits_80_columns_and_shortens_labels_in_the_middle() -> None:
