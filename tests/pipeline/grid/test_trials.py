@@ -121,7 +121,7 @@ def test_an_unexpected_error_of_a_cell_is_named(capsys: pytest.CaptureFixture[st
     def fail() -> None:
         raise AttributeError("'Train' object has no attribute\n'phase'")
 
-    trial = object.__new__(trials._Trial)
+    trial: Any = object.__new__(trials._Trial)
     trial._job, trial._training = SimpleNamespace(stop_file=""), SimpleNamespace(next_report=fail)
     assert trial.step() == {"done": True, "error": "AttributeError: 'Train' object has no attribute 'phase'"}
     assert "in fail" in capsys.readouterr().err  # the traceback is in the trial's log
