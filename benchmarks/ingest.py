@@ -402,8 +402,9 @@ def s3_server(folder: Path) -> Iterator[bool]:
 
 def upload(patch_set: PatchSet, url: str) -> PatchSet:
     """Copy a local patch set to a URL."""
-    for file in Path(patch_set.url).iterdir():
-        storage.copy(file, f"{url}/{file.name}")
+    folder = Path(patch_set.url)
+    for file in folder.rglob("*.*"):
+        storage.copy(file, f"{url}/{file.relative_to(folder)}")
     return patchset.load(url)
 
 
