@@ -165,7 +165,7 @@ def _earlier_rows(folder: str) -> list[Row]:
 
 
 def _with_start(row: Row, initial: TrainingRecord | None) -> Row:
-    """Return a row with the hours of the weights that it started from, if both trainings ran on a kind of device."""
+    """Return a row with the hours of the weights that it started from, if both ran on cores or both on GPUs."""
     start = record_row(initial) if initial else None
     hours = start.hours if start and bool(start.gpus) == bool(row.gpus) else None
     return replace(row, earlier_hours=hours or 0.0)

@@ -71,7 +71,7 @@ def _slow_down(function: str) -> Callable[[Any], None]:
 
 
 def _move_clock(file: Path) -> None:
-    """Move `time.time` and `time.time_ns`. Ray keeps the true time in C++, where it waits until moments."""
+    """Move `time.time` and `time.time_ns`. Ray's C++ code keeps the true time, on which its waits depend."""
     real = time.time_ns
 
     def time_ns() -> int:
