@@ -67,6 +67,10 @@ class CopiedShards:
                 (self._folder / shard.file).unlink(missing_ok=True)
         return self._set.read_group(number)
 
+    def at_hand(self, number: int) -> tuple[Pixels, Pixels] | None:
+        """See `PatchSet.at_hand`."""
+        return self._copies.at_hand(number)
+
     def copied(self) -> int:
         """Return the number of shards that have a complete copy."""
         return sum(_is_copied(shard, self._folder) for shard in self._set.shards)

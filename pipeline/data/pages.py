@@ -6,10 +6,8 @@ group, which have the same size, lie like an array, and nothing has to be decode
 
 from __future__ import annotations
 
-import threading
 import zlib
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,8 +62,8 @@ class Pages:
 
     def span(self, group: int) -> tuple[int, int]:
         """Return begin and end of a row group's images in the file."""
-        places = np.stack([pages[group] for pages in self.pages.values()])
-        return int(places[:, 0].min()), int(places[:, 1].max())
+        begins, ends = zip(*(pages[group].tolist() for pages in self.pages.values()), strict=True)
+        return min(begins), max(ends)
 
     def view(
         self, content: npt.NDArray[np.uint8], offset: int, group: int, rows: int, sides: Mapping[str, int], check: bool
@@ -78,7 +76,7 @@ class Pages:
             group: number of the row group.
             rows: expected number of rows.
             sides: side of the images by column.
-            check: compare the pages with their checksums.
+            check: compare the pages with their checksums, and the lengths of their values with the expected ones.
 
         Returns:
             (rows, side, side, 3) for each column; None if the images are not where they should be, which is so for
@@ -89,51 +87,22 @@ class Pages:
             begin, end = (self.pages[column][group] - offset).tolist()
             size = side * side * 3
             begin_values = end - rows * (_LENGTH.itemsize + size)
-            if begin_values < begin or (check and not _agrees(content[begin:end])):
+            if begin_values < begin:
                 return None
             values = content[begin_values:end].reshape(rows, _LENGTH.itemsize + size)
-            lengths = np.ascontiguousarray(values[:, : _LENGTH.itemsize]).view(_LENGTH)
-            if (lengths != size).any():
+            if check and not (_agrees(content[begin:end]) and _have_length(values, size)):
                 return None
             views.append(values[:, _LENGTH.itemsize :].reshape(rows, side, side, 3))
         return views
 
 
-class RecentPages:
-    """The pages of the shards that were used last, which several threads may look up.
-
-    Args:
-        most: bytes that all of them together may take.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most, self._lock = most, threading.Lock()
-        self._pages: OrderedDict[str, Pages | None] = OrderedDict()
-        self.bytes = 0
-        """Bytes that they take."""
-
-    def find(self, url: str, read: Callable[[], Pages | None]) -> Pages | None:
-        """Return the pages of a shard.
-
-        Args:
-            url: names the shard.
-            read: finds the pages in the shard, if they are not in memory; None means that they cannot be used.
-        """
-        with self._lock:
-            if url in self._pages:
-                self._pages.move_to_end(url)
-                return self._pages[url]
-        pages = read()
-        with self._lock:
-            if url not in self._pages:
-                self.bytes += _memory(pages)
-            self._pages[url] = pages
-            while self.bytes > self._most:
-                self.bytes -= _memory(self._pages.popitem(last=False)[1])
-        return pages
+def _have_length(values: npt.NDArray[np.uint8], length: int) -> bool:
+    lengths = np.ascontiguousarray(values[:, : _LENGTH.itemsize]).view(_LENGTH)
+    return bool((lengths == length).all())
 
 
-def _memory(pages: Pages | None) -> int:
+def memory_of(pages: Pages | None) -> int:
+    """Return about how many bytes the pages of a shard take in memory."""
     return _ENTRY + (sum(places.nbytes for places in pages.pages.values()) if pages else 0)
 
 

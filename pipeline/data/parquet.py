@@ -8,12 +8,13 @@ without the manifest.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import os
 import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,8 +26,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.data.gathering import address
 from pipeline.data.manifest import FORMAT, ImageRecord, Shard
-from pipeline.data.pages import Pages, RecentPages, metadata_length
+from pipeline.data.pages import Pages, memory_of, metadata_length
+from pipeline.data.recent import Recent
 from pipeline.settings import Preprocess
 from sr_model.pixels import Pixels
 
@@ -49,6 +52,8 @@ _MOST_MAPS = 4096
 _PAGES_BYTES = 100_000_000
 """Memory for the places of tiles in shards of object stores: 31,000 shards of 128 MB, each of which would take a
 request to find again. A footer is kept no longer, because it takes 30 times as much."""
+_madvise = getattr(ctypes.CDLL(None), "madvise", None) if os.name == "posix" else None
+"""The system's function; Python has it only for maps of its own, each of which keeps its file open."""
 _FOOTER = 2**18
 """Bytes at the end of a shard that are requested first; the metadata of a shard of 128 MB have about 70,000."""
 
@@ -166,10 +171,7 @@ def read_tiles(url: str, size: int, group: int, rows: int, sides: Sequence[int])
         OSError: if it cannot be read.
     """
     by_column = dict(zip(_NUMBERS, sides, strict=True))
-    if storage.is_local(storage.locate(url)[0]):
-        found = _view_mapped(url, group, rows, by_column)
-    else:
-        found = _view_fetched(url, size, group, rows, by_column)
+    found = _view_mapped(url, group, rows, by_column) or _view_fetched(url, size, group, rows, by_column)
     if found:
         return found[0], found[1]
 
@@ -180,6 +182,19 @@ def read_tiles(url: str, size: int, group: int, rows: int, sides: Sequence[int])
         return unpack(table["hr"], sides[0]), unpack(table["lr"], sides[1])
 
     return _read(url, read)
+
+
+def tiles_at_hand(url: str, group: int, rows: int, sides: Sequence[int]) -> tuple[Pixels, Pixels] | None:
+    """Return a row group that needs no reading: its shard is mapped, and its pages agreed with their checksums before.
+
+    The system is asked to have it in memory again. Arguments and result are those of `read_tiles`; None if it must be
+    read.
+    """
+    shard = _maps.get(url)
+    if shard is None or not shard.is_compared(group):
+        return None
+    found = _view_mapped(url, group, rows, dict(zip(_NUMBERS, sides, strict=True)))
+    return (found[0], found[1]) if found else None
 
 
 def read_image(url: str, group: int, scale: int) -> tuple[str, Pixels, Pixels]:
@@ -231,11 +246,11 @@ def _open(url: str, _thread: int) -> pq.ParquetFile:
 
 
 def _view_mapped(url: str, group: int, rows: int, sides: Mapping[str, int]) -> list[Pixels] | None:
-    """Return the tiles of a row group of a local shard in place; None if that is impossible or the shard is damaged."""
-    shard = _map_shard(url)
+    """Return the tiles of a row group in place; None if the shard is not local or damaged, or has no such pages."""
+    shard = _maps.find(url, lambda: _map_shard(url))
     if shard is None or group >= shard.pages.groups:
         return None
-    compared = bool(shard.compared[group])
+    compared = shard.is_compared(group)
     if compared:
         shard.prefetch(group)
     found = shard.pages.view(shard.data, 0, group, rows, sides, check=not compared)
@@ -247,37 +262,43 @@ def _view_mapped(url: str, group: int, rows: int, sides: Mapping[str, int]) -> l
 class _MappedShard:
     """A local shard that is mapped into memory."""
 
-    path: str
     data: npt.NDArray[np.uint8]
     """The whole file."""
     pages: Pages
     compared: bytearray
     """A byte for each row group: 1 if its pages agreed with their checksums."""
 
+    def is_compared(self, group: int) -> bool:
+        """Tell whether the pages of a row group agreed with their checksums."""
+        return group < self.pages.groups and bool(self.compared[group])
+
     def prefetch(self, group: int) -> None:
         """Ask the system to read a row group that is not in memory, without waiting for it."""
-        if not hasattr(os, "posix_fadvise"):  # as on macOS
-            return
-        begin, end = self.pages.span(group)
-        with suppress(OSError), open(self.path, "rb", buffering=0) as file:
-            os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
+        if _madvise:
+            begin, end = (address(self.data) + place for place in self.pages.span(group))
+            begin -= begin % mmap.PAGESIZE
+            _madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_WILLNEED)
 
 
-@lru_cache(maxsize=_MOST_MAPS)
+_maps = Recent["_MappedShard | None"](_MOST_MAPS, lambda _: 1)
+
+
 def _map_shard(url: str) -> _MappedShard | None:
-    """Map a local shard into memory; None if its pages cannot be used in place."""
-    _, path = storage.locate(url)
+    """Map a local shard into memory; None if it is not local or its pages cannot be used in place."""
+    fs, path = storage.locate(url)
+    if not storage.is_local(fs):
+        return None
     try:
         with pa.memory_map(path) as file:  # the map outlives the open file
             data = np.frombuffer(file.read_buffer(), np.uint8)
         pages = Pages.of(pq.read_metadata(path, memory_map=True), _NUMBERS, len(data))
     except (*_DAMAGE, OSError):  # reading it in the usual way says what is wrong
         return None
-    return _MappedShard(path, data, pages, bytearray(pages.groups)) if pages else None
+    return _MappedShard(data, pages, bytearray(pages.groups)) if pages else None
 
 
 def _view_fetched(url: str, size: int, group: int, rows: int, sides: Mapping[str, int]) -> list[Pixels] | None:
-    """Return the tiles of a row group in an object store, which takes one request; None as `_view_mapped`.
+    """Return the tiles of a row group in an object store, which takes one request; None if the shard is elsewhere.
 
     Args:
         url: URL of the shard.
@@ -287,6 +308,8 @@ def _view_fetched(url: str, size: int, group: int, rows: int, sides: Mapping[str
         sides: likewise.
     """
     fs, path = storage.locate(url)
+    if storage.is_local(fs):
+        return None
 
     def fetch(begin: int, end: int) -> bytes:
         return storage.with_retries(url, lambda: bytes(fs.cat_file(path, start=begin, end=end)))
@@ -305,7 +328,7 @@ def _view_fetched(url: str, size: int, group: int, rows: int, sides: Mapping[str
         raise
 
 
-_recent_pages = RecentPages(_PAGES_BYTES)
+_recent_pages = Recent[Pages | None](_PAGES_BYTES, memory_of)
 """Places of the tiles of shards in object stores."""
 
 

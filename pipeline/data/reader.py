@@ -1,7 +1,7 @@
 """Read training samples from a patch set, one micro-batch after another.
 
 The places of many samples are planned at once. A thread prepares micro-batches ahead of time: it waits for the row
-groups that a micro-batch needs, which other threads read a window ahead, and gathers all crops with one operation. From
+groups that a few of them need, which other threads read a window ahead, and gathers all crops with one operation. From
 held tiles (see `pipeline.data.held`), a GPU gathers the crops if it holds them. All ways give the same batches.
 """
 
@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 _PLANNED = 1024
 """Samples whose places are computed at once; doing so for each micro-batch would take longer."""
+_GATHERED = 128
+"""Samples that are copied and handed over at once if micro-batches are smaller; a copy for each would take longer."""
 
 
 class Batch(NamedTuple):
@@ -47,10 +49,10 @@ class Batch(NamedTuple):
 class BatchReader:
     """Reads a rank's micro-batches ahead of time, one step after another.
 
-    Memory holds `ahead` micro-batches and, unless the tiles are held, the row groups of two windows for each of the
-    rank's lanes; those of local shards are mapped, so the system can drop and read them again. If a GPU holds the
-    tiles, only places of crops are ready ahead of time, and a micro-batch is gathered when it is asked for, without
-    waiting for the GPU.
+    Memory holds `ahead` micro-batches, or about 128 samples if those are more, and as many that are being made. Unless
+    the tiles are held, it also holds the row groups of two windows for each of the rank's lanes; those of local shards
+    are mapped, so the system can drop and read them again. If a GPU holds the tiles, only places of crops are ready
+    ahead of time, and micro-batches are gathered when they are asked for, without waiting for the GPU.
 
     Args:
         patch_set: the patch set to read.
@@ -84,6 +86,7 @@ class BatchReader:
         self._set, self._order, self._tiles = patch_set, order, tiles or patch_set
         self._batch, self._micro, self._crop, self._augment = batch, micro_batch, crop, augment
         self._rank, self._world, self._pin, self._ahead = rank, world, pin, ahead
+        self._together = max(1, _GATHERED // micro_batch)
         self._slack = (patch_set.tile - crop) // patch_set.scale
         self._windows: Windows | None = None
 
@@ -100,17 +103,17 @@ class BatchReader:
         Raises:
             OSError: if a row group cannot be read.
         """
-        tiles = self._tiles
+        tiles, ahead = self._tiles, -(-self._ahead // self._together)
         if not isinstance(tiles, HeldTiles):
-            batches = _read_ahead(self._read_groups(tiles, start, stop), self._ahead)
+            parts = _read_ahead(self._read_groups(tiles, start, stop), ahead)
         elif tiles.device.type == "cpu":
-            places = self._places(tiles, start, stop)
-            batches = _read_ahead((self._gather(tiles, each) for each in places), self._ahead)
+            parts = _read_ahead((self._gather(tiles, *each) for each in self._places(tiles, start, stop)), ahead)
         else:  # the calling thread gathers, so that the GPU does so between the caller's other work
-            places = _read_ahead(self._places(tiles, start, stop), self._ahead)
-            batches = (self._gather(tiles, each) for each in places)
-        with closing(batches):
-            yield from batches
+            places = _read_ahead(self._places(tiles, start, stop), ahead)
+            parts = (self._gather(tiles, *each) for each in places)
+        with closing(parts):
+            for part in parts:
+                yield from part
 
     @property
     def loaded_groups(self) -> int:
@@ -121,51 +124,53 @@ class BatchReader:
         at_once = -(-_PLANNED * self._world // self._batch)
         for first in range(start, stop, at_once):
             steps = range(first, min(first + at_once, stop))
-            positions = [self._order.share(step, self._batch, self._rank, self._world) for step in steps]
-            ends = np.cumsum([0, *(size for step in steps for size in self.sizes(step))])
-            together = np.concatenate(positions)
-            samples = self._order.samples_at(together)
+            positions, counts = self._order.divide(steps, self._batch, self._rank, self._world)
+            samples = self._order.samples_at(positions)
             chosen = augmentations(samples, self._order.seed, self._slack, self._augment)
-            yield _Plan(together, samples.tile, chosen, list(pairwise(ends.tolist())))
+            sizes = [size for shares in counts.tolist() for size in micro_batches(shares, self._micro, self._rank)]
+            yield _Plan(positions, samples.tile, chosen, sizes)
 
-    def _places(self, tiles: HeldTiles, start: int, stop: int) -> Generator[Tensor]:
-        """Yield (3, n) int64 for each micro-batch: the crops' first HR and LR pixels, and their orientations."""
+    def _places(self, tiles: HeldTiles, start: int, stop: int) -> Generator[tuple[Tensor, list[int]]]:
+        """Yield the places of a few micro-batches, and the number of samples in each of them.
+
+        Places are (3, n) int64: the crops' first HR and LR pixels, and their orientations.
+        """
         for plan in self._plan(start, stop):
             chosen = plan.chosen
             places = np.stack([*tiles.first_pixels(plan.tile, chosen.y, chosen.x), chosen.orientation])
-            for first, last in plan.micro_batches:
+            for first, last, sizes in plan.parts(self._together):
                 rows = torch.from_numpy(np.ascontiguousarray(places[:, first:last]))
-                yield rows.pin_memory() if self._pin else rows
+                yield rows.pin_memory() if self._pin else rows, sizes
 
-    def _gather(self, tiles: HeldTiles, places: Tensor) -> Batch:
+    def _gather(self, tiles: HeldTiles, places: Tensor, sizes: list[int]) -> list[Batch]:
         places = places.to(tiles.device, non_blocking=True)
         hr, lr = tiles.gather(places[:2], self._crop, self._pin and tiles.device.type == "cpu")
-        return Batch(lr, hr, places[2])
+        return _split(Batch(lr, hr, places[2]), sizes)
 
-    def _read_groups(self, tiles: RowGroups, start: int, stop: int) -> Generator[Batch]:
+    def _read_groups(self, tiles: RowGroups, start: int, stop: int) -> Generator[list[Batch]]:
         lanes = range(self._rank, self._order.lanes, self._world)
         with closing(Windows(self._order, lanes, tiles)) as windows:
             self._windows = windows
             for plan in self._plan(start, stop):
                 yield from self._cut(plan, windows)
 
-    def _cut(self, plan: _Plan, windows: Windows) -> Generator[Batch]:
-        """Yield a plan's micro-batches, each as soon as the row groups that it needs are in memory."""
+    def _cut(self, plan: _Plan, windows: Windows) -> Generator[list[Batch]]:
+        """Yield a plan's micro-batches, a few at a time, as soon as the row groups that they need are in memory."""
         side, small, scale = self._set.tile, self._set.tile // self._set.scale, self._set.scale
         window, index = self._order.locate(plan.positions)
         groups, row = self._order.table.locate(plan.tile)
         numbers, slot = np.unique(groups, return_inverse=True)
         in_hr = 3 * scale * (plan.chosen.y * side + plan.chosen.x)
         in_lr = 3 * (plan.chosen.y * small + plan.chosen.x)
-        orientation = plan.chosen.orientation.astype(np.int64)
+        orientation = torch.from_numpy(plan.chosen.orientation.astype(np.int64))
         places = np.zeros((len(numbers), 4), np.int64)
         loaded: dict[int, Loaded] = {}  # keeps the memory at the places
-        for first, last in plan.micro_batches:
+        for first, last, sizes in plan.parts(self._together):
             hr, lr = np.empty(last - first, np.int64), np.empty(last - first, np.int64)
             kept: list[dict[int, Loaded]] = []
             for begin, end in _runs(window[first:last], first):
                 if windows.move_to(int(window[begin]), int(index[begin])):
-                    kept.append(loaded)  # for the crops from earlier windows in this micro-batch
+                    kept.append(loaded)  # for the crops from earlier windows in these micro-batches
                     loaded = {}
                 needed = slot[begin:end]
                 for new in set(needed.tolist()) - loaded.keys():
@@ -177,9 +182,9 @@ class BatchReader:
             batch = Batch(
                 torch.from_numpy(copy_squares(lr, self._crop // scale, 3 * small)),
                 torch.from_numpy(copy_squares(hr, self._crop, 3 * side)),
-                torch.from_numpy(orientation[first:last]),
+                orientation[first:last],
             )
-            yield Batch(*(part.pin_memory() for part in batch)) if self._pin else batch
+            yield _split(Batch(*(part.pin_memory() for part in batch)) if self._pin else batch, sizes)
 
 
 class _Plan(NamedTuple):
@@ -190,8 +195,21 @@ class _Plan(NamedTuple):
     tile: Ints
     """(n,) numbers of the tiles."""
     chosen: Augmentations
-    micro_batches: list[tuple[int, int]]
-    """Begin and end of each micro-batch in the n samples."""
+    sizes: list[int]
+    """Size of each micro-batch; they sum to n."""
+
+    def parts(self, together: int) -> Iterator[tuple[int, int, list[int]]]:
+        """Yield begin and end in the n samples of each `together` micro-batches, and their sizes."""
+        last = 0
+        for at in range(0, len(self.sizes), together):
+            sizes = self.sizes[at : at + together]
+            first, last = last, last + sum(sizes)
+            yield first, last, sizes
+
+
+def _split(together: Batch, sizes: list[int]) -> list[Batch]:
+    """Divide the samples of several micro-batches; the parts share their memory."""
+    return [Batch(*parts) for parts in zip(*(part.split(sizes) for part in together), strict=True)]
 
 
 def _runs(values: Ints, offset: int) -> Iterator[tuple[int, int]]:

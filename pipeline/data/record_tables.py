@@ -79,6 +79,10 @@ class ShardFile:
         full, rest = divmod(self.rows, self.row_group)
         return [self.row_group] * full + [rest] * (rest > 0)
 
+    def rows_of(self, group: int) -> int:
+        """Return the rows in a row group."""
+        return min(self.row_group, self.rows - group * self.row_group)
+
 
 class Shards(Sequence[ShardFile]):
     """Shards as columns, of which an item is made when it is asked for.

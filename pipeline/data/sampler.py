@@ -156,26 +156,32 @@ class SampleOrder:
         return Samples(np.full(len(tiles), epoch), tiles, crops.reshape(-1)[order])
 
     def share(self, step: int, batch: int, rank: int, world: int) -> Ints:
-        """Return the positions of an optimizer step that a rank owns, those with `lane mod world == rank`.
+        """Return the positions of a step that a rank owns, ascending; the arguments are those of `divide`."""
+        return self.divide(range(step, step + 1), batch, rank, world)[0]
+
+    def shares(self, step: int, batch: int, world: int) -> list[int]:
+        """Return the number of samples in a step that each rank owns; the arguments are those of `divide`."""
+        counts: list[int] = self.divide(range(step, step + 1), batch, 0, world)[1][0].tolist()
+        return counts
+
+    def divide(self, steps: range, batch: int, rank: int, world: int) -> tuple[Ints, Ints]:
+        """Divide the samples of successive optimizer steps among the ranks; lane l belongs to rank `l mod world`.
 
         Args:
-            step: the optimizer step.
+            steps: the optimizer steps.
             batch: global batch size.
             rank: the worker's rank.
             world: number of workers.
 
         Returns:
-            Positions in the whole training, ascending.
+            The rank's positions in the whole training, ascending, and how many samples of each step each rank owns,
+            (steps, world).
         """
-        positions = np.arange(step * batch, (step + 1) * batch)
-        owned: Ints = positions[self.lane(positions) % world == rank]
-        return owned
-
-    def shares(self, step: int, batch: int, world: int) -> list[int]:
-        """Return the number of samples in a step that each rank owns; the arguments are those of `share`."""
-        positions = np.arange(step * batch, (step + 1) * batch)
-        counts: list[int] = np.bincount(self.lane(positions) % world, minlength=world).tolist()
-        return counts
+        positions = np.arange(steps.start * batch, steps.stop * batch)
+        owner = self.lane(positions) % world
+        cell = owner.reshape(-1, batch) + world * np.arange(len(steps))[:, None]
+        counts = np.bincount(cell.reshape(-1), minlength=world * len(steps)).reshape(-1, world)
+        return positions[owner == rank], counts
 
 
 def imbalance(lanes: int, world: int) -> float:

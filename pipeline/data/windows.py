@@ -25,6 +25,10 @@ class RowGroups(Protocol):
         """Read a row group: HR (n, tile, tile, 3) and LR (n, tile/scale, tile/scale, 3), uint8."""
         ...
 
+    def at_hand(self, number: int) -> tuple[Pixels, Pixels] | None:
+        """Return a row group if it is in this process's memory, otherwise None; a thread would take longer to ask."""
+        ...
+
 
 class Loaded(NamedTuple):
     """A row group in memory."""
@@ -47,7 +51,7 @@ class Windows:
     def __init__(self, order: SampleOrder, lanes: Sequence[int], source: RowGroups) -> None:
         self._order, self._lanes, self._source = order, lanes, source
         self._pool = ThreadPoolExecutor(source.readers, thread_name_prefix="tiles")
-        self._groups: dict[int, Future[Loaded]] = {}
+        self._groups: dict[int, Loaded | Future[Loaded]] = {}
         self._current = -1
 
     def close(self) -> None:
@@ -75,10 +79,10 @@ class Windows:
         before, self._groups, self._current = self._groups, {}, window
         for number in [*self._needed(window, index), *self._needed(window + 1, 0)]:
             if number not in self._groups:
-                known = number in before
-                self._groups[number] = before.pop(number) if known else self._pool.submit(self._load, number)
+                self._groups[number] = before.pop(number) if number in before else self._begin(number)
         for unused in before.values():
-            unused.cancel()
+            if isinstance(unused, Future):
+                unused.cancel()
         return True
 
     def wait_for(self, number: int) -> Loaded:
@@ -87,7 +91,8 @@ class Windows:
         Raises:
             OSError: if it cannot be read.
         """
-        return self._groups[number].result()
+        found = self._groups[number]
+        return found.result() if isinstance(found, Future) else found
 
     def _needed(self, window: int, index: int) -> list[int]:
         """Return the row groups of all lanes' windows from an index on, in the order in which they are needed."""
@@ -101,9 +106,14 @@ class Windows:
         needed: list[int] = np.concatenate(numbers)[by_use].tolist()
         return needed
 
-    def _load(self, number: int) -> Loaded:
-        hr, lr = map(_with_adjacent_pixels, self._source.read_group(number))
-        return Loaded((hr, lr), (address(hr), hr.strides[0], address(lr), lr.strides[0]))
+    def _begin(self, number: int) -> Loaded | Future[Loaded]:
+        tiles = self._source.at_hand(number)
+        return _place(tiles) if tiles else self._pool.submit(lambda: _place(self._source.read_group(number)))
+
+
+def _place(tiles: tuple[Pixels, Pixels]) -> Loaded:
+    hr, lr = map(_with_adjacent_pixels, tiles)
+    return Loaded((hr, lr), (address(hr), hr.strides[0], address(lr), lr.strides[0]))
 
 
 def _with_adjacent_pixels(tiles: Pixels) -> Pixels:

@@ -11,8 +11,9 @@ import pytest
 
 from pipeline import storage
 from pipeline.data import parquet
-from pipeline.data.pages import Pages, RecentPages
+from pipeline.data.pages import Pages, memory_of
 from pipeline.data.parquet import DamagedShardError
+from pipeline.data.recent import Recent
 from sr_model.pixels import Pixels
 
 SIDES = (32, 8)
@@ -89,7 +90,7 @@ def test_the_pages_that_were_used_last_stay_in_memory_up_to_a_number_of_bytes(tm
     numbers = {name: parquet.TILE_SCHEMA.get_field_index(name) for name in ("hr", "lr")}
     size = (tmp_path / "shard.parquet").stat().st_size
     pages = Pages.of(pq.read_metadata(tmp_path / "shard.parquet"), numbers, size)
-    recent, found = RecentPages(10_000), list[str]()
+    recent, found = Recent[Pages | None](10_000, memory_of), list[str]()
 
     def find(url: str) -> None:
         def read() -> Pages | None:
@@ -97,15 +98,17 @@ def test_the_pages_that_were_used_last_stay_in_memory_up_to_a_number_of_bytes(tm
             return pages
 
         assert recent.find(url, read) is pages
-        assert recent.bytes <= 10_000
+        assert recent.size <= 10_000
 
     for number in range(100):
         find(f"{number}")
         find("0")
     assert len(found) == 100
-    assert recent.bytes > 8000
+    assert recent.size > 8000
     find("99")
     find("1")
     assert found[100:] == ["1"]
     assert recent.find("unusable", lambda: None) is None
     assert recent.find("unusable", lambda: pages) is None
+    assert recent.get("1") is pages
+    assert recent.get("never found") is None

@@ -329,5 +329,8 @@ def test_an_error_while_reading_reaches_the_consumer(made: PatchSet) -> None:
         def read_group(self, number: int) -> tuple[Pixels, Pixels]:
             raise OSError("the store is gone")
 
+        def at_hand(self, number: int) -> None:
+            return None
+
     with pytest.raises(OSError, match="the store is gone"):
         next(reader_of(made, tiles=Broken()).read(0, 1))
