@@ -264,6 +264,8 @@ class _MappedShard:
 
     data: npt.NDArray[np.uint8]
     """The whole file."""
+    address: int
+    """Address of its first byte."""
     pages: Pages
     compared: bytearray
     """A byte for each row group: 1 if its pages agreed with their checksums."""
@@ -275,8 +277,9 @@ class _MappedShard:
     def prefetch(self, group: int) -> None:
         """Ask the system to read a row group that is not in memory, without waiting for it."""
         if _madvise:
-            begin, end = (address(self.data) + place for place in self.pages.span(group))
-            begin -= begin % mmap.PAGESIZE
+            begin, end = self.pages.span(group)
+            begin += self.address - (self.address + begin) % mmap.PAGESIZE
+            end += self.address
             _madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_WILLNEED)
 
 
@@ -294,7 +297,7 @@ def _map_shard(url: str) -> _MappedShard | None:
         pages = Pages.of(pq.read_metadata(path, memory_map=True), _NUMBERS, len(data))
     except (*_DAMAGE, OSError):  # reading it in the usual way says what is wrong
         return None
-    return _MappedShard(data, pages, bytearray(pages.groups)) if pages else None
+    return _MappedShard(data, address(data), pages, bytearray(pages.groups)) if pages else None
 
 
 def _view_fetched(url: str, size: int, group: int, rows: int, sides: Mapping[str, int]) -> list[Pixels] | None:
