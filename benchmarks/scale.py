@@ -3,11 +3,11 @@
 An inventory of N images of 2K is made up: 1 % of them are duplicates, 1 % too small and 0.1 % damaged. Each size is
 measured in processes of its own, so that peaks of memory are honest. Ten million images take ten minutes and 4 GB.
 
-    python -m benchmarks.scale [--images N [N ...]] [--grouping {hash,name}]
+    python -m benchmarks.scale [--images N [N ...]] [--grouping {hash,name}] [--plot FILE]
 
 Printed for each size: processor time and peak memory of split and plan, the size of the tables, the time to collect
 and write them, the shards that are new after one image has changed, the start of a trainer with its memory, and the
-time to the first positions of a random step.
+time to the first positions of a random step. `--plot` draws times and memory against the number of images.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -79,10 +79,12 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[10**5, 10**6], help="sizes (%(default)s)")
     parser.add_argument("--grouping", choices=["hash", "name"], default="hash", help="as the setting (%(default)s)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG to draw")
     arguments = parser.parse_args()
     results: list[Result] = []
+    measured: dict[int, dict[str, float]] = {}
     for images in arguments.images:
-        facts: dict[str, float] = {}
+        facts = measured.setdefault(images, {})
         with tempfile.TemporaryDirectory() as folder:
             for part in ("inventory", "plan", "start") if images <= INVENTORY else ("plan", "start"):
                 command = [sys.executable, "-m", "benchmarks.scale", "--part", part, folder, f"{images}"]
@@ -103,7 +105,51 @@ def main() -> None:
             Result(f"scale_{images}_{name}", round(facts[name], 4), name.rsplit("_", 1)[-1], target, "lower")
             for name, target in targets.items()
         ]
+    if arguments.plot:
+        draw(measured, arguments.plot)
     print_results(results)
+
+
+class Line(NamedTuple):
+    """A line of the plot."""
+
+    name: str
+    """Name of the measured fact."""
+    label: str
+    aim: float | None = None
+    factor: float = 1
+    """Turns the fact into seconds or GB."""
+
+
+def draw(measured: dict[int, dict[str, float]], file: Path) -> None:
+    """Draw times and memory against the number of images, with their limits, as a PNG."""
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("agg")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    seconds = [
+        Line("plan_cpu_s", "driver: split and plan", 600),
+        Line("collect_cpu_s", "driver: describe shards, collect results"),
+        Line("commit_cpu_s", "driver: write tables"),
+        Line("start_s", "trainer: open the patch set", 20),
+        Line("first_positions_s", "trainer: positions of a step", 1),
+    ]
+    memory_gb = [
+        Line("plan_peak_gb", "driver: split and plan", 4),
+        Line("commit_peak_gb", "driver: collect and write"),
+        Line("start_memory_mb", "trainer: open the patch set", 0.1, factor=1e-3),
+    ]
+    for axis, quantity, lines in zip(axes, ("seconds", "GB"), (seconds, memory_gb), strict=True):
+        for number, line in enumerate(lines):
+            values = [facts[line.name] * line.factor for facts in measured.values()]
+            axis.plot(list(measured), values, color=f"C{number}", marker="o", ms=4, label=line.label)
+            if line.aim is not None:
+                axis.axhline(line.aim, color=f"C{number}", lw=1, ls=":", zorder=0)
+        axis.set(xscale="log", yscale="log", xlabel="images", ylabel=quantity)
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize=8)
+    figure.suptitle("Measured; dotted lines are the aims", fontsize=10)
+    figure.savefig(file, dpi=110)
 
 
 def measure_plan(folder: str, count: int, grouping: str) -> dict[str, float]:
