@@ -24,8 +24,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _BLOCK_S = 1.0
-"""Seconds of work in a block of tasks. Ray passes on the results of a block together, and repeats the block if its
-process dies; on the other hand, each block takes about 10 ms of the driver."""
+"""Least seconds of work in a block of tasks. Ray passes on the results of a block together, and repeats the block if
+its process dies."""
+_BLOCK_S_OF_CORE = 0.1
+"""Least seconds of work in a block for each core of the cluster. A block takes about 10 ms of the driver, so blocks
+take at most a tenth of the time of a run, on any number of cores."""
 _BLOCKS_OF_CORE = 4
 """Blocks for each core, if there are tasks enough, so that the cores finish together."""
 _BLOCKS_WITHOUT_ESTIMATE = 1000
@@ -83,7 +86,8 @@ def map_tasks(
     """Run a function on every task with Ray Data, one core each.
 
     Tasks and results can be any objects that can be pickled. They travel as bytes, so Arrow infers no types from them.
-    Consecutive tasks form blocks of about a second of work; the results of a block come together.
+    Consecutive tasks form blocks of a second of work, or more on more than ten cores; the results of a block come
+    together.
 
     Args:
         function: runs in a worker process of the cluster. An exception ends its own task alone.
@@ -191,7 +195,8 @@ def _by_memory(needs: Sequence[int]) -> Iterator[tuple[list[int], int | None]]:
 def _count_blocks(tasks: int, seconds: float | None) -> int:
     """Return the number of blocks for tasks that take so many seconds together; None if nobody knows."""
     cores = int(ray.cluster_resources().get("CPU", 1))
-    wanted = _BLOCKS_WITHOUT_ESTIMATE if seconds is None else math.ceil(seconds / _BLOCK_S)
+    block_s = max(_BLOCK_S, _BLOCK_S_OF_CORE * cores)
+    wanted = _BLOCKS_WITHOUT_ESTIMATE if seconds is None else math.ceil(seconds / block_s)
     return min(tasks, max(wanted, _BLOCKS_OF_CORE * cores))
 
 
