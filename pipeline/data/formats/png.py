@@ -64,7 +64,7 @@ class PngFile:
     def read(self) -> Raster:
         """Decode the image; of an animation, the default image, which is the first frame."""
         chunks = _Chunks(self.content)
-        if not chunks.bodies:
+        if b"IDAT" not in chunks.found:
             raise damaged("it has no pixels")
         transfer = chunks.found.get(b"cICP", b"\0\0")[1:2]
         if transfer and transfer[0] in _HDR_TRANSFERS:
@@ -185,21 +185,19 @@ class _Chunks:
 
     def __init__(self, content: bytes) -> None:
         self.found: dict[bytes, bytes] = {}
-        """Content of the first chunk of each kind but pixels."""
-        self.bodies: list[memoryview] = []
-        """Contents of the first chunks of pixels that follow each other."""
+        """Content of the first chunk of each kind; pixels are joined."""
         self._texts: list[bytes] = []
+        pixels: list[memoryview] = []
         view, position = memoryview(content), len(SIGNATURE)
-        first = last = 0  # begin of these chunks, and their end
-        intact, ended = True, False
+        ended = False  # the pixels have ended
         for _ in range(MAX_CHUNKS):
             if position + 8 > len(content):
                 break
             length, kind = struct.unpack_from(">I4s", content, position)
             body = view[position + 8 : position + 8 + length]
             checksum = content[position + 8 + length : position + 12 + length]
-            begin, position = position, position + 12 + length
-            ended |= bool(self.bodies) and kind != b"IDAT"
+            position += 12 + length
+            ended |= bool(pixels) and kind != b"IDAT"
             if kind == b"IEND":
                 break
             whole = len(checksum) == 4 and zlib.crc32(body, zlib.crc32(kind)) == int.from_bytes(checksum, "big")
@@ -207,16 +205,15 @@ class _Chunks:
                 if len(checksum) == 4 and not whole:
                     raise damaged("a chunk of its pixels has a wrong checksum")
                 if not ended:
-                    first, last = first or begin, position
-                    intact &= whole and length > 0
-                    self.bodies.append(body)
+                    pixels.append(body)
             elif kind[0] & 32 == 0:  # critical
                 self._add_critical(kind, body, whole)
             elif whole:
-                self._add_ancillary(kind, body, before_pixels=not self.bodies)
+                self._add_ancillary(kind, body, before_pixels=not pixels)
         else:
             raise excessive(f"has more than {MAX_CHUNKS} chunks, the limit of this decoder")
-        self._stored = view[first:last] if intact else None  # decoders may differ on an empty or damaged chunk
+        if pixels:
+            self.found[b"IDAT"] = b"".join(pixels)
 
     def _add_critical(self, kind: bytes, body: memoryview, whole: bool) -> None:
         if kind not in (b"IHDR", b"PLTE"):
@@ -236,10 +233,10 @@ class _Chunks:
             self.found.setdefault(kind, bytes(body))
 
     def pixels(self) -> bytes:
-        """Return a file with the header, the palette and the pixels alone."""
-        chunks = [_chunk(kind, self.found[kind]) for kind in (b"IHDR", b"PLTE") if kind in self.found]
-        stored = self._stored if self._stored is not None else _chunk(b"IDAT", b"".join(self.bodies))
-        return b"".join([SIGNATURE, *chunks, stored, _chunk(b"IEND", b"")])
+        """Return a file with the header, the palette and the pixels alone, and the pixels in one chunk."""
+        kinds = (b"IHDR", b"PLTE", b"IDAT")
+        chunks = [_chunk(kind, self.found[kind]) for kind in kinds if kind in self.found]
+        return b"".join([SIGNATURE, *chunks, _chunk(b"IEND", b"")])
 
     def profile(self) -> bytes | None:
         """Return the embedded colour profile; None if there is none that can be decompressed."""
