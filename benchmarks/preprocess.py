@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import statistics
 import tempfile
 import time
@@ -97,11 +98,13 @@ def time_one_thread(files: Sequence[Path], rounds: int, folder: Path) -> list[Re
     photo = decode(files[0].read_bytes(), MAX_PIXELS)
     tensor, picture = degradation.as_tensor(photo).permute(2, 0, 1), Image.fromarray(photo)
     small = (WIDTH // SCALE, HEIGHT // SCALE)
+    numbers = itertools.count()
 
     def pipeline() -> None:
         for image in listed:
             inspect(image)  # the inventory reads every file, too
-        shards.make_shard(ShardSpec(False, SCALE, settings, known), str(folder / "out/shard.parquet"), finished=None)
+        shard = folder / f"out/{next(numbers)}.parquet"  # a new one, because it takes time to replace a large file
+        shards.make_shard(ShardSpec(False, SCALE, settings, known), str(shard), finished=None)
 
     def decoding() -> None:
         for file in files:

@@ -24,11 +24,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _BLOCK_S = 1.0
-"""Least seconds of work in a block of tasks. Ray passes on the results of a block together, and repeats the block if
-its process dies."""
+"""Seconds of work in a block of tasks. Ray passes on the results of a block together, and repeats the block if its
+process dies."""
 _BLOCK_S_OF_CORE = 0.1
-"""Least seconds of work in a block for each core of the cluster. A block takes about 10 ms of the driver, so blocks
-take at most a tenth of the time of a run, on any number of cores."""
+"""Seconds of work in a block for each core of the cluster, if that is more. A block takes about 10 ms of the driver, so
+blocks take at most a tenth of the time of a long run, on any number of cores."""
 _BLOCKS_OF_CORE = 4
 """Blocks for each core, if there are tasks enough, so that the cores finish together."""
 _BLOCKS_WITHOUT_ESTIMATE = 1000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import filelock
@@ -68,8 +68,12 @@ class CopiedShards:
         return self._set.read_group(number)
 
     def at_hand(self, number: int) -> tuple[Pixels, Pixels] | None:
-        """See `PatchSet.at_hand`."""
+        """See `PatchSet.at_hand`; a copy that was removed meanwhile stays mapped."""
         return self._copies.at_hand(number)
+
+    def prefetch(self, numbers: Sequence[int]) -> None:
+        """See `PatchSet.prefetch`."""
+        self._copies.prefetch(numbers)
 
     def copied(self) -> int:
         """Return the number of shards that have a complete copy."""

@@ -14,7 +14,7 @@ from sr_model.pixels import Pixels
 
 
 class HeldTiles:
-    """Tiles of which crops are gathered with one operation per micro-batch, on the device that holds them.
+    """Tiles of which crops are gathered with one operation for several micro-batches, on the device that holds them.
 
     Args:
         hr: (tiles, tile, tile, 3) uint8, contiguous.

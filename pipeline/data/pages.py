@@ -25,6 +25,8 @@ _I32 = 0x15
 _FOOTER_END = 8
 """Bytes behind the metadata of a Parquet file: their length, and a mark."""
 _MARK = b"PAR1"
+_LONGEST_HEADER = 64
+"""Bytes before the values of a page; a page without statistics has half as many. More are values of further rows."""
 _ENTRY = 1000
 """Bytes that the pages of a shard take in memory beside their numbers."""
 
@@ -80,14 +82,15 @@ class Pages:
 
         Returns:
             (rows, side, side, 3) for each column; None if the images are not where they should be, which is so for
-            damaged, missing and compressed values, for several pages, and without checksums.
+            missing and compressed values and for several pages. With `check`, also None for damaged values, images of
+            another size, and pages without checksums.
         """
         views = []
         for column, side in sides.items():
             begin, end = (self.pages[column][group] - offset).tolist()
             size = side * side * 3
             begin_values = end - rows * (_LENGTH.itemsize + size)
-            if begin_values < begin:
+            if not begin <= begin_values <= begin + _LONGEST_HEADER:
                 return None
             values = content[begin_values:end].reshape(rows, _LENGTH.itemsize + size)
             if check and not (_agrees(content[begin:end]) and _have_length(values, size)):

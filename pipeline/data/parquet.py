@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
-import os
 import shlex
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -52,10 +51,19 @@ _MOST_MAPS = 4096
 _PAGES_BYTES = 100_000_000
 """Memory for the places of tiles in shards of object stores: 31,000 shards of 128 MB, each of which would take a
 request to find again. A footer is kept no longer, because it takes 30 times as much."""
-_madvise = getattr(ctypes.CDLL(None), "madvise", None) if os.name == "posix" else None
-"""The system's function; Python has it only for maps of its own, each of which keeps its file open."""
 _FOOTER = 2**18
 """Bytes at the end of a shard that are requested first; the metadata of a shard of 128 MB have about 70,000."""
+
+
+def _find_madvise() -> Callable[[ctypes.c_void_p, ctypes.c_size_t, int], int] | None:
+    """Return `madvise` of the C library; `mmap.madvise` works only on objects that keep their files open."""
+    try:
+        return ctypes.CDLL(None).madvise if hasattr(mmap, "MADV_WILLNEED") else None
+    except (OSError, AttributeError, TypeError):  # there is no such library, as on Windows
+        return None
+
+
+_madvise = _find_madvise()
 
 
 def create_shard(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
@@ -171,7 +179,11 @@ def read_tiles(url: str, size: int, group: int, rows: int, sides: Sequence[int])
         OSError: if it cannot be read.
     """
     by_column = dict(zip(_NUMBERS, sides, strict=True))
-    found = _view_mapped(url, group, rows, by_column) or _view_fetched(url, size, group, rows, by_column)
+    if storage.is_local(storage.locate(url)[0]):
+        shard = _maps.find(url, lambda: _map_shard(url))
+        found = shard and (shard.tiles(group, rows, by_column) or shard.compare(group, rows, by_column))
+    else:
+        found = _view_fetched(url, size, group, rows, by_column)
     if found:
         return found[0], found[1]
 
@@ -185,16 +197,19 @@ def read_tiles(url: str, size: int, group: int, rows: int, sides: Sequence[int])
 
 
 def tiles_at_hand(url: str, group: int, rows: int, sides: Sequence[int]) -> tuple[Pixels, Pixels] | None:
-    """Return a row group that needs no reading: its shard is mapped, and its pages agreed with their checksums before.
+    """Return a row group of a shard that is mapped, if its pages agreed with their checksums before, otherwise None.
 
-    The system is asked to have it in memory again. Arguments and result are those of `read_tiles`; None if it must be
-    read.
+    Arguments and result are those of `read_tiles`. The row group may have left the system's memory since.
     """
     shard = _maps.get(url)
-    if shard is None or not shard.is_compared(group):
-        return None
-    found = _view_mapped(url, group, rows, dict(zip(_NUMBERS, sides, strict=True)))
+    found = shard and shard.tiles(group, rows, dict(zip(_NUMBERS, sides, strict=True)))
     return (found[0], found[1]) if found else None
+
+
+def prefetch(url: str, group: int) -> None:
+    """Ask the system to read a row group of a mapped shard into memory, without waiting for it."""
+    if shard := _maps.get(url):
+        shard.prefetch(group)
 
 
 def read_image(url: str, group: int, scale: int) -> tuple[str, Pixels, Pixels]:
@@ -245,63 +260,59 @@ def _open(url: str, _thread: int) -> pq.ParquetFile:
     return pq.ParquetFile(opened, pre_buffer=True, page_checksum_verification=True)
 
 
-def _view_mapped(url: str, group: int, rows: int, sides: Mapping[str, int]) -> list[Pixels] | None:
-    """Return the tiles of a row group in place; None if the shard is not local or damaged, or has no such pages."""
-    shard = _maps.find(url, lambda: _map_shard(url))
-    if shard is None or group >= shard.pages.groups:
-        return None
-    compared = shard.is_compared(group)
-    if compared:
-        shard.prefetch(group)
-    found = shard.pages.view(shard.data, 0, group, rows, sides, check=not compared)
-    shard.compared[group] = found is not None
-    return found
-
-
-@dataclass(frozen=True)
+@dataclass
 class _MappedShard:
     """A local shard that is mapped into memory."""
 
     data: npt.NDArray[np.uint8]
     """The whole file."""
-    address: int
-    """Address of its first byte."""
     pages: Pages
     compared: bytearray
     """A byte for each row group: 1 if its pages agreed with their checksums."""
+    sides: tuple[int, ...] = ()
+    """Sides of the images in the row groups that were compared."""
 
-    def is_compared(self, group: int) -> bool:
-        """Tell whether the pages of a row group agreed with their checksums."""
-        return group < self.pages.groups and bool(self.compared[group])
+    def compare(self, group: int, rows: int, sides: Mapping[str, int]) -> list[Pixels] | None:
+        """Return the tiles of a row group in place if they agree with their checksums, otherwise None."""
+        found = self.pages.view(self.data, 0, group, rows, sides, check=True) if group < self.pages.groups else None
+        if found:
+            if self.sides != (asked := tuple(sides.values())):
+                self.compared[:], self.sides = bytes(len(self.compared)), asked
+            self.compared[group] = 1
+        return found
+
+    def tiles(self, group: int, rows: int, sides: Mapping[str, int]) -> list[Pixels] | None:
+        """Return the tiles of a row group in place if they were compared before, otherwise None."""
+        if group >= self.pages.groups or not self.compared[group] or self.sides != tuple(sides.values()):
+            return None
+        return self.pages.view(self.data, 0, group, rows, sides, check=False)
 
     def prefetch(self, group: int) -> None:
         """Ask the system to read a row group that is not in memory, without waiting for it."""
-        if _madvise:
-            begin, end = self.pages.span(group)
-            begin += self.address - (self.address + begin) % mmap.PAGESIZE
-            end += self.address
+        if _madvise and group < self.pages.groups:
+            begin, end = (address(self.data) + place for place in self.pages.span(group))
+            begin -= begin % mmap.PAGESIZE
             _madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_WILLNEED)
 
 
 _maps = Recent["_MappedShard | None"](_MOST_MAPS, lambda _: 1)
+"""Local shards by their path; None for one whose pages cannot be used in place."""
 
 
 def _map_shard(url: str) -> _MappedShard | None:
-    """Map a local shard into memory; None if it is not local or its pages cannot be used in place."""
-    fs, path = storage.locate(url)
-    if not storage.is_local(fs):
-        return None
+    """Map a local shard into memory; None if its pages cannot be used in place."""
+    _, path = storage.locate(url)
     try:
         with pa.memory_map(path) as file:  # the map outlives the open file
             data = np.frombuffer(file.read_buffer(), np.uint8)
         pages = Pages.of(pq.read_metadata(path, memory_map=True), _NUMBERS, len(data))
     except (*_DAMAGE, OSError):  # reading it in the usual way says what is wrong
         return None
-    return _MappedShard(data, address(data), pages, bytearray(pages.groups)) if pages else None
+    return _MappedShard(data, pages, bytearray(pages.groups)) if pages else None
 
 
 def _view_fetched(url: str, size: int, group: int, rows: int, sides: Mapping[str, int]) -> list[Pixels] | None:
-    """Return the tiles of a row group in an object store, which takes one request; None if the shard is elsewhere.
+    """Return the tiles of a row group in an object store, which takes one request; None if its pages are no use.
 
     Args:
         url: URL of the shard.
@@ -311,8 +322,6 @@ def _view_fetched(url: str, size: int, group: int, rows: int, sides: Mapping[str
         sides: likewise.
     """
     fs, path = storage.locate(url)
-    if storage.is_local(fs):
-        return None
 
     def fetch(begin: int, end: int) -> bytes:
         return storage.with_retries(url, lambda: bytes(fs.cat_file(path, start=begin, end=end)))

@@ -5,7 +5,7 @@ The manifest is written last, so a folder without one is not a finished patch se
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -169,9 +169,14 @@ class PatchSet:
         return parquet.read_tiles(f"{self.url}/{shard.file}", shard.bytes, group, shard.rows_of(group), self._sides)
 
     def at_hand(self, number: int) -> tuple[Pixels, Pixels] | None:
-        """Return a row group as `read_group` does if that takes no time, otherwise None."""
+        """Return a row group as `read_group` does if it is mapped and its checksums were compared, otherwise None."""
         shard, group = self.shards.locate(number)
         return parquet.tiles_at_hand(f"{self.url}/{shard.file}", group, shard.rows_of(group), self._sides)
+
+    def prefetch(self, numbers: Sequence[int]) -> None:
+        """Ask the system to read row groups into memory that `at_hand` has returned, without waiting for them."""
+        for shard, group in map(self.shards.locate, numbers):
+            parquet.prefetch(f"{self.url}/{shard.file}", group)
 
     @property
     def _sides(self) -> tuple[int, int]:

@@ -30,8 +30,9 @@ T = TypeVar("T")
 
 _PLANNED = 1024
 """Samples whose places are computed at once; doing so for each micro-batch would take longer."""
-_GATHERED = 128
-"""Samples that are copied and handed over at once if micro-batches are smaller; a copy for each would take longer."""
+_GATHERED, _GATHERED_BYTES = 128, 2**22
+"""Samples, and bytes of their HR patches, that are copied and handed over at once if micro-batches are smaller; doing
+so for each micro-batch would take longer."""
 
 
 class Batch(NamedTuple):
@@ -49,10 +50,10 @@ class Batch(NamedTuple):
 class BatchReader:
     """Reads a rank's micro-batches ahead of time, one step after another.
 
-    Memory holds `ahead` micro-batches, or about 128 samples if those are more, and as many that are being made. Unless
-    the tiles are held, it also holds the row groups of two windows for each of the rank's lanes; those of local shards
-    are mapped, so the system can drop and read them again. If a GPU holds the tiles, only places of crops are ready
-    ahead of time, and micro-batches are gathered when they are asked for, without waiting for the GPU.
+    Memory holds `ahead` micro-batches, or 4 MB of them if those are more, and as many that are being made or used.
+    Unless the tiles are held, it also holds the row groups of two windows for each of the rank's lanes; those of local
+    shards are mapped, so the system can drop and read them again. If a GPU holds the tiles, only places of crops are
+    ready ahead of time, and micro-batches are gathered when they are asked for, without waiting for the GPU.
 
     Args:
         patch_set: the patch set to read.
@@ -65,7 +66,7 @@ class BatchReader:
         world: number of workers.
         tiles: where tiles are; the default is the patch set itself.
         pin: put batches in page-locked memory, from which a GPU copies asynchronously.
-        ahead: number of micro-batches to have ready.
+        ahead: the least number of micro-batches to have ready.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class BatchReader:
         self._set, self._order, self._tiles = patch_set, order, tiles or patch_set
         self._batch, self._micro, self._crop, self._augment = batch, micro_batch, crop, augment
         self._rank, self._world, self._pin, self._ahead = rank, world, pin, ahead
-        self._together = max(1, _GATHERED // micro_batch)
+        self._together = max(1, min(_GATHERED, _GATHERED_BYTES // (3 * crop**2)) // micro_batch)
         self._slack = (patch_set.tile - crop) // patch_set.scale
         self._windows: Windows | None = None
 

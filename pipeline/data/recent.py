@@ -37,9 +37,10 @@ class Recent(Generic[T]):
                 return self._objects[key]
         made = make()
         with self._lock:
-            if key not in self._objects:
-                self.size += self._size(made)
+            if key in self._objects:  # another thread was faster
+                return self._objects[key]
             self._objects[key] = made
+            self.size += self._size(made)
             while self.size > self._most:
                 self.size -= self._size(self._objects.popitem(last=False)[1])
         return made

@@ -26,7 +26,11 @@ class RowGroups(Protocol):
         ...
 
     def at_hand(self, number: int) -> tuple[Pixels, Pixels] | None:
-        """Return a row group if it is in this process's memory, otherwise None; a thread would take longer to ask."""
+        """Return a row group without reading it, or None if it must be read."""
+        ...
+
+    def prefetch(self, numbers: Sequence[int]) -> None:
+        """Ask the system to have row groups in memory that `at_hand` has returned, without waiting for them."""
         ...
 
 
@@ -77,9 +81,19 @@ class Windows:
         if window == self._current:
             return False
         before, self._groups, self._current = self._groups, {}, window
+        at_hand: list[int] = []
         for number in [*self._needed(window, index), *self._needed(window + 1, 0)]:
-            if number not in self._groups:
-                self._groups[number] = before.pop(number) if number in before else self._begin(number)
+            if number in self._groups:
+                continue
+            if number in before:
+                self._groups[number] = before.pop(number)
+            elif tiles := self._source.at_hand(number):
+                self._groups[number] = _place(tiles)
+                at_hand.append(number)
+            else:
+                self._groups[number] = self._pool.submit(self._load, number)
+        if at_hand:
+            self._pool.submit(self._source.prefetch, at_hand)
         for unused in before.values():
             if isinstance(unused, Future):
                 unused.cancel()
@@ -106,9 +120,8 @@ class Windows:
         needed: list[int] = np.concatenate(numbers)[by_use].tolist()
         return needed
 
-    def _begin(self, number: int) -> Loaded | Future[Loaded]:
-        tiles = self._source.at_hand(number)
-        return _place(tiles) if tiles else self._pool.submit(lambda: _place(self._source.read_group(number)))
+    def _load(self, number: int) -> Loaded:
+        return _place(self._source.read_group(number))
 
 
 def _place(tiles: tuple[Pixels, Pixels]) -> Loaded:

@@ -64,7 +64,7 @@ class PngFile:
     def read(self) -> Raster:
         """Decode the image; of an animation, the default image, which is the first frame."""
         chunks = _Chunks(self.content)
-        if b"IDAT" not in chunks.found:
+        if not chunks.bodies:
             raise damaged("it has no pixels")
         transfer = chunks.found.get(b"cICP", b"\0\0")[1:2]
         if transfer and transfer[0] in _HDR_TRANSFERS:
@@ -185,9 +185,10 @@ class _Chunks:
 
     def __init__(self, content: bytes) -> None:
         self.found: dict[bytes, bytes] = {}
-        """Content of the first chunk of each kind; pixels are joined."""
+        """Content of the first chunk of each kind but pixels."""
+        self.bodies: list[memoryview] = []
+        """Contents of the first chunks of pixels that follow each other."""
         self._texts: list[bytes] = []
-        pixels: list[memoryview] = []
         view, position = memoryview(content), len(SIGNATURE)
         ended = False  # the pixels have ended
         for _ in range(MAX_CHUNKS):
@@ -197,7 +198,7 @@ class _Chunks:
             body = view[position + 8 : position + 8 + length]
             checksum = content[position + 8 + length : position + 12 + length]
             position += 12 + length
-            ended |= bool(pixels) and kind != b"IDAT"
+            ended |= bool(self.bodies) and kind != b"IDAT"
             if kind == b"IEND":
                 break
             whole = len(checksum) == 4 and zlib.crc32(body, zlib.crc32(kind)) == int.from_bytes(checksum, "big")
@@ -205,15 +206,13 @@ class _Chunks:
                 if len(checksum) == 4 and not whole:
                     raise damaged("a chunk of its pixels has a wrong checksum")
                 if not ended:
-                    pixels.append(body)
+                    self.bodies.append(body)
             elif kind[0] & 32 == 0:  # critical
                 self._add_critical(kind, body, whole)
             elif whole:
-                self._add_ancillary(kind, body, before_pixels=not pixels)
+                self._add_ancillary(kind, body, before_pixels=not self.bodies)
         else:
             raise excessive(f"has more than {MAX_CHUNKS} chunks, the limit of this decoder")
-        if pixels:
-            self.found[b"IDAT"] = b"".join(pixels)
 
     def _add_critical(self, kind: bytes, body: memoryview, whole: bool) -> None:
         if kind not in (b"IHDR", b"PLTE"):
@@ -234,9 +233,11 @@ class _Chunks:
 
     def pixels(self) -> bytes:
         """Return a file with the header, the palette and the pixels alone, and the pixels in one chunk."""
-        kinds = (b"IHDR", b"PLTE", b"IDAT")
-        chunks = [_chunk(kind, self.found[kind]) for kind in kinds if kind in self.found]
-        return b"".join([SIGNATURE, *chunks, _chunk(b"IEND", b"")])
+        parts: list[bytes | memoryview] = [SIGNATURE]
+        for kind in (b"IHDR", b"PLTE"):
+            if kind in self.found:
+                parts += _chunk(kind, self.found[kind])
+        return b"".join([*parts, *_chunk(b"IDAT", *self.bodies), *_chunk(b"IEND")])
 
     def profile(self) -> bytes | None:
         """Return the embedded colour profile; None if there is none that can be decompressed."""
@@ -276,8 +277,12 @@ class _Chunks:
         return None
 
 
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return b"".join([struct.pack(">I", len(body)), kind, body, struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))])
+def _chunk(kind: bytes, *bodies: bytes | memoryview) -> list[bytes | memoryview]:
+    """Return the parts of a chunk with these contents after each other."""
+    checksum = zlib.crc32(kind)
+    for body in bodies:
+        checksum = zlib.crc32(body, checksum)
+    return [struct.pack(">I", sum(map(len, bodies))), kind, *bodies, struct.pack(">I", checksum)]
 
 
 def _inflate(packed: bytes, limit: int) -> bytes | None:

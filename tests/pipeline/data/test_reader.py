@@ -1,6 +1,7 @@
 import itertools
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import storage
-from pipeline.data import patchset, preparation
+from pipeline.data import parquet, patchset, preparation
 from pipeline.data.copies import CopiedShards
 from pipeline.data.held import HeldTiles
-from pipeline.data.parquet import TILE_SCHEMA
+from pipeline.data.parquet import TILE_SCHEMA, DamagedShardError
 from pipeline.data.patchset import PatchSet
 from pipeline.data.reader import Batch, BatchReader
 from pipeline.data.sampler import SampleOrder, augmentations
@@ -195,6 +196,24 @@ def test_local_shards_are_mapped_and_not_copied(made: PatchSet, tmp_path: Path) 
         assert all(np.array_equal(a, b) for a, b in zip(copied.read_group(number), tiles, strict=True))
 
 
+def test_a_row_group_is_at_hand_after_it_was_read(made: PatchSet, remote: PatchSet, tmp_path: Path) -> None:
+    copied = patchset.load(shutil.copytree(made.url, tmp_path / "set").as_posix())
+    for number in range(copied.row_groups.count):
+        assert copied.at_hand(number) is None
+        read = copied.read_group(number)
+        found = copied.at_hand(number)
+        assert found is not None
+        assert all(np.shares_memory(a, b) for a, b in zip(found, read, strict=True))
+    copied.prefetch(range(copied.row_groups.count))
+    shard = copied.shards[0]
+    for rows, sides in ((shard.rows_of(0), (24, 12)), (shard.rows_of(0) - 1, (copied.tile, copied.tile // 4))):
+        assert parquet.tiles_at_hand(f"{copied.url}/{shard.file}", 0, rows, sides) is None
+        with pytest.raises(DamagedShardError):
+            parquet.read_tiles(f"{copied.url}/{shard.file}", shard.bytes, 0, rows, sides)
+    remote.read_group(0)
+    assert remote.at_hand(0) is None
+
+
 @pytest.mark.parametrize(
     "change",
     [{"compression": "zstd"}, {"use_dictionary": True}, {"data_page_size": 1}, {"write_page_checksum": False}],
@@ -331,6 +350,9 @@ def test_an_error_while_reading_reaches_the_consumer(made: PatchSet) -> None:
 
         def at_hand(self, number: int) -> None:
             return None
+
+        def prefetch(self, numbers: Sequence[int]) -> None:
+            raise AssertionError
 
     with pytest.raises(OSError, match="the store is gone"):
         next(reader_of(made, tiles=Broken()).read(0, 1))
