@@ -228,6 +228,8 @@ def _distances(found: Sequence[TrainingRecord]) -> list[str]:
 class _Pretrained:
     """An objective that needs pretrained weights, and their file."""
 
+    labels: list[str]
+    """Trainings with this objective."""
     objective: str
     file: str
     sha256: str
@@ -235,13 +237,14 @@ class _Pretrained:
 
 def _perceptual(found: Sequence[TrainingRecord]) -> list[_Pretrained]:
     """Describe each different objective that uses pretrained weights."""
-    described = []
+    labels: dict[tuple[str, str, str], list[str]] = {}
     for record in found:
         config = records.configuration(record)
         for term in config.train.pretrained():
             file, sha256 = (_train_section(known, term)["weights"] for known in (record.config, record.identity))
-            described.append(_Pretrained(cards.describe_objective(config), str(file), str(sha256)))
-    return list(dict.fromkeys(described))
+            described = (cards.describe_objective(config), str(file), str(sha256))
+            labels.setdefault(described, []).append(record.label)
+    return [_Pretrained(of, *described) for described, of in labels.items()]
 
 
 def _train_section(settings: Mapping[str, JsonValue], name: str) -> Mapping[str, JsonValue]:
