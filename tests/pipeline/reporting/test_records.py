@@ -29,7 +29,7 @@ from pipeline.training import runs
 from tests.conftest import ROOT
 from tests.pipeline.grid.grids import Grid, tune
 
-ROWS = {"bn·mse", "longer", "nobn·mse", "srcnn", "srgan", "srgan·even"}
+ROWS = {"bn·mse", "bn·perceptual", "longer", "nobn·mse", "nobn·perceptual", "srcnn", "srgan", "srgan·even"}
 """Labels of the records in docs/results."""
 
 
