@@ -12,6 +12,7 @@ from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -33,6 +34,8 @@ from pipeline.settings import Preprocess, UserError
 from sr_model.pixels import Pixels
 
 _LOCAL_READERS, _STORE_READERS = 4, 48
+_RESIDENT_SHARE = 0.25
+"""Share of a machine's memory that shards may take for the system to keep them once they were read."""
 _REMEDY = "delete it and rerun pipeline.preprocess, which keeps the undamaged shards"
 _IN_MEMORY = [name for name in INDEX_SCHEMA.names if name != "sha256"]
 
@@ -174,9 +177,18 @@ class PatchSet:
         return parquet.tiles_at_hand(f"{self.url}/{shard.file}", group, shard.rows_of(group), self._sides)
 
     def prefetch(self, numbers: Sequence[int]) -> None:
-        """Ask the system to read row groups into memory that `at_hand` has returned, without waiting for them."""
+        """Ask the system to read row groups into memory that `at_hand` has returned, without waiting for them.
+
+        Nothing is done if memory has room for all shards, because it then still has what was read before.
+        """
+        if self._fits_memory:
+            return
         for shard, group in map(self.shards.locate, numbers):
             parquet.prefetch(f"{self.url}/{shard.file}", group)
+
+    @cached_property
+    def _fits_memory(self) -> bool:
+        return int(self.shards.bytes.sum()) < _RESIDENT_SHARE * psutil.virtual_memory().total
 
     @property
     def _sides(self) -> tuple[int, int]:

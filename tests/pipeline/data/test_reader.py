@@ -206,6 +206,7 @@ def test_a_row_group_is_at_hand_after_it_was_read(made: PatchSet, remote: PatchS
         assert all(np.shares_memory(a, b) for a, b in zip(found, read, strict=True))
     copied.prefetch(range(copied.row_groups.count))
     shard = copied.shards[0]
+    parquet.prefetch(f"{copied.url}/{shard.file}", 0)
     for rows, sides in ((shard.rows_of(0), (24, 12)), (shard.rows_of(0) - 1, (copied.tile, copied.tile // 4))):
         assert parquet.tiles_at_hand(f"{copied.url}/{shard.file}", 0, rows, sides) is None
         with pytest.raises(DamagedShardError):
