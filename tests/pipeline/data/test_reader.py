@@ -170,12 +170,13 @@ def test_auto_uses_a_gpu_that_has_room_to_train_beside_the_tiles(made: PatchSet,
 
 
 def test_few_tiles_are_in_memory(made: PatchSet) -> None:
-    order, mine = order_of(made), reader_of(made)
+    order, mine, steps = order_of(made), reader_of(made), 300
     loaded = 0
-    for _ in mine.read(0, 60):
+    for _ in mine.read(0, steps):
         loaded = max(loaded, mine.loaded_groups)
     assert mine.loaded_groups == 0
-    windows = [order.samples(order.window_of(number, lane)) for number in range(2 * order.windows) for lane in range(3)]
+    last = int(order.locate(np.array(6 * steps))[0]) + 1
+    windows = [order.samples(order.window_of(number, lane)) for number in range(last + 1) for lane in range(3)]
     most = max(len(set(order.table.locate(samples.tile)[0].tolist())) for samples in windows)
     assert most < loaded <= 3 * 2 * most  # three lanes, each with the current window and the next
 
