@@ -73,18 +73,19 @@ def load_model(
         scale: the factor of "bicubic"; networks have their own.
         self_ensemble: average the image's eight orientations, which takes eight times as long and gains about 0.1 dB.
         tile: LR pixels, widest part of an image that is computed at once; by default what there is memory for.
-        steps: steps in which a model that refines draws an image, from 1 to 1000; by default its own number.
+        steps: steps in which a model that refines draws an image, from 1 to 100; by default its own number.
         seed: the noise that such a model starts from, an integer of 64 bits; by default 0. The same seed gives the same
             image.
-        solver: "euler", the default, or "heun", which computes such a model twice in each step.
+        solver: "euler", the default, or "heun", which computes such a model twice in each step but
+            the last.
         consistent: correct images so that, reduced with bicubic interpolation, they are nearly the input.
 
     Returns:
         The model. `scale` is its factor, and `upscale` takes it.
 
     Raises:
-        UserError: if there is no such model or device, the model cannot be loaded, or it does not draw images in steps
-            and `steps`, `seed` or `solver` is given.
+        UserError: if there is no such model or device, the model cannot be loaded, it does not draw images in steps
+            and `steps`, `seed` or `solver` is given, or it does and `self_ensemble` is given.
     """
     upscaler = load_upscaler(find_model(model), scale, device, precision, tile, chosen_sampling(steps, seed, solver))
     if self_ensemble:

@@ -66,17 +66,23 @@ def main(argv: Sequence[str]) -> None:
 def _read_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Separate the options of this command that have values from settings and flags."""
     parser = Parser("evaluate", add_help=False)
-    kinds = {"--steps": step_count, "--seeds": seed_number}
-    for option, (value, _) in _OPTIONS.items():
-        if value.endswith("..."):
-            parser.add_argument(option, nargs="+", action="extend", type=kinds.get(option, str))
+    lists = [option for option, (value, _) in _OPTIONS.items() if value.endswith("...")]
+    for option in _OPTIONS:
+        if option in lists:
+            parser.add_argument(option, nargs="+", action="extend")
         else:
             parser.add_argument(option, choices=SOLVERS if option == "--solver" else None)
     own, rest = parser.parse_known_args(argv)
-    for key in ("model", "sets"):  # a bare setting, such as cluster.gpu=false, may follow them
+    kinds = {"--steps": step_count, "--seeds": seed_number}
+    for option in lists:  # a bare setting, such as cluster.gpu=false, may follow their values
+        key = option.removeprefix("--")
         values, settings = split_settings(getattr(own, key) or [])
-        setattr(own, key, values)
         rest += settings
+        try:
+            read = [kinds[option](text) for value in values for text in value.split(",")] if option in kinds else values
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"argument {option}: {error}")
+        setattr(own, key, read)
     own.out, own.csv = (place and absolute_path(place) for place in (own.out, own.csv))
     return own, rest
 

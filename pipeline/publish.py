@@ -3,8 +3,8 @@
 `python -m pipeline.publish docs` writes the results page and the model cards from the records.
 `python -m pipeline.publish mlflow` imports the records into a store of their own, as `make results-ui` does before it
 opens the UI.
-`python -m pipeline.publish curve LABEL SCORES` adds the scores of a model's curve, such as the shares of another model
-or numbers of steps, to its record.
+`python -m pipeline.publish curve LABEL SCORES` adds a model's scores with several shares of another model (alpha), or
+after several numbers of steps, to its record.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ def main(argv: Sequence[str]) -> None:
     imported = kinds.add_parser("mlflow", help="import the records into a separate MLflow store")
     imported.add_argument("--home", default="runs/results", help="folder of that store (%(default)s)")
     imported.add_argument("--port", type=int, help="port for MLflow's UI, which must be free; 5000 by default")
-    curve = kinds.add_parser("curve", help="add the scores of a model's curve to its record")
+    curve = kinds.add_parser("curve", help="add a model's scores at several alphas or numbers of steps to its record")
     curve.add_argument("label", help="label of the record")
-    curve.add_argument("scores", help="folder of the scores, as printed by interpolate --sets or evaluate --steps")
+    curve.add_argument(
+        "scores", help="the scores.json that interpolate --sets or evaluate --steps has written, or its folder"
+    )
     for kind in (docs, imported, curve):
         kind.add_argument("--records", default=_RECORDS, help="folder of the records (%(default)s)")
     options = parser.parse_args(argv)

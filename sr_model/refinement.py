@@ -114,7 +114,8 @@ class Denoising(Process):
     """SR3 (Saharia et al. 2021, arXiv:2104.07636): an image is drawn from pure noise, on the condition of the LR image.
 
     The noise level is continuous, and its schedule is SR3's: 2000 steps of a variance that grows linearly from 1e-6 to
-    1e-2. The network predicts the noise. Unlike in the paper, the steps are deterministic, as those of DDIM (Song,
+    1e-2. The network predicts the noise. It is told the place in the schedule, because the level itself hardly changes
+    over the first fifth of it. Unlike in the paper, the steps are deterministic, as those of DDIM (Song,
     Meng and Ermon 2021, arXiv:2010.02502), whose equation is Euler's method in tau, the ratio of noise to image.
     """
 
@@ -130,10 +131,10 @@ class Denoising(Process):
         rest = 1 - done
         # The sum of the variances of the steps, by the formula of its integral
         kept = torch.exp(-(2e-3 * rest + (10 - 1e-3) * rest**2))
-        return Nodes((1 / kept - 1).sqrt(), (1 - kept).sqrt(), kept.sqrt(), torch.zeros_like(done))
+        return Nodes((1 / kept - 1).sqrt(), done, kept.sqrt(), torch.zeros_like(done))
 
     def example(self, done: Tensor, truth: Tensor, noise: Tensor) -> Example:
         """See `Process.example`."""
         at = self.nodes(done)
-        image, level = (value.view(-1, 1, 1, 1) for value in (at.input_scale, at.level))
-        return Example(image * truth + level * noise, at.level, noise)
+        image, ratio = (value.view(-1, 1, 1, 1) for value in (at.input_scale, at.tau))
+        return Example(image * (truth + ratio * noise), at.level, noise)

@@ -18,6 +18,7 @@ from pipeline.evaluation.sampled import Drawing, Series, describe
 from pipeline.evaluation.scores import BICUBIC, Scores, read_scores
 from pipeline.networks.loading import load_upscaler
 from pipeline.networks.sources import ModelKind, ModelSource, find_model
+from pipeline.networks.upscalers import refuse_ensemble
 from pipeline.settings import Config, UserError
 from pipeline.settings.evaluation import split_name
 from pipeline.storage import printable, redact
@@ -81,12 +82,14 @@ def evaluate_models(
         consistent: correct the images of each network so that, reduced, they are nearly the LR image.
 
     Raises:
-        UserError: if a model, a set or an image cannot be used, the models have different scales, or none of them has
-            the steps that were asked for.
+        UserError: if a model, a set or an image cannot be used, the models have different scales, none of them has the
+            steps that were asked for, or one draws images in steps and `self_ensemble` is given.
     """
     with terminal.stage("", "looking for models and images"):
         found = [find_candidate(text, config) for text in dict.fromkeys(texts)]
         loaded = _look_at_networks(config, found)
+        if self_ensemble:
+            refuse_ensemble(any(network.samples for network in loaded.values()))
         config = config.model_copy(update={"scale": _common_scale(config, loaded)})
         drawn = _with_samplings(found, loaded, drawing) if drawing.is_chosen else found
         candidates = _distinct([_marked(candidate, self_ensemble, consistent) for candidate in drawn])

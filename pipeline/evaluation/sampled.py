@@ -12,6 +12,9 @@ from sr_model.networks.sampling import Sampling, Solver
 
 _DISTANCES = ("distance", "st_lpips")
 
+_RISE = 1.01
+"""A distance that rises by less than this factor counts as equal."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -91,10 +94,10 @@ def _rises(series: Sequence[Series], scores: Scores) -> list[str]:
                 if not all(key in entry.mean.get(method, {}) for method in (*first, *last)):
                     continue
                 before, after = (fmean(entry.mean[method][key] for method in methods) for methods in (first, last))
-                if after > before:
+                if after > before * _RISE:
                     sentences.append(
                         f"WARNING: the {METRICS[key]} of {one.label} on {name} rises with the number of steps, from "
-                        f"{before:.4f} at {few} to {after:.4f} at {many}: the network leaves noise in its images, and "
-                        "has to train longer"
+                        f"{before:.4f} at {few} to {after:.4f} at {many}: the network probably leaves noise in its "
+                        "images, and has to train longer"
                     )
     return sentences

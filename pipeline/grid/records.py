@@ -17,15 +17,19 @@ from pipeline.data.patchset import PatchSet
 from pipeline.evaluation.scores import Scores, SetScores
 from pipeline.networks.weights import read_weights, serialise
 from pipeline.reporting import cards, records
-from pipeline.reporting.records import Part, PatchSetCounts, TrainingRecord
+from pipeline.reporting.records import Part, PatchSetCounts, TrainingRecord, Variant
 from pipeline.settings import Config, UserError
 from pipeline.settings.grid import Moments
 from pipeline.storage import redact
 from pipeline.training import portable, runs
 from pipeline.training.checkpoints import Checkpoints
+from sr_model.networks.settings import RefinerSettings
 
 _STATE = "state"
 """Folder of a record with the state of an unfinished training, in the form of a checkpoint."""
+
+_SAME_PSNR = 0.05
+"""dB by which the same weights may differ between two machines."""
 
 _PRECISION = 6
 """Significant digits of the metrics in a record's history."""
@@ -212,7 +216,7 @@ def add_variants(folder: str, label: str, scores: Scores) -> int:
         Number of variants among the scores.
 
     Raises:
-        UserError: if there is no such record, or the scores have no variant.
+        UserError: if there is no such record, the scores have no variant, or they belong to another model.
         DamagedFileError: if the record is damaged.
     """
     record = records.read(folder, label)
@@ -225,12 +229,31 @@ def add_variants(folder: str, label: str, scores: Scores) -> int:
             "pipeline.evaluate --steps"
         )
     merged = {variant.name: variant for variant in record.variants}
+    model = records.configuration(record).model
+    own_steps = model.steps if isinstance(model, RefinerSettings) else None
     for variant in found:
+        if variant.dial == "steps":
+            if own_steps is None:
+                raise UserError(f"the model of the record {label} does not draw images in steps")
+            if variant.value == own_steps:
+                _check_same(record, variant)
         known = merged.get(variant.name, variant)
         merged[variant.name] = replace(variant, scores={**known.scores, **variant.scores})
     ordered = sorted(merged.values(), key=lambda variant: (variant.dial, variant.value))
     storage.write_document(f"{folder}/{records.folder_name(label)}/record.json", replace(record, variants=ordered))
     return len(found)
+
+
+def _check_same(record: TrainingRecord, variant: Variant) -> None:
+    """Raise a UserError if a variant with the record's own number of steps has other scores than the record."""
+    for name, metrics in variant.scores.items():
+        if name in record.scores:
+            known = record.scores[name].mean["trained"]["psnr_y"]
+            if abs(metrics["psnr_y"] - known) > _SAME_PSNR:
+                raise UserError(
+                    f"after {variant.name}, {name} has {metrics['psnr_y']:.2f} dB, and {known:.2f} dB in the record "
+                    f"{record.label}: expected scores of the recorded model"
+                )
 
 
 def restore(folder: str, record: TrainingRecord, home: str) -> bool:

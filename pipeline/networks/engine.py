@@ -162,7 +162,7 @@ class _Form:
         self._dtype = dtype
         self._head, self._offset = nn.Sequential(), None
         if can_stream(self.net) and dtype != torch.float32:
-            self._offset = _centre_output(self.net)
+            self._offset = _centre_output(self.net, dtype)
             if dtype == torch.bfloat16:
                 self._head, self.net = _split_head(self.net)
         self.net.to(dtype)
@@ -188,8 +188,8 @@ class _Form:
 
 
 @torch.no_grad()
-def _centre_output(plain: nn.Sequential) -> Tensor | None:
-    """Let a network compute the output minus 1/2, and return what to add to its output, (C, 1, 1).
+def _centre_output(plain: nn.Sequential, dtype: torch.dtype) -> Tensor | None:
+    """Let a network compute about the output minus 1/2 in a dtype, and return what to add to its output, (C, 1, 1).
 
     Numbers near 0 are rounded more finely than those near 1. If the layers do not allow it, nothing changes.
     """
@@ -201,9 +201,9 @@ def _centre_output(plain: nn.Sequential) -> Tensor | None:
     biases = conv.bias.view(-1, last.upscale_factor**2)
     if not torch.equal(biases, biases[:, :1].expand_as(biases)):
         return None
-    offset = biases[:, 0, None, None] + 0.5
-    conv.bias.fill_(-0.5)
-    return offset
+    bias = biases[:, 0, None, None].clone()
+    conv.bias.sub_(0.5)
+    return bias - bias.sub(0.5).to(dtype).float()
 
 
 def _split_head(plain: nn.Sequential) -> tuple[nn.Sequential, nn.Sequential]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.networks.engine import Engine, Precision
+from pipeline.settings import UserError
 from sr_model.degrade import imresize
 from sr_model.networks.super_resolver import SuperResolver
 
@@ -138,9 +139,13 @@ class SelfEnsemble(Upscaler):
     """The mean of another upscaler over the eight orientations of an image (Lim et al. 2017, arXiv:1707.02921).
 
     The mean is taken before values are rounded. It takes eight times as long, and 4 bytes of memory for each value.
+
+    Raises:
+        UserError: if the upscaler draws its images.
     """
 
     def __init__(self, upscaler: Upscaler) -> None:
+        refuse_ensemble(upscaler.samples)
         self.scale = upscaler.scale
         self._upscaler = upscaler
 
@@ -169,7 +174,7 @@ class Consistent(Upscaler):
     """
 
     def __init__(self, upscaler: Upscaler) -> None:
-        self.scale = upscaler.scale
+        self.scale, self.samples = upscaler.scale, upscaler.samples
         self._upscaler = upscaler
 
     def parts(self, lr: Tensor) -> Iterator[Part]:
@@ -188,6 +193,15 @@ class Consistent(Upscaler):
             correction = imresize(lack, ((last - first) * scale, width * scale))
             own = slice((start - first) * scale, (stop - first) * scale)
             yield Part(start * scale, 0, whole[:, start * scale : stop * scale] + correction[:, own])
+
+
+def refuse_ensemble(samples: bool) -> None:
+    """Raise a UserError for a model that draws its images: it would draw eight, and their mean is blurred."""
+    if samples:
+        raise UserError(
+            "the self-ensemble averages eight images, which blurs those of a model that draws images in steps: "
+            "expected a model that makes its image at once"
+        )
 
 
 def _plain(lr: Tensor) -> Tensor:

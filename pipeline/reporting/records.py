@@ -71,7 +71,10 @@ class Part:
     machine: Machine
 
 
-_DIALS = {"alpha": re.compile(r"alpha (\d+(?:\.\d+)?)"), "steps": re.compile(r"(\d+) steps?")}
+_DIALS = {
+    "alpha": re.compile(r"(?:^|, )(alpha (\d+(?:\.\d+)?))(?=$|,| \()"),
+    "steps": re.compile(r"(?:^|, )((\d+) steps?)(?=$|,| \()"),
+}
 """Names of variants in the scores of `pipeline.interpolate` and of `pipeline.evaluate --steps`, by dial."""
 
 
@@ -79,21 +82,25 @@ def read_variants(scores: Scores) -> list[Variant]:
     """Return the variants among the methods of scores, whose names have the position of a dial.
 
     Raises:
-        UserError: if several methods of a set have the same position.
+        UserError: if several methods of a set have the same position, or a method had other options that change scores.
     """
     found: dict[str, Variant] = {}
     for set_name, entry in scores.sets.items():
         for method, metrics in entry.mean.items():
-            for name in method.split(", "):
-                for dial, pattern in _DIALS.items():
-                    if match := pattern.fullmatch(name):
-                        variant = found.setdefault(name, Variant(name, dial, float(match[1]), {}))
-                        if set_name in variant.scores:
-                            raise UserError(
-                                f"the scores of {set_name} have {name} several times: expected those of one model, "
-                                "with one seed"
-                            )
-                        variant.scores[set_name] = metrics
+            for dial, pattern in _DIALS.items():
+                match = pattern.search(method)
+                if not match:
+                    continue
+                if rest := method[match.end() :].removeprefix(", euler"):
+                    raise UserError(
+                        f"the scores of {set_name} have a model with '{rest.strip(', ()')}': expected those of plain "
+                        "images, without further options"
+                    )
+                name = match[1]
+                variant = found.setdefault(name, Variant(name, dial, float(match[2]), {}))
+                if set_name in variant.scores:
+                    raise UserError(f"the scores of {set_name} have {name} several times: expected those of one model")
+                variant.scores[set_name] = metrics
     return sorted(found.values(), key=lambda variant: (variant.dial, variant.value))
 
 

@@ -28,10 +28,10 @@ def chosen_sampling(steps: int | None, seed: int | None, solver: Solver | None) 
     Raises:
         UserError: if a value is not allowed.
     """
-    if steps is not None and not 1 <= steps <= MOST_STEPS:
-        raise UserError(f"the number of steps is {steps}, expected one from 1 to {MOST_STEPS}")
-    if seed is not None and not -(2**63) <= seed < 2**63:
-        raise UserError(f"the seed is {seed}, expected an integer of 64 bits")
+    if steps is not None and not (type(steps) is int and 1 <= steps <= MOST_STEPS):
+        raise UserError(f"the number of steps is {steps!r}, expected a whole number from 1 to {MOST_STEPS}")
+    if seed is not None and not (type(seed) is int and -(2**63) <= seed < 2**63):
+        raise UserError(f"the seed is {seed!r}, expected an integer of 64 bits")
     if solver not in (None, *SOLVERS):
         raise UserError(f"the solver is {solver!r}, expected {' or '.join(SOLVERS)}")
     if steps is None and seed is None and solver is None:

@@ -131,7 +131,7 @@ class Refiner(SuperResolver):
     @property
     def receptive_radius(self) -> int:
         """LR pixels to each side that an output pixel depends on; it grows with the number of steps."""
-        evaluations = self._steps * (2 if self.sampling.solver == "heun" else 1)
+        evaluations = 2 * self._steps - 1 if self.sampling.solver == "heun" else self._steps
         once = 2 * len(self.body) + 2
         return evaluations * once + (self.base.receptive_radius if self.base else 0)
 
@@ -196,7 +196,9 @@ class Refiner(SuperResolver):
             start = self.process.start if number == 0 else 1.0  # the noise has unit variance
             width = float(there.tau - here.tau)
             net = self._net_at(here, start)
-            if self.sampling.solver == "euler":
+            # The last step is Euler's with either solver, as in algorithm 1 of Karras et al. 2022 (arXiv:2206.00364):
+            # at its end the network sees no noise, and half of what the step should remove would stay in the image.
+            if self.sampling.solver == "euler" or number == len(nodes) - 2:
                 _scale_output(net, width)
                 layers.append(Step(start * (1 + width * float(here.slope)), *net))
             else:

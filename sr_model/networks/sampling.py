@@ -9,8 +9,8 @@ Solver = Literal["euler", "heun"]
 
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 
-MOST_STEPS = 1000
-"""Most steps in which an image is drawn."""
+MOST_STEPS = 100
+"""Most steps in which an image is drawn. Memory grows with their number."""
 
 
 @dataclass(frozen=True)
@@ -22,4 +22,4 @@ class Sampling:
     seed: int = 0
     """Names the noise, which is a function of the seed and of the place of a pixel; any integer of 64 bits."""
     solver: Solver = "euler"
-    """Euler's method; or Heun's, which computes the network twice in each step."""
+    """Euler's method; or Heun's, which computes the network twice in each step but the last."""

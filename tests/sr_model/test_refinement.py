@@ -40,7 +40,7 @@ def test_one_step_of_the_flow_forgets_its_noise() -> None:
 def test_denoising_begins_with_noise_alone_and_ends_without() -> None:
     nodes = Denoising().steps(10)
     assert float(nodes.input_scale[0]) < 0.01
-    assert float(nodes.tau[-1]) == float(nodes.level[-1]) == 0
+    assert float(nodes.tau[-1]) == 0
     assert (nodes.tau.diff() < 0).all()
 
 

@@ -186,6 +186,8 @@ def run(case: Case, *argv: str) -> None:
         (["--self-ensemble"], "--self-ensemble needs --model, expected at least one model to score"),
         (["--csv", "x.csv"], "--csv needs --model, expected at least one model to score"),
         (["--model"], "argument --model: expected at least one argument"),
+        (["--model", "x", "--steps", "1,0"], "argument --steps: '0' is not a whole number from 1 to 100"),
+        (["--model", "bicubic", "--sets", "builtin", "--steps", "1,2", "scale=5"], "scale is 5, expected"),
         (["--model", "bicubic", "--sets", "builtin", "scale=5"], "scale is 5, expected"),
         (["net.safetensors"], "cannot read 'net.safetensors', expected --KEY VALUE"),
     ],

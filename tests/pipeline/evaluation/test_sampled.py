@@ -36,6 +36,7 @@ def test_a_distance_that_rises_with_the_steps_is_said_loudly() -> None:
     (sentence,) = describe(*series((1, 0, 1.5), (8, 0, 1.75)))
     assert sentence.startswith("WARNING: the SqueezeNet distance of m on Set5 rises with the number of steps, from 1.5")
     assert describe(*series((1, 0, 1.5), (8, 0, 1.25))) == []
+    assert describe(*series((1, 0, 1.5), (8, 0, 1.501))) == [], "this rise is rounding"
     assert describe(*series((4, 0, 1.5))) == []
 
 
@@ -62,3 +63,5 @@ def test_a_model_gets_a_row_for_each_number_of_steps(tmp_path: Path, ray_session
     assert any("2 seeds" in remark for remark in found.remarks)
     with pytest.raises(UserError, match="none of the models draws images in steps"):
         evaluate_models(config, models[1:], drawing=Drawing((4,)))
+    with pytest.raises(UserError, match="the self-ensemble averages eight images"):
+        evaluate_models(config, models, self_ensemble=True)

@@ -66,8 +66,17 @@ def test_a_model_that_makes_its_image_at_once_has_no_steps(tmp_path: Path) -> No
     for name in ("bicubic", str(file)):
         with pytest.raises(UserError, match=r"makes its image at once, so it has neither steps nor a seed"):
             load_upscaler(find_model(name), sampling=Sampling(2))
-    with pytest.raises(UserError, match="the number of steps is 0, expected one from 1 to 1000"):
-        api.load_model(str(file), steps=0)
+    for steps in (0, 101, 2.5, "4"):
+        with pytest.raises(UserError, match=f"the number of steps is {steps!r}, expected a whole number from 1 to 100"):
+            api.load_model(str(file), steps=steps)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"the seed is 1\.5, expected an integer of 64 bits"):
+        api.load_model(str(file), seed=1.5)  # type: ignore[arg-type]
+
+
+def test_images_that_are_drawn_are_not_averaged(model: str) -> None:
+    with pytest.raises(UserError, match="the self-ensemble averages eight images, which blurs"):
+        api.load_model(model, "cpu", self_ensemble=True)
+    assert api.load_model(model, "cpu", consistent=True).samples
 
 
 def test_the_command_refuses_steps_for_such_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,16 @@ def test_the_dials_are_read_off_the_names_of_methods() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("method", "rest"),
+    [("flow, 4 steps, heun", "heun"), ("flow, 4 steps (consistent)", "consistent"), ("m, 1 step, seed 1", "seed 1")],
+)
+def test_a_dial_alone_makes_a_curve(method: str, rest: str) -> None:
+    with pytest.raises(UserError, match=f"the scores of Set5 have a model with '{rest}': expected those of plain"):
+        records.read_variants(scores_of("A", method))
+    assert records.read_variants(scores_of("flow, 4 steps, euler"))[0].name == "4 steps"
+
+
 def add_curve(*arguments: str) -> None:
     publish.main.__wrapped__(["curve", *arguments])  # type: ignore[attr-defined]
 
@@ -135,3 +145,6 @@ def test_a_curve_is_added_to_a_record_and_shown(tmp_path: Path, capsys: pytest.C
     write_scores(str(tmp_path / "plain"), scores_of("A"))
     with pytest.raises(UserError, match="the scores have neither shares nor steps"):
         add_curve("longer", str(tmp_path / "plain"), f"--records={folder}")
+    write_scores(str(tmp_path / "steps"), scores_of("A, 2 steps"))
+    with pytest.raises(UserError, match="the model of the record longer does not draw images in steps"):
+        add_curve("longer", str(tmp_path / "steps"), f"--records={folder}")
