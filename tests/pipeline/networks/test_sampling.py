@@ -44,6 +44,18 @@ def test_tiles_and_strips_agree_about_the_noise() -> None:
         assert (other.int() - whole.int()).abs().max() <= 1
 
 
+def test_half_precision_rounds_dark_pixels_finely() -> None:
+    torch.manual_seed(0)
+    net = make(trained=False)
+    net.sampling = Sampling(2)
+    lr = torch.randint(0, 12, (3, 24, 24), dtype=torch.uint8)
+    exact, rounded = (
+        torch.cat([part.flatten() for _, _, part in NetworkUpscaler(net, precision).parts(lr)])
+        for precision in ("fp32", "bf16")
+    )
+    assert (rounded - exact).square().mean().sqrt() * 255 < 0.3
+
+
 def test_a_seed_repeats_an_image_and_steps_change_it(model: str) -> None:
     lr = image(height=12, width=12)
 
