@@ -38,6 +38,7 @@ from pipeline.grid.trials import read_stopped, train_cells
 from pipeline.grid.variants import Variant, list_variants
 from pipeline.networks import features
 from pipeline.reporting import comparison, records, registration
+from pipeline.reporting.rows import Row
 from pipeline.settings import Config, UserError, with_values
 from pipeline.storage import one_line
 from pipeline.training import description, preflight, runs
@@ -89,9 +90,7 @@ def run(config: Config, dry_run: bool = False, stop_at: float | None = None) -> 
     cells = settle_steps(cells, outcomes, plans, config, folder)
     print(describe_plan(cells, outcomes, share), flush=True)
     if dry_run:
-        return _name_missing(
-            [comparison.Row(c.label, outcomes[c.label].state, c.config, outcomes[c.label].reason) for c in cells]
-        )
+        return _name_missing([Row(c.label, outcomes[c.label].state, c.config, outcomes[c.label].reason) for c in cells])
     tracker = tracking.Tracker(config)
     with tracker.run(folder, config.name, {"stage": "grid", "scale": str(config.scale)}) as parent:
         parent.describe({"source": ",".join(config.source), "cells": len(cells)}, config)
@@ -131,7 +130,7 @@ def _is_new(variant: Variant) -> bool:
     return not recorded and not tracking.any_tracked(f"{config.outputs}/trainings", config.training_label)
 
 
-def _name_missing(rows: Sequence[comparison.Row]) -> list[str]:
+def _name_missing(rows: Sequence[Row]) -> list[str]:
     """Print a sentence for each cell without a result, and return the labels of these cells."""
     for sentence in comparison.missing(rows):
         print(sentence, file=sys.stderr, flush=True)
@@ -327,7 +326,7 @@ def _steps_of_times(cells: Sequence[Cell], plans: Plans, url: str) -> dict[str, 
     return steps
 
 
-def _score(cell: Cell, outcome: Outcome, folder: str, records_folder: str | None) -> comparison.Row:
+def _score(cell: Cell, outcome: Outcome, folder: str, records_folder: str | None) -> Row:
     """Score a cell if it is finished or was stopped, and return its row of the comparison.
 
     A stopped cell is scored with the weights of its best validation.
@@ -340,7 +339,7 @@ def _score(cell: Cell, outcome: Outcome, folder: str, records_folder: str | None
             outcome.reason = f"it was stopped at step {outcome.step}, before its first validation"
         elif outcome.state in (State.WAITING, State.TRAINING, State.FINISHED):
             outcome.fail("it ended without a result")
-        return comparison.Row(cell.label, outcome.state, cell.config, outcome.reason)
+        return Row(cell.label, outcome.state, cell.config, outcome.reason)
     own = f"{folder}/cells/{storage.plain_name(cell.label)}"
     measured = trained_network.evaluate(cell.config, cell.patch_set, weights, own, METHODS, f"evaluate {cell.label}")
     if trained:
@@ -348,7 +347,7 @@ def _score(cell: Cell, outcome: Outcome, folder: str, records_folder: str | None
         save_record(cell, records_folder, measured)
     history = runs.read_history(place)
     record = (records.read(records_folder, cell.label) if records_folder else None) or cell.record
-    return comparison.Row(
+    return Row(
         cell.label,
         outcome.state,
         cell.config,

@@ -8,6 +8,7 @@ from pipeline import terminal, tracking
 from pipeline.grid import records as written
 from pipeline.reporting import comparison, records, registration, results_page
 from pipeline.reporting.records import TrainingRecord
+from pipeline.reporting.rows import Row
 from pipeline.settings import Config, UserError, resolve
 from pipeline.settings.environment import sqlite_uri
 from pipeline.training import description, driver, runs
@@ -33,7 +34,7 @@ def import_records(found: Sequence[TrainingRecord], folder: str, home: str, port
     tracker = tracking.Tracker(config)
     with tracker.run(grid, config.name, {"stage": "grid", "scale": str(config.scale)}) as parent:
         parent.describe({"cells": len(found)}, config)
-        rows: list[comparison.Row] = []
+        rows: list[Row] = []
         with terminal.stage("import", total=len(found), unit="records") as shown:
             for record, cell in zip(found, configs, strict=True):
                 trained = _restored(record, folder, f"{home}/trainings/{record.training}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -12,9 +11,7 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from pipeline.evaluation.scores import HELD_OUT, METRICS
 from pipeline.reporting.drawing import plain_text, rendered
-
-if TYPE_CHECKING:
-    from pipeline.reporting.comparison import Row
+from pipeline.reporting.rows import Row
 
 _MOST_SETS = 3
 """Sets that are drawn, because more would be too small to read."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import torch
 from matplotlib import pyplot as plt
@@ -19,12 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.evaluation.scores import METRICS, Metrics
 from pipeline.evaluation.tables import format_value
 from pipeline.reporting.drawing import plain_text, rendered
+from pipeline.reporting.records import Variant
+from pipeline.reporting.rows import Row
 from pipeline.settings import Config, architecture
 from sr_model.networks.sampling import Sampling
-
-if TYPE_CHECKING:
-    from pipeline.reporting.comparison import Row
-    from pipeline.reporting.records import Variant
 
 DISTANCES = ("st_lpips", "distance")
 """Metrics on the vertical axis; less is better."""

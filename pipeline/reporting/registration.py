@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from pipeline import storage, tracking
 from pipeline.evaluation.scores import HELD_OUT, PROTOCOL_VERSION, SetScores, higher_is_better
-from pipeline.reporting.comparison import Row, best_row, perceptual_metric
+from pipeline.reporting.comparison import best_row, perceptual_metric
+from pipeline.reporting.rows import Row
 from pipeline.settings import Config
 from pipeline.settings.methods import METHODS
 from pipeline.tracking import ModelVersion, TrackedRun, Tracker

@@ -18,8 +18,8 @@ from pipeline.evaluation.scores import HELD_OUT, Metrics
 from pipeline.networks import upscaling
 from pipeline.networks.weights import load_network
 from pipeline.reporting import cards, comparison, cost, pages, plane, records, report
-from pipeline.reporting.comparison import Row
 from pipeline.reporting.records import TrainingRecord
+from pipeline.reporting.rows import Row
 from pipeline.settings import UserError
 
 

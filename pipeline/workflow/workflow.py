@@ -13,7 +13,8 @@ from pipeline.data.patchset import PatchSet
 from pipeline.evaluation import tables, trained_network
 from pipeline.evaluation.scores import Scores
 from pipeline.reporting import registration, report
-from pipeline.reporting.comparison import Row, log_scores
+from pipeline.reporting.comparison import log_scores
+from pipeline.reporting.rows import Row
 from pipeline.settings import Config
 from pipeline.training import description, driver, preflight, runs
 from pipeline.training.initial import check_initial

@@ -8,7 +8,7 @@ import pytest
 from pipeline.evaluation.scores import HELD_OUT, ImageScores, SetScores, is_better
 from pipeline.evaluation.tables import aligned
 from pipeline.reporting import comparison
-from pipeline.reporting.comparison import Row
+from pipeline.reporting.rows import Row
 from pipeline.settings import Config
 from pipeline.tracking import JournalRecord
 

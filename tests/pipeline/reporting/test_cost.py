@@ -6,8 +6,8 @@ import pytest
 
 from pipeline.evaluation.scores import HELD_OUT, SetScores
 from pipeline.reporting import cost
-from pipeline.reporting.comparison import Row
 from pipeline.reporting.records import Part
+from pipeline.reporting.rows import Row
 from pipeline.settings import Config
 from pipeline.tracking import JournalRecord, Machine
 

@@ -9,8 +9,9 @@ import pytest
 from pipeline import publish
 from pipeline.evaluation.scores import HELD_OUT, Metrics, Scores, SetScores, write_scores
 from pipeline.reporting import plane, records, results_page
-from pipeline.reporting.comparison import Row, markdown
+from pipeline.reporting.comparison import markdown
 from pipeline.reporting.records import Variant
+from pipeline.reporting.rows import Row
 from pipeline.settings import Config, UserError
 from tests.conftest import ROOT
 
