@@ -71,6 +71,9 @@ def main() -> None:
     named = [recipe for recipe in arguments.recipes if recipe not in shared]
     if not named:
         parser.error("no recipe has a name, expected at least one as 'NAME: KEY=VALUE'")
+    names = [recipe.partition(":")[0] for recipe in named]
+    if len(set(names)) < len(names):
+        parser.error("several recipes have the same name, expected a name of its own for each")
     outcomes: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory() as folder:
         home = arguments.home or folder

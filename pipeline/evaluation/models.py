@@ -101,7 +101,7 @@ def evaluate_models(
     for candidate in candidates:
         source = candidate.source
         if isinstance(source, Listing):
-            matched = match_results(candidate.label, source, images)
+            matched = match_results(candidate.label, source, images, config.evaluate.degradation.label)
             images, problems = matched.images, [*problems, *matched.problems]
             if matched.unused:
                 named = printable(", ".join(matched.unused[:_NAMED])) + (", …" if len(matched.unused) > _NAMED else "")

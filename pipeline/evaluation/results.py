@@ -33,7 +33,7 @@ class Matched:
     """Files that belong to no image."""
 
 
-def match_results(label: str, listing: Listing, images: Sequence[ScoredImage]) -> Matched:
+def match_results(label: str, listing: Listing, images: Sequence[ScoredImage], degraded: str = "") -> Matched:
     """Add the results of a tool to the images that they belong to.
 
     A file belongs to the image with the longest name that its own name begins with: `baby_x4_SR.png` to `baby`. If some
@@ -43,6 +43,7 @@ def match_results(label: str, listing: Listing, images: Sequence[ScoredImage]) -
         label: name under which the results are scored.
         listing: the files of the tool.
         images: the images of all sets.
+        degraded: what the names of sets end with because their images are degraded; folders may lack it.
 
     Raises:
         UserError: if no file belongs to an image.
@@ -50,7 +51,7 @@ def match_results(label: str, listing: Listing, images: Sequence[ScoredImage]) -
     sets: dict[str, list[ScoredImage]] = {}
     for image in images:
         sets.setdefault(image.set, []).append(image)
-    by_set = _divide(listing.images, list(sets))
+    by_set = _divide(listing.images, list(sets), degraded)
     matched, problems, used = {}, [], set()
     for name, members in sets.items():
         found = _match(by_set[name], members)
@@ -85,9 +86,9 @@ def _with_file(image: ScoredImage, label: str, matched: Mapping[tuple[str, int],
     return replace(image, files={**image.files, label: file}) if file else image
 
 
-def _divide(files: Sequence[SourceImage], sets: Sequence[str]) -> dict[str, list[SourceImage]]:
+def _divide(files: Sequence[SourceImage], sets: Sequence[str], degraded: str) -> dict[str, list[SourceImage]]:
     """Return the files that may be results for each set."""
-    named = {file.name: _sets_of(file, sets) for file in files}
+    named = {file.name: _sets_of(file, sets, degraded) for file in files}
     divided = {}
     for name in sets:
         own = [file for file in files if name in named[file.name]]
@@ -95,12 +96,13 @@ def _divide(files: Sequence[SourceImage], sets: Sequence[str]) -> dict[str, list
     return divided
 
 
-def _sets_of(file: SourceImage, sets: Sequence[str]) -> set[str]:
+def _sets_of(file: SourceImage, sets: Sequence[str], degraded: str) -> set[str]:
     """Return the sets that the folders of a file name."""
     words = set()
     for folder in PurePosixPath(file.name).parts[:-1]:
         words |= {plain_set_name(word) for word in (folder, *re.split(r"[_\-. ]", folder))}
-    return {name for name in sets if plain_set_name(name) in words}
+    names = {name: {plain_set_name(name), plain_set_name(name.removesuffix(degraded))} for name in sets}
+    return {name for name in sets if names[name] & words}
 
 
 def _match(files: Sequence[SourceImage], images: Sequence[ScoredImage]) -> dict[int, list[SourceImage]]:

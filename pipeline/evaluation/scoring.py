@@ -57,7 +57,7 @@ def load_pair(
             f"is {hr_image.shape[1]}x{hr_image.shape[0]}, expected at least {SMALLEST} pixels along each axis inside a "
             f"border of {scale}",
         )
-    if lr is None or drawn.blur:
+    if lr is None or further.blur:  # even if this image is drawn clean, so that all images of a set are made alike
         made = degradation.degrade(hr_image, scale, drawn, key)
         kind = "MATLAB's" if drawn.bicubic == "matlab" else "legacy"
         return hr_image, made, f"made by this pipeline with {kind} bicubic{done}"

@@ -166,7 +166,8 @@ def restore_from_record(cell: Cell, config: Config) -> Cell:
     if record.planned_steps is not None:
         done = record.result.steps
         if runs.continues(record.identity, known, done, cell.config, cell.patch_set.name):
-            _go_on(cell, folder, record)
+            same = runs.describes_same(record.identity, known, cell.config, cell.patch_set.name)
+            _go_on(cell, folder, record, grows=not same)
             return cell
     if record.planned_steps or not runs.describes_same(record.identity, known, cell.config, cell.patch_set.name):
         if folder == config.new_records:
@@ -181,13 +182,13 @@ def restore_from_record(cell: Cell, config: Config) -> Cell:
     return restored
 
 
-def _go_on(cell: Cell, folder: str, record: TrainingRecord) -> None:
+def _go_on(cell: Cell, folder: str, record: TrainingRecord, grows: bool) -> None:
     """Bring the state of a part's record into the training of a cell."""
     try:
         home = training_folder(cell)
     except UserError:  # weights that the objective needs are missing, so the cell will be left out
         return
-    step = record_files.go_on(folder, record, home)
+    step = record_files.go_on(folder, record, home, grows)
     if step is not None:
         place = f"{folder}/{records.folder_name(cell.label)}"
         print(f"cell {cell.label} resumes from step {step} of the record {place}", flush=True)

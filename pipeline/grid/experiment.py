@@ -74,6 +74,11 @@ def run(config: Config, dry_run: bool = False, stop_at: float | None = None) -> 
     variants = list_variants(config)
     for variant in variants:
         find_method(variant.config)
+        if config.tune.keep_state and variant.config.train.length.endswith("minutes"):
+            raise UserError(
+                f"the cell {variant.label} has the length {variant.config.train.length}, expected steps or epochs with "
+                "tune.keep_state, because minutes are other steps on another machine"
+            )
     if any(_is_new(variant) for variant in variants):
         preflight.check_ahead(config, workers=1)
     cluster.connect_ahead(config)

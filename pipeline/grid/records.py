@@ -28,6 +28,9 @@ from sr_model.networks.settings import RefinerSettings
 _STATE = "state"
 """Folder of a record with the state of an unfinished training, in the form of a checkpoint."""
 
+_PLAN, _BEST = "plan.json", "best.safetensors"
+"""Files of a training's folder that the state holds, too: the plan, and the weights of the best validation so far."""
+
 _SAME_PSNR = 0.05
 """dB by which the same weights may differ between two machines."""
 
@@ -132,26 +135,28 @@ def save_part(folder: str, record: TrainingRecord, weights: str, home: str, mome
     if as_far or found is None or found[1].step != record.result.steps:
         return False
     files, state = found
+    beside = {name: content for name in (_PLAN, _BEST) if (content := storage.read(f"{home}/{name}")) is not None}
     kept = Checkpoints(_state(folder, record.label), 1)
-    kept.save(portable.pack(files, moments), state)
+    kept.save({**portable.pack(files, moments), **beside}, state)
     kept.wait()
     save(folder, record, weights)
     return True
 
 
-def go_on(folder: str, record: TrainingRecord, home: str) -> int | None:
+def go_on(folder: str, record: TrainingRecord, home: str, grows: bool = False) -> int | None:
     """Bring the state of a record into the folder of a training, unless that training is as far.
 
     Args:
         folder: path or URL of all records.
         record: the record of a part of the training, or of one that begins with the same steps.
         home: path or URL of the training's folder.
+        grows: whether the training is longer than that of the record, so that it needs another plan.
 
     Returns:
         The step from which the training resumes; None if nothing was done.
 
     Raises:
-        UserError: if the record has no state.
+        UserError: if the record has no state, or that of another step.
         DamagedFileError: if the state cannot be used.
     """
     own = Checkpoints(f"{home}/checkpoints", 1)
@@ -166,11 +171,20 @@ def go_on(folder: str, record: TrainingRecord, home: str) -> int | None:
             "restore it, such as from version control, or delete the record to train from the start"
         )
     files, state = found
+    if state.step != record.result.steps:
+        raise UserError(
+            f"{place} holds the state of step {state.step}, but the record {record.label} is of step "
+            f"{record.result.steps}: restore both, such as from version control"
+        )
+    beside = {name: files.pop(name) for name in (_PLAN, _BEST) if name in files}
     unpacked = portable.unpack(files)
-    for name in ("checkpoints", "journal"):  # of fewer steps of the same training
+    for name in ("checkpoints", "journal", _PLAN, _BEST):  # of fewer steps of the same training
         storage.remove(f"{home}/{name}")
     _write_history(home, record)
-    own.save(unpacked, replace(state, best=None))  # because the record has no weights of that validation
+    for name, content in beside.items():
+        if not (grows and name == _PLAN):
+            storage.write(f"{home}/{name}", content)
+    own.save(unpacked, state if _BEST in beside else replace(state, best=None))
     own.wait()
     return state.step
 
@@ -195,6 +209,7 @@ def _with_part(record: TrainingRecord, known: Sequence[Part]) -> TrainingRecord:
         steps=record.result.steps,
         seconds=max(record.seconds - sum(part.seconds for part in known), 0.0),
         threads=record.threads if record.result.device == "cpu" else 0,
+        gpus=record.result.workers if record.result.device == "cuda" else 0,
         precision=record.result.precision,
         scores={},
         recorded=record.recorded,

@@ -87,7 +87,7 @@ def _validations(row: Row) -> Iterator[tuple[float, float]]:
     hours, before = row.earlier_hours, 0
     for record in sorted(row.history, key=lambda record: (record.time, record.kind == "session")):
         if record.kind != "session" and before:  # a session begins after a pause
-            hours += (record.time - before) / 3.6e6 * (row.gpus or _threads(row, record.step))
+            hours += (record.time - before) / 3.6e6 * _devices(row, record.step)
         before = record.time
         if record.kind == "validation" and f"{_VALIDATED}/psnr_y" in record.metrics:
             yield hours, record.metrics[f"{_VALIDATED}/psnr_y"]
@@ -97,12 +97,13 @@ _VALIDATED = "val"
 """Name of the held-out images in the metrics of a journal."""
 
 
-def _threads(row: Row, step: int) -> int:
-    return next((part.threads for part in row.parts if step <= part.steps), row.threads)
+def _devices(row: Row, step: int) -> int:
+    """GPUs or, without any, cores that trained a step."""
+    return next((part.gpus or part.threads for part in row.parts if step <= part.steps), row.gpus or row.threads)
 
 
 def _parts(row: Row, name: str) -> Iterator[tuple[float, float]]:
-    used = accumulate(part.seconds * (row.gpus or part.threads) / 3600 for part in row.parts)
+    used = accumulate(part.seconds * (part.gpus or part.threads) / 3600 for part in row.parts)
     for part, hours in zip(row.parts, used, strict=True):
         if name in part.scores:
             yield row.earlier_hours + hours, part.scores[name]["psnr_y"]

@@ -69,6 +69,8 @@ class Part:
     commit: str
     """Commit of the code that trained."""
     machine: Machine
+    gpus: int = 0
+    """GPUs; 0 on CPUs."""
 
 
 _DIALS = {

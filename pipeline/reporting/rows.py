@@ -58,8 +58,11 @@ class Row:
 
     @property
     def hours(self) -> float | None:
-        """GPU-hours of a training on GPUs, and core-hours of any other."""
-        return self.seconds * self.gpus / 3600 if self.gpus else self.core_hours
+        """GPU-hours of a training on GPUs, else core-hours; None if parts ran on both, or the cores are not known."""
+        used = [(part.seconds, part.gpus) for part in self.parts] or [(self.seconds, self.gpus)]
+        if all(gpus for _, gpus in used):
+            return sum(seconds * gpus for seconds, gpus in used) / 3600
+        return self.core_hours
 
     @functools.cached_property
     def effort(self) -> Metrics:

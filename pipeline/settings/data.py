@@ -15,11 +15,11 @@ Quality = Annotated[int, Field(ge=1, le=100)]
 
 
 class Degradation(BaseModel):
-    """Steps that compute the LR image from the HR image; they are applied to whole images, in this order.
+    """Steps that compute the LR image from the HR image, in this order; single values are applied to whole images.
 
     In place of a single value, blur, noise and JPEG take a range, such as [40, 95], from which values are drawn
     uniformly: blur for each image, noise and JPEG for each tile. Held-out images have draws of their own. All draws
-    depend on the seed and the content of the image alone.
+    depend on the seed, the content of the image and, for a tile, its place.
     """
 
     model_config = STRICT
@@ -45,16 +45,25 @@ class Degradation(BaseModel):
 
     @property
     def words(self) -> list[str]:
-        """The degradations beside the reduction, in words such as ["noise 5", "jpeg 40 to 95"]."""
+        """The degradations beside the reduction, in words such as ["noise 5", "JPEG quality 40 to 95"]."""
+        said = {"blur": "blur {}", "noise": "noise {}", "jpeg": "JPEG quality {}", "clean": "a share of {} left clean"}
+        return [said[key].format(value) for key, value in self._chosen.items()]
+
+    @property
+    def _chosen(self) -> dict[str, str]:
+        """The values and ranges that change images, such as {"jpeg": "40 to 95"}."""
         values = {key: getattr(self, key) for key in ("blur", "noise", "jpeg", "clean")}
         ranges = {key: value if isinstance(value, tuple) else (value,) for key, value in values.items() if value}
-        return [f"{key} {' to '.join(f'{value:g}' for value in ends)}" for key, ends in ranges.items()]
+        return {key: " to ".join(f"{value:g}" for value in ends) for key, ends in ranges.items()}
 
     @property
     def label(self) -> str:
         """All of this as a part of a set's name, such as "-noise5-jpeg40to95"; "" for MATLAB's reduction alone."""
-        words = [*(["legacy"] if self.bicubic == "legacy" else []), *self.words]
-        return "".join(f"-{word.replace(' ', '')}" for word in words)
+        parts = [
+            *(["legacy"] if self.bicubic == "legacy" else []),
+            *(key + value for key, value in self._chosen.items()),
+        ]
+        return "".join(f"-{part.replace(' ', '')}" for part in parts)
 
     def cleaned(self) -> Degradation:
         """Return the reduction alone."""
@@ -87,6 +96,8 @@ class Degradation(BaseModel):
         """Take the value of a list of one, as which the command line reads a setting that may be a list."""
         if isinstance(value, str):  # a list that is no JSON, such as [nan]
             return value.removeprefix("[").removesuffix("]") if "," not in value else value
+        if any(isinstance(end, bool) for end in (value if isinstance(value, list | tuple) else [value])):
+            raise ValueError("a number, or the two ends of a range")  # otherwise true would be 1
         return value[0] if isinstance(value, list) and len(value) == 1 else value
 
     @field_validator("blur", "noise", "jpeg")

@@ -25,7 +25,7 @@ def resolve(config: Config) -> Config:
         config: settings as the user gave them.
 
     Raises:
-        UserError: if SR_LOG_FORMAT has another value than "text" or "json".
+        UserError: if SR_LOG_FORMAT has another value than "text" or "json", or a kept state would not be found again.
 
     Returns:
         A copy with absolute places. `tracking.uri` stays None if `home` is a URL and no tracking server was named.
@@ -37,6 +37,11 @@ def resolve(config: Config) -> Config:
     records, new_records = config.tune.records, config.tune.new_records
     if records and not new_records and in_job and "://" not in records:
         new_records = f"{home}/records"  # Ray deletes the job's files, among them the uploaded records
+    if config.tune.keep_state and new_records and new_records != records:
+        raise UserError(
+            f"tune.keep_state resumes from the folder that it writes, but tune.records is {records} and new records go "
+            f"to {new_records}: expected one folder for both, which in a submitted job is a URL"
+        )
     return config.model_copy(
         update={
             "home": home,

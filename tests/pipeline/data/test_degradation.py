@@ -49,6 +49,19 @@ def test_draws_are_within_their_ranges_and_repeat(key: str, low: int, more: int)
     assert drawn == drawn.drawn(key)
 
 
+def test_a_key_has_the_same_values_in_all_versions() -> None:
+    """They shape patch sets whose names do not have them."""
+    drawn = Degradation(blur=(0, 2), noise=(0, 10), jpeg=(40, 95), seed=3).drawn("image")
+    assert (drawn.blur, drawn.noise, drawn.jpeg) == (pytest.approx(1.409105841), pytest.approx(4.669567293), 61)
+
+
+def test_blur_and_noise_are_uniform_in_their_ranges() -> None:
+    settings = Degradation(blur=(1, 3), noise=(10, 20))
+    values = np.array([(one.blur, one.noise) for one in (settings.drawn(str(number)) for number in range(2000))])
+    quartiles = np.quantile(values, [0.25, 0.5, 0.75], axis=0)
+    assert quartiles == pytest.approx(np.array([[1.5, 12.5], [2, 15], [2.5, 17.5]]), rel=0.03)
+
+
 def test_draws_cover_their_range_and_depend_on_the_seed() -> None:
     settings = Degradation(jpeg=(40, 43), clean=0.25)
     drawn = [settings.drawn(str(number)).jpeg for number in range(2000)]
@@ -101,7 +114,7 @@ def test_a_range_is_written_as_a_list(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["jpeg=95,40", "jpeg=0", "jpeg=0,40", "jpeg=1,2,3", "jpeg=good", "blur=nan", "noise=1,inf"]
+    "option", ["jpeg=95,40", "jpeg=0", "jpeg=0,40", "jpeg=1,2,3", "jpeg=good", "jpeg=true", "blur=nan", "noise=1,inf"]
 )
 def test_another_range_is_refused_in_a_sentence(option: str) -> None:
     name, _, _ = option.partition("=")

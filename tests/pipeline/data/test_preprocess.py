@@ -245,6 +245,20 @@ def test_noise_and_jpeg_are_functions_of_seed_and_content(small: Small, photos: 
     assert np.array_equal(noisy, renamed.read_holdout(1).lr)
 
 
+def test_draws_for_a_tile_do_not_depend_on_other_images(small: Small, photos: Path) -> None:
+    def tiles(name: str) -> dict[tuple[int, int], bytes]:
+        patch_set, _ = prepare(small("preprocess.degradation.jpeg=20,95", "preprocess.degradation.clean=0.5"))
+        rows = [row for s in patch_set.shards for row in pq.read_table(f"{patch_set.url}/{s.file}").to_pylist()]
+        return {(row["y"], row["x"]): row["lr"] for row in rows if row["image_id"] == name}
+
+    before = tiles("chelsea0.png")
+    assert len(before) > 1
+    Image.fromarray(random_image(144, 144)).save(photos / "another.png")
+    assert tiles("chelsea0.png") == before
+    (photos / "chelsea0.png").rename(photos / "z.png")
+    assert tiles("z.png") == before
+
+
 def test_flat_tiles_are_dropped_and_counted(small: Small, photos: Path) -> None:
     image = np.full((144, 144, 3), 90, np.uint8)
     image[:48] = random_image(48, 144)

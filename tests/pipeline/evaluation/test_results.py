@@ -66,6 +66,16 @@ def test_folders_say_which_set_results_belong_to(tmp_path: Path) -> None:
     assert found == {"Set5/baby": files[0], "Set5/bird": files[1], "BSD100/bird": files[2]}
 
 
+def test_a_degraded_set_has_the_folder_of_the_published_one(tmp_path: Path) -> None:
+    files = ["Set5/baby.png", "results-Set14-jpeg60/baby.png"]
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    scored = images("Set5-jpeg60", "baby") + images("Set14-jpeg60", "baby")
+    matched = match_results("tool", list_files(str(tmp_path)), scored, "-jpeg60")
+    assert (len(matched.images), matched.problems) == (2, [])
+
+
 def test_mismatches_are_listed(tmp_path: Path) -> None:
     files = ["baby_SR.png", "bird_a.png", "bird_b.png", "cat.png", "notes.txt"]
     matched, found = match(tmp_path, files, images("Set5", "baby", "bird", "head") + images("Set14", "lenna"))

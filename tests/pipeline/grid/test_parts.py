@@ -1,5 +1,6 @@
 """A training in parts: each leaves a record, and the next one resumes from it in another place."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from pipeline import storage
 from pipeline.data import preparation
 from pipeline.data.patchset import PatchSet
+from pipeline.grid import experiment
 from pipeline.grid.cells import Cell, finished_training, restore_from_record, save_record, training_folder
 from pipeline.grid.parts import record_stopped
+from pipeline.grid.records import go_on
 from pipeline.networks.weights import load_network
 from pipeline.reporting import records, results_page
 from pipeline.settings import Config, UserError
@@ -35,6 +38,19 @@ def patch_set(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Pa
     return preparation.prepare(parse(options, "train", ""))[0]
 
 
+class StopsAfter(Session):
+    """Ends a training after some steps."""
+
+    def __init__(self, ranks: Ranks, steps: int) -> None:
+        super().__init__(ranks)
+        self.left = steps
+
+    def is_time_up(self, logged: bool) -> bool:
+        """Count a step."""
+        self.left -= 1
+        return self.left <= 0
+
+
 class Machine:
     """A home of its own, in which the same cell is trained."""
 
@@ -52,10 +68,10 @@ class Machine:
         self.cell = restore_from_record(self.cell, self.config)
         return self.cell
 
-    def train(self, stops: bool = False) -> int | None:
-        """Train to the end, or until the first step."""
+    def train(self, stops: int = 0) -> int | None:
+        """Train to the end, or for so many steps."""
         ranks = Ranks(torch.device("cpu"))
-        session = Session(ranks, 0.0 if stops else None)
+        session = StopsAfter(ranks, stops) if stops else Session(ranks)
         return Worker(self.config, self.cell.patch_set, self.home, ranks, session=session).run().stopped_at
 
     def record(self) -> int | None:
@@ -71,7 +87,7 @@ def test_parts_on_several_machines_give_the_weights_of_one_training(
     for done in (1, 2):
         machine = Machine(tmp_path / f"machine{done}", patch_set, kept)
         machine.restore()
-        assert machine.train(stops=True) == done
+        assert machine.train(stops=1) == done
         assert machine.record() == done
         assert machine.record() is None  # this part is recorded
         record = records.read(str(kept), "mse")
@@ -102,12 +118,43 @@ def test_parts_on_several_machines_give_the_weights_of_one_training(
     assert finished_training(finished.cell)
 
 
+def test_the_plan_and_the_best_weights_so_far_go_with_the_state(patch_set: PatchSet, tmp_path: Path) -> None:
+    kept, own = tmp_path / "records", ("train.validate_every=1", "train.micro_batch=auto")
+    first = Machine(tmp_path / "one", patch_set, kept, *own)
+    assert first.train(stops=2) == 2
+    assert first.record() == 2
+    second = Machine(tmp_path / "two", patch_set, kept, *own)
+    second.restore()
+    for file in ("plan.json", "best.safetensors"):
+        assert storage.read(f"{second.home}/{file}") == storage.read(f"{first.home}/{file}") is not None
+    _, state = Checkpoints(f"{second.home}/checkpoints", 1).restore() or ({}, None)
+    assert state
+    assert state.best
+    assert state.best.step == 1, "the last step before the stop is not validated"
+
+    record = records.read(str(kept), "mse")
+    assert record
+    earlier = replace(record, result=replace(record.result, steps=1))
+    with pytest.raises(UserError, match="holds the state of step 2, but the record mse is of step 1: restore both"):
+        go_on(str(kept), earlier, str(tmp_path / "three"))
+
+
+def test_a_state_that_would_not_be_found_again_is_refused(tmp_path: Path) -> None:
+    options = [*SMALL, f"home={tmp_path}", "tune.records=a", "tune.keep_state=bf16"]
+    with pytest.raises(
+        UserError, match=r"tune\.keep_state resumes from the folder that it writes, but tune\.records is"
+    ):
+        parse([*options, "tune.new_records=b"], "tune", "")
+    with pytest.raises(UserError, match=r"has the length 5 minutes, expected steps or epochs with tune\.keep_state"):
+        experiment.run(parse([*options, "train.length=5 minutes"], "tune", ""))
+
+
 @pytest.mark.long
 def test_a_longer_training_goes_on_where_the_schedules_part(patch_set: PatchSet, tmp_path: Path) -> None:
     kept = tmp_path / "records"
     short = Machine(tmp_path / "short", patch_set, kept)
     for _ in range(3):
-        short.train(stops=True)
+        short.train(stops=1)
     assert short.record() == 3
     longer = Machine(tmp_path / "longer", patch_set, kept, *LONGER)
     longer.restore()
@@ -128,7 +175,7 @@ def test_a_longer_training_goes_on_where_the_schedules_part(patch_set: PatchSet,
 def test_a_part_without_its_state_is_refused(patch_set: PatchSet, tmp_path: Path) -> None:
     kept = tmp_path / "records"
     machine = Machine(tmp_path / "one", patch_set, kept)
-    machine.train(stops=True)
+    machine.train(stops=1)
     machine.record()
     interrupted = Machine(tmp_path / "three", patch_set, kept)
     storage.write(f"{interrupted.home}/checkpoints/000000001/model.safetensors", b"")  # a copy that was cut short
