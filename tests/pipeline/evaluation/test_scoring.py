@@ -86,10 +86,10 @@ def test_lr_images_are_degraded_before_they_are_enlarged(tmp_path: Path) -> None
     noisy, blurred = Degradation(noise=5, jpeg=60), Degradation(blur=1.5, jpeg=(40, 60))
     _, lr, origin = scoring.load_pair(*files, 4, 10**6, noisy)
     assert np.array_equal(lr, degradation.spoil(hr[::4, ::4], noisy, content))
-    assert origin == "files of the set, with noise 5 and jpeg 60"
+    assert origin == "files of the set, with noise 5 and JPEG quality 60"
     _, lr, origin = scoring.load_pair(*files, 4, 10**6, blurred)
     assert np.array_equal(lr, degradation.degrade(hr, 4, blurred, content))
-    assert origin == "made by this pipeline with MATLAB's bicubic, with blur 1.5 and jpeg 40 to 60"
+    assert origin == "made by this pipeline with MATLAB's bicubic, with blur 1.5 and JPEG quality 40 to 60"
     assert np.array_equal(scoring.load_pair(*files, 4, 10**6)[1], hr[::4, ::4])
 
 
