@@ -25,6 +25,8 @@ _Joining = Residual | Step | Beside
 """Layers that join their input and the output of their body."""
 _Into = Callable[[Tensor, Tensor], object]
 """Computes a layer of its first argument, and writes the result into the second."""
+_Stage = Callable[[Tensor], Iterator[Tensor]]
+"""Makes any number of strips of a strip, and keeps what it needs for the next one."""
 
 
 def can_stream(net: nn.Module) -> TypeGuard[nn.Sequential]:
@@ -47,7 +49,9 @@ def stream(net: nn.Sequential, height: int, strips: Iterable[Tensor], most: int)
     """
     # This is a generator function, because only then does `no_grad` hold while the layers compute.
     layers = list(net)
-    yield from _compute(layers, height, _give_room(strips, _room(layers)), most, 0)
+    yield from _run(
+        [_once(partial(_written, write=_copy, room=_room(layers))), *_stages(layers, height, most, 0)], strips
+    )
 
 
 # Where a strip goes next decides where it is written: with free rows above it, into which the next convolution copies
@@ -91,8 +95,27 @@ def _kept(layers: list[nn.Module], channels: int) -> tuple[float, float, int]:
     return values, lag, channels
 
 
-def _compute(layers: list[nn.Module], height: int, strips: Iterator[Tensor], most: int, room: int) -> Iterator[Tensor]:
-    """Chain the layers. Strips come with `_room(layers)` free rows above them, and leave with `room` free rows."""
+def _run(stages: list[_Stage], strips: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Take each strip through all stages before the next one is read.
+
+    A chain of generators would do the same, but hundreds of layers, as a network that draws an image in steps has, are
+    more calls within each other than Python allows.
+    """
+    running = [iter(strips)]
+    while running:
+        strip = next(running[-1], None)
+        if strip is None:
+            running.pop()
+            continue
+        running.append(stages[len(running) - 1](strip))
+        del strip
+        if len(running) > len(stages):
+            yield from running.pop()
+
+
+def _stages(layers: list[nn.Module], height: int, most: int, room: int) -> list[_Stage]:
+    """Return the stages of layers. Strips come with `_room(layers)` free rows above them, and leave with `room`."""
+    stages: list[_Stage] = []
     while layers:
         layer, *layers = layers
         if isinstance(layer, nn.Conv2d):
@@ -100,20 +123,42 @@ def _compute(layers: list[nn.Module], height: int, strips: Iterator[Tensor], mos
             if layers and isinstance(layers[0], nn.ReLU | nn.PReLU):
                 activation, *layers = layers
                 write = _activation(activation)
-            strips = _convolve(layer, write, height, strips, most, _room(layers, room))
+            stages.append(_Convolution(layer, write, height, most, _room(layers, room)))
         elif isinstance(layer, _Joining):
-            strips = _join(layer, height, strips, most, _room(layers, room))
-        elif isinstance(layer, nn.PixelShuffle):
-            strips = _give_room(map(layer, strips), _room(layers, room))
-            height *= layer.upscale_factor
-        elif isinstance(layer, nn.PixelUnshuffle):
-            strips = _give_room(map(layer, _whole_blocks(strips, layer.downscale_factor)), _room(layers, room))
-            height //= layer.downscale_factor
-        elif isinstance(layer, Select):
-            strips = _give_room(map(layer, strips), _room(layers, room))
+            body, waiting = list(layer.body), deque[Tensor]()
+            stages.append(_once(partial(_remember, waiting, _room(body))))
+            stages += _stages(body, height, most, 0)
+            stages.append(_once(partial(_joined, layer, waiting, _room(layers, room))))
+        elif isinstance(layer, nn.PixelShuffle | nn.PixelUnshuffle | Select):
+            if isinstance(layer, nn.PixelUnshuffle):
+                stages.append(_WholeBlocks(layer.downscale_factor))
+                height //= layer.downscale_factor
+            elif isinstance(layer, nn.PixelShuffle):
+                height *= layer.upscale_factor
+            stages.append(_once(partial(_applied, layer, _room(layers, room))))
         else:
-            strips = _give_room(strips, _room(layers, room), _activation(layer))
-    return strips
+            stages.append(_once(partial(_written, write=_activation(layer), room=_room(layers, room))))
+    return stages
+
+
+def _once(make: Callable[[Tensor], Tensor]) -> _Stage:
+    """Return a stage that makes one strip of each."""
+
+    def stage(strip: Tensor) -> Iterator[Tensor]:
+        held = [strip]
+        del strip  # so that its memory is free while other layers compute
+        yield make(held.pop())
+
+    return stage
+
+
+def _applied(layer: nn.Module, room: int, strip: Tensor) -> Tensor:
+    return _written(layer(strip), _copy, room)
+
+
+def _remember(waiting: deque[Tensor], room: int, strip: Tensor) -> Tensor:
+    waiting.append(strip[:, :, room:])
+    return strip
 
 
 def _room(layers: list[nn.Module], otherwise: int = 0) -> int:
@@ -130,36 +175,36 @@ def _copy(x: Tensor, out: Tensor) -> None:
     out.copy_(x)
 
 
-def _give_room(strips: Iterable[Tensor], room: int, write: _Into = _copy) -> Iterator[Tensor]:
-    """Write strips below free rows."""
-    return map(partial(_written, write=write, room=room), strips)
+class _Convolution:
+    """Convolves strips of an image of `height` rows, and writes what `write` makes of the result below free rows."""
 
+    def __init__(self, conv: nn.Conv2d, write: _Into, height: int, most: int, room: int) -> None:
+        self._conv, self._height, self._most = conv, height, most
+        self._finish = partial(_written, write=write, room=room)
+        self._seen = 0
+        self._above: Tensor | None = None
 
-def _convolve(
-    conv: nn.Conv2d, write: _Into, height: int, strips: Iterator[Tensor], most: int, room: int
-) -> Iterator[Tensor]:
-    """Convolve strips of an image of `height` rows, and write what `write` makes of the result below free rows."""
-    (overlap, across), seen, above = (side - 1 for side in conv.kernel_size), 0, None
-    for roomy in strips:
+    def __call__(self, roomy: Tensor) -> Iterator[Tensor]:
+        conv, height, most = self._conv, self._height, self._most
+        overlap, across = (side - 1 for side in conv.kernel_size)
         if roomy.shape[2] - overlap == height and height * _values_per_row(conv, roomy) <= most:  # the whole image
-            yield _written(F.conv2d(roomy[:, :, overlap:], conv.weight, conv.bias, padding=conv.padding), write, room)
+            yield self._finish(F.conv2d(roomy[:, :, overlap:], conv.weight, conv.bias, padding=conv.padding))
             return
-        if above is None:
-            above = _empty(roomy, 0, overlap // 2).zero_()  # the padding at the top
-        first = overlap - above.shape[2]
-        roomy[:, :, first:overlap] = above
+        if self._above is None:
+            self._above = _empty(roomy, 0, overlap // 2).zero_()  # the padding at the top
+        first = overlap - self._above.shape[2]
+        roomy[:, :, first:overlap] = self._above
         x = roomy[:, :, first:]
-        seen += roomy.shape[2] - overlap
-        if seen == height:
+        self._seen += roomy.shape[2] - overlap
+        if self._seen == height:
             x = F.pad(x, (0, 0, 0, overlap // 2))
         rows = max(x.shape[2] - overlap, 0)
         step = max(most // _values_per_row(conv, x), 1)
-        above = x[:, :, rows:].clone(memory_format=torch.channels_last)
+        self._above = x[:, :, rows:].clone(memory_format=torch.channels_last)
         parts = deque(x[:, :, start : min(start + step, rows) + overlap] for start in range(0, rows, step))
         del roomy, x  # so that their memory is free while other layers compute
         while parts:
-            padding = (0, across // 2)
-            yield _written(F.conv2d(parts.popleft(), conv.weight, conv.bias, padding=padding), write, room)
+            yield self._finish(F.conv2d(parts.popleft(), conv.weight, conv.bias, padding=(0, across // 2)))
 
 
 def _values_per_row(conv: nn.Conv2d, strip: Tensor) -> int:
@@ -174,29 +219,19 @@ def _written(y: Tensor, write: _Into, room: int) -> Tensor:
     return result
 
 
-def _whole_blocks(strips: Iterator[Tensor], rows: int) -> Iterator[Tensor]:
-    """Divide an image into other strips, whose numbers of rows are multiples of `rows`."""
-    rest: Tensor | None = None
-    for strip in strips:
-        there = strip if rest is None else torch.cat([rest, strip], dim=2)
-        whole = there.shape[2] // rows * rows
-        rest = there[:, :, whole:] if whole < there.shape[2] else None
+class _WholeBlocks:
+    """Divides an image into other strips, whose numbers of rows are multiples of `rows`."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._rest: Tensor | None = None
+
+    def __call__(self, strip: Tensor) -> Iterator[Tensor]:
+        there = strip if self._rest is None else torch.cat([self._rest, strip], dim=2)
+        whole = there.shape[2] // self._rows * self._rows
+        self._rest = there[:, :, whole:] if whole < there.shape[2] else None
         if whole:
             yield there[:, :, :whole]
-
-
-def _join(layer: _Joining, height: int, strips: Iterator[Tensor], most: int, room: int) -> Iterator[Tensor]:
-    """Join x and body(x). Strips wait until the body, which looks at the rows below, has reached their rows."""
-    waiting: deque[Tensor] = deque()
-    room_of_body = _room(list(layer.body))
-
-    def remember() -> Iterator[Tensor]:
-        for strip in strips:
-            waiting.append(strip[:, :, room_of_body:])
-            yield strip
-
-    ahead = _compute(list(layer.body), height, remember(), most, 0)
-    return map(partial(_joined, layer, waiting, room), ahead)
 
 
 def _joined(layer: _Joining, waiting: deque[Tensor], room: int, y: Tensor) -> Tensor:

@@ -74,6 +74,18 @@ def test_strips_give_the_image_of_the_whole(name: str) -> None:
     torch.testing.assert_close(streamed, whole, rtol=1e-5, atol=1e-5 * float(whole.abs().max()))
 
 
+def test_a_hundred_steps_are_no_deeper_than_one() -> None:
+    net, lr = make("sr3"), torch.rand(1, 3, 6, 6)
+    net.sampling = Sampling(100)
+    plain = net.for_inference()
+    noise = noise_of_image(0, net.noise_channels, slice(0, 6), slice(0, 6))
+    image = torch.cat([lr, noise], 1).contiguous(memory_format=torch.channels_last)
+    assert sum(isinstance(layer, torch.nn.Conv2d) for layer in plain.modules()) > 300
+    streamed = torch.cat(list(stream(plain, 6, (image[:, :, top : top + 3] for top in (0, 3)), 2000)), 2)
+    whole = plain(image)
+    torch.testing.assert_close(streamed, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
+
+
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 @pytest.mark.parametrize("name", ["srresnet", "edsr"])
 @pytest.mark.parametrize("scale", [2, 3, 4])
