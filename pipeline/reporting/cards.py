@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline import storage
 from pipeline.evaluation.tables import common_metrics, format_value
@@ -83,11 +84,21 @@ def model_card(record: TrainingRecord, initial: TrainingRecord | None, model: st
 
 def describe_network(*configs: Config) -> str:
     """Return the network with the settings that all configurations share: "SRResNet (channels 64, blocks 16)"."""
-    dumps = [config.model.model_dump(mode="json", exclude={"name"}) for config in configs]
-    shared = {key: value for key, value in dumps[0].items() if all(dump.get(key) == value for dump in dumps)}
-    values = (f"{key} {str(value).lower() if isinstance(value, bool) else value}" for key, value in shared.items())
-    titles = dict.fromkeys(architecture(config.model).title for config in configs)
-    return f"{' and '.join(titles)} ({', '.join(values)})"
+    facts = [config.model.facts for config in configs]
+    shared = {key: value for key, value in facts[0].items() if all(others.get(key) == value for others in facts)}
+    *others, last = dict.fromkeys(architecture(config.model).title for config in configs)
+    titles = f"{', '.join(others)} and {last}" if others else last
+    return f"{titles} ({_listed(shared)})"
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {_value(value)}" for key, value in settings.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):  # a network inside
+        return f"{value['name']} ({_listed({key: inner for key, inner in value.items() if key != 'name'})})"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def describe_objective(config: Config) -> str:

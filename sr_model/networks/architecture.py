@@ -31,6 +31,11 @@ class NetworkSettings(BaseModel):
         """Short text that tells variants of the network apart in the names of trainings."""
         return self.name
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The settings that take part, by name, for people; a network inside is a mapping, too."""
+        return self.model_dump(mode="json", exclude={"name"})
+
 
 @dataclass(frozen=True)
 class Architecture:

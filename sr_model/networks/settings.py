@@ -120,3 +120,9 @@ class RefinerSettings(NetworkSettings):
     def label(self) -> str:
         """Either "flow" or "sr3"."""
         return self.process
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See `NetworkSettings.facts`."""
+        unused = {"base", "noise"} if self.process == "sr3" else set()
+        return {key: value for key, value in super().facts.items() if key not in unused}

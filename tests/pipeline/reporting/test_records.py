@@ -29,7 +29,9 @@ from pipeline.training import runs
 from tests.conftest import ROOT
 from tests.pipeline.grid.grids import Grid, tune
 
-ROWS = {"bn·mse", "bn·perceptual", "longer", "nobn·mse", "nobn·perceptual", "srcnn", "srgan", "srgan·even"}
+ROWS = {
+    "bn·mse", "bn·perceptual", "flow", "longer", "nobn·mse", "nobn·perceptual", "sr3", "srcnn", "srgan", "srgan·even",
+}  # fmt: skip
 """Labels of the records in docs/results."""
 
 

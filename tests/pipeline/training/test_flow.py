@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from skimage import data
 
+from pipeline import api
 from pipeline.data.reader import Batch
 from pipeline.networks.weights import build_network, load_network, read_weights, to_safetensors
 from pipeline.settings import Config, UserError
@@ -13,8 +15,10 @@ from pipeline.settings.command_line import parse
 from pipeline.training.learner import Learner
 from pipeline.training.methods import find_method
 from pipeline.training.ranks import Ranks
+from sr_model.degrade import downscale
 from sr_model.networks.refiner import Refiner
 from tests.commands import run_ranks
+from tests.conftest import ROOT
 from tests.pipeline.training.test_learner import batch, split
 
 CPU = torch.device("cpu")
@@ -133,6 +137,19 @@ def test_the_way_ends_at_the_true_image(base: str, options: tuple[str, ...]) -> 
         drawn = anchor[min(sample, len(anchor) - 1)] + net.process.unit * state
         error = (drawn - torch.nn.functional.pixel_unshuffle(hr[sample], 4)).square().mean().sqrt()
         assert error < 0.15, "the truth has a deviation of 0.29, and the base is no better"
+
+
+def test_one_step_of_the_recorded_flow_is_about_the_image_of_its_start() -> None:
+    hr = data.chelsea()[:240, :240]
+    lr = downscale(torch.from_numpy(hr).permute(2, 0, 1), 4, "matlab")
+    flow = f"{ROOT}/docs/results/flow/model.safetensors"
+
+    def psnr(model: str, steps: int | None = None) -> float:
+        image = api.upscale(lr, api.load_model(model, "cpu", "fp32", steps=steps))
+        return api.score(image.permute(1, 2, 0).numpy(), hr).psnr_y
+
+    assert abs(psnr(flow, 1) - psnr("srresnet-x4")) < 0.1
+    assert psnr(flow, 8) < psnr(flow, 1) - 0.2
 
 
 def test_samples_of_a_step_lie_in_equal_parts_of_the_way(base: str) -> None:
