@@ -135,7 +135,7 @@ def _stages(layers: list[nn.Module], height: int, most: int, room: int) -> list[
                 height //= layer.downscale_factor
             elif isinstance(layer, nn.PixelShuffle):
                 height *= layer.upscale_factor
-            stages.append(_once(partial(_applied, layer, _room(layers, room))))
+            stages += [_once(layer), _once(partial(_written, write=_copy, room=_room(layers, room)))]
         else:
             stages.append(_once(partial(_written, write=_activation(layer), room=_room(layers, room))))
     return stages
@@ -150,10 +150,6 @@ def _once(make: Callable[[Tensor], Tensor]) -> _Stage:
         yield make(held.pop())
 
     return stage
-
-
-def _applied(layer: nn.Module, room: int, strip: Tensor) -> Tensor:
-    return _written(layer(strip), _copy, room)
 
 
 def _remember(waiting: deque[Tensor], room: int, strip: Tensor) -> Tensor:

@@ -93,10 +93,10 @@ def read_variants(scores: Scores) -> list[Variant]:
                 match = pattern.search(method)
                 if not match:
                     continue
-                if rest := method[match.end() :].removeprefix(", euler"):
+                if method[match.end() :] not in ("", ", euler"):
                     raise UserError(
-                        f"the scores of {set_name} have a model with '{rest.strip(', ()')}': expected those of plain "
-                        "images, without further options"
+                        f"the scores of {set_name} have '{method}', expected those of one model without further "
+                        f"options, such as '{method[: match.end()]}'"
                     )
                 name = match[1]
                 variant = found.setdefault(name, Variant(name, dial, float(match[2]), {}))

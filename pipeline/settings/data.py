@@ -15,7 +15,10 @@ Quality = Annotated[int, Field(ge=1, le=100)]
 
 
 class Degradation(BaseModel):
-    """Steps that compute the LR image from the HR image, in this order; single values are applied to whole images.
+    """Steps that compute the LR image from the HR image, in this order.
+
+    They are applied to the whole image, but noise and JPEG to each tile with its surroundings if one of the two has a
+    range or `clean` is set.
 
     In place of a single value, blur, noise and JPEG take a range, such as [40, 95], from which values are drawn
     uniformly: blur for each image, noise and JPEG for each tile. Held-out images have draws of their own. All draws

@@ -89,7 +89,7 @@ class Refiner(SuperResolver):
             lr: the LR image, (B, 3, h, w) in [0, 1]; or (B, 3 + N, h, w) with standard normal noise behind it, which by
                 default is that of `sampling.seed` for an image that begins here. If a state is given, the condition.
             state: (B, N, h, w), scaled by the process.
-            level: (B,), the noise levels of the states.
+            level: (B,), how far the states are; see `sr_model.refinement.Nodes`.
 
         Returns:
             The image (B, 3, s*h, s*w), nominally in [0, 1] and not clamped; or what the network says about the states,

@@ -1,6 +1,7 @@
 """Strips of an image that go through the layers of a network give the same as the whole image."""
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
@@ -62,6 +63,30 @@ def test_no_gradients_are_recorded_while_strips_are_computed() -> None:
     for strip in stream(net, 12, (torch.rand(1, 3, 4, 5) for _ in range(3)), 10**6):
         assert not strip.requires_grad
         assert torch.is_grad_enabled(), "the caller's code between two strips is as before"
+
+
+def test_a_strip_is_kept_by_no_layer_that_is_done_with_it() -> None:
+    net = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(6)), nn.PixelShuffle(2)).requires_grad_(False)
+    strips: list[weakref.ref[Tensor]] = []
+    ended: list[bool] = []
+
+    def read() -> Iterator[Tensor]:
+        try:
+            for _ in range(30):
+                strip = torch.rand(1, 4, 2, 5)
+                strips.append(weakref.ref(strip))
+                yield strip
+                del strip
+        finally:
+            ended.append(True)
+
+    made = stream(net, 60, read(), 40)
+    assert isinstance(made, Generator)
+    for _ in range(10):
+        next(made)
+        assert sum(strip() is not None for strip in strips) <= 1, "the source holds the last one"
+    made.close()
+    assert ended, "a stream that ends early closes its source"
 
 
 def test_strips_are_asked_for_when_they_are_needed() -> None:

@@ -90,6 +90,10 @@ def test_lr_images_are_degraded_before_they_are_enlarged(tmp_path: Path) -> None
     _, lr, origin = scoring.load_pair(*files, 4, 10**6, blurred)
     assert np.array_equal(lr, degradation.degrade(hr, 4, blurred, content))
     assert origin == "made by this pipeline with MATLAB's bicubic, with blur 1.5 and JPEG quality 40 to 60"
+    clean = Degradation(blur=1.5, clean=0.999999)
+    _, lr, origin = scoring.load_pair(*files, 4, 10**6, clean)
+    assert np.array_equal(lr, degradation.degrade(hr, 4, clean.cleaned(), content)), "made as those with blur are"
+    assert origin.startswith("made by this pipeline")
     assert np.array_equal(scoring.load_pair(*files, 4, 10**6)[1], hr[::4, ::4])
 
 
