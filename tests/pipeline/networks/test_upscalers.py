@@ -50,7 +50,7 @@ def test_it_is_the_rounded_output_of_the_network(
     sr = NetworkUpscaler(net, "fp32", tile).enlarge(lr, lambda done, total: told.append((done, total)))
     assert (sr.shape, sr.dtype) == ((channels, 30 * net.scale, 41 * net.scale), dtype)
     expected = exact(net, lr).clamp(0, torch.iinfo(dtype).max)
-    assert (sr.float() - expected).abs().max() <= 0.5 + 1e-6 * torch.iinfo(dtype).max
+    assert (sr.float() - expected).abs().max() <= 0.5 + 2e-6 * torch.iinfo(dtype).max  # sums in fp32
     assert told == sorted(set(told))
     assert told[-1] == (sr[0].numel(), sr[0].numel())
 
