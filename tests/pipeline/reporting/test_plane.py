@@ -147,6 +147,12 @@ def test_a_curve_is_added_to_a_record_and_shown(tmp_path: Path, capsys: pytest.C
     write_scores(str(tmp_path / "plain"), scores_of("A"))
     with pytest.raises(UserError, match="the scores have neither shares nor steps"):
         add_curve("longer", str(tmp_path / "plain"), f"--records={folder}")
+    shutil.copytree(ROOT / "docs/results/flow", folder / "flow")
+    write_scores(str(tmp_path / "other"), scores_of("A, 4 steps"))
+    with pytest.raises(
+        UserError, match=r"after 4 steps, Set5 has 30\.00 dB, and 31\.17 dB in the record flow: expected"
+    ):
+        add_curve("flow", str(tmp_path / "other"), f"--records={folder}")
     write_scores(str(tmp_path / "steps"), scores_of("A, 2 steps"))
     with pytest.raises(UserError, match="the model of the record longer does not draw images in steps"):
         add_curve("longer", str(tmp_path / "steps"), f"--records={folder}")
