@@ -36,6 +36,8 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update the weights that have a gradient."""
         assert closure is None
+        if self.found_inf is not None and self.found_inf.device.type == "cpu" and self.found_inf:
+            return  # a CPU knows at once what a GPU decides below
         for group in self.param_groups:
             alike: dict[torch.Size, list[Tensor]] = {}
             for p in group["params"]:
@@ -53,7 +55,8 @@ class Muon(torch.optim.Optimizer):
         moved = torch._foreach_lerp(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, moved, group["momentum"])
         updates = orthogonalise(torch.stack([update.flatten(1) for update in ahead]))
-        if self.found_inf is not None:  # a step that is skipped has gradients that are not finite
+        if self.found_inf is not None and self.found_inf.device.type != "cpu":
+            # A step that is skipped has gradients that are not finite.
             skip = self.found_inf > 0
             updates = torch.where(skip, 0.0, updates)
             moved = torch.where(skip, torch.stack(momenta), torch.stack(moved)).unbind()
@@ -72,13 +75,15 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     gram = x @ x.mT
+    size = gram.diagonal(dim1=1, dim2=2).sum(1).sqrt().view(-1, 1, 1) + 1e-7  # the Frobenius norm of x
+    gram = gram / size**2
     unit = torch.eye(gram.shape[1], dtype=x.dtype, device=x.device)
-    product = unit.expand_as(gram)
-    for _ in range(5):
+    product = torch.baddbmm(a * unit + b * gram, gram, gram, alpha=c)
+    factor = product
+    for _ in range(4):
+        gram = factor @ gram @ factor
         factor = torch.baddbmm(a * unit + b * gram, gram, gram, alpha=c)
         product = factor @ product
-        gram = factor @ gram @ factor
-    x = torch.bmm(product, x)
+    x = torch.bmm(product / size, x)
     return x.mT if tall else x
