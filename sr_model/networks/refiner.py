@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sr_model.networks import edsr, srresnet, trunk
 from sr_model.networks.architecture import NetworkSettings
 from sr_model.networks.inference import Beside, Residual, Select, Step, convolution
+from sr_model.networks.prelu import SharedPReLU
 from sr_model.networks.sampling import Sampling
 from sr_model.networks.settings import SCALES, EDSRSettings, RefinerSettings, TrunkSettings
 from sr_model.networks.super_resolver import SuperResolver, TrunkNetwork
@@ -251,7 +252,7 @@ class ModulatedBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.act = nn.PReLU()
+        self.act = SharedPReLU()
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:

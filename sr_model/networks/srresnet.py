@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sr_model.networks import trunk
 from sr_model.networks.inference import Residual, convolution, fold_norm
+from sr_model.networks.prelu import SharedPReLU
 from sr_model.networks.settings import SCALES, STAGES, Init, SRResNetSettings
 from sr_model.networks.super_resolver import TrunkNetwork
 from sr_model.networks.upsampling import carry_colours, fuse_conv_after_shuffle
@@ -48,7 +49,7 @@ class SRResNet(TrunkNetwork):
             raise ValueError(f"scale is {scale}, expected one of {SCALES}")
         self.scale, self.channels = scale, channels
         self.conv_first = nn.Conv2d(3, channels, 9, padding=4)
-        self.act_first = nn.PReLU()
+        self.act_first = SharedPReLU()
         self.body = nn.Sequential(*(ResidualBlock(channels, batch_norm) for _ in range(blocks)))
         self.conv_body = nn.Conv2d(channels, channels, 3, padding=1)
         self.bn_body = nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
@@ -114,7 +115,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
-        self.act = nn.PReLU()
+        self.act = SharedPReLU()
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.bn2 = nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
 
@@ -135,7 +136,7 @@ class UpsampleStage(nn.Module):
         super().__init__()
         self.factor = factor
         self.conv = nn.Conv2d(channels, channels * factor * factor, 3, padding=1)
-        self.act = nn.PReLU()
+        self.act = SharedPReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, h, w) to (B, C*r*r, h, w)."""
