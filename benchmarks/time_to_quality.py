@@ -42,7 +42,7 @@ def main() -> None:
     minutes = [time_training(arguments, seed) for seed in range(arguments.seeds)]
     median = statistics.median(minutes)
     unit = f"minutes to {arguments.target} dB on Set5, median of {arguments.seeds} seeds"
-    print_results(Result("time_to_quality", round(median, 2) if median < math.inf else None, unit, 15, "lower"))
+    print_results(Result("time_to_quality", round(median, 2) if median < math.inf else None, unit, 3, "lower"))
 
 
 def time_training(arguments: argparse.Namespace, seed: int) -> float:

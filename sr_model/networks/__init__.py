@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 
 from sr_model.deferred import deferred
 from sr_model.networks.architecture import Architecture, NetworkSettings
-from sr_model.networks.settings import SCALES, EDSRSettings, RefinerSettings, SRCNNSettings, SRResNetSettings
+from sr_model.networks.settings import (
+    SCALES,
+    EDSRSettings,
+    RefinerSettings,
+    SRCNNSettings,
+    SRResNetDirectSettings,
+    SRResNetSettings,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +40,14 @@ _ALL = (
         scales=SCALES,
         build=deferred("sr_model.networks.edsr:build"),
         infer=deferred("sr_model.networks.edsr:infer"),
+    ),
+    Architecture(
+        name="srresnet-direct",
+        title="SRResNet-direct",
+        settings=SRResNetDirectSettings,
+        scales=SCALES,
+        build=deferred("sr_model.networks.srresnet_direct:build"),
+        infer=deferred("sr_model.networks.srresnet_direct:infer"),
     ),
     Architecture(
         name="srcnn",

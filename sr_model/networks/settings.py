@@ -53,6 +53,17 @@ class EDSRSettings(NetworkSettings):
     """Initial weights: "upsampler" interpolates from the first step on; "paper" is PyTorch's default."""
 
 
+class SRResNetDirectSettings(NetworkSettings):
+    """SRResNet with one upsampling convolution."""
+
+    name: Literal["srresnet-direct"] = "srresnet-direct"
+    """Kind of network."""
+    channels: int = Field(64, ge=4)
+    """Feature channels."""
+    blocks: int = Field(16, ge=1)
+    """Residual blocks."""
+
+
 class SRCNNSettings(NetworkSettings):
     """SRCNN."""
 

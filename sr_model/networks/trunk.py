@@ -1,7 +1,7 @@
 """Code that residual networks share: the recomputation of their blocks, and what a state dict says about their size.
 
-The networks have residual blocks `body.N` with a convolution `conv1` between a convolution `conv_first` and upsampling
-stages `upsample.N`.
+The networks have a convolution `conv_first` and residual blocks `body.N` with a convolution `conv1`, and some have
+upsampling stages `upsample.N`.
 """
 
 from __future__ import annotations
@@ -81,6 +81,15 @@ def measure(weights: Mapping[str, Tensor], stage: str) -> tuple[int, int, int]:
     scale = next((scale for scale, stages in STAGES.items() if stages == factors), None)
     if scale is None:
         raise ValueError(f"the upsampling stages have the factors {factors}, expected one of {list(STAGES.values())}")
+    return scale, *measure_body(weights)
+
+
+def measure_body(weights: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Read feature channels and number of residual blocks off a state dict.
+
+    Raises:
+        KeyError, IndexError, ValueError: if the weights belong to another network.
+    """
     channels = weights["conv_first.weight"].shape[0]
     # Only a block with weights counts, so that a small file cannot describe a network that takes long to build.
     blocks = sum(
@@ -89,4 +98,4 @@ def measure(weights: Mapping[str, Tensor], stage: str) -> tuple[int, int, int]:
     )
     if not blocks:
         raise ValueError(f"no residual block has the {channels} channels of the first convolution")
-    return scale, channels, blocks
+    return channels, blocks
