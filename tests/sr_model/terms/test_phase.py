@@ -40,6 +40,7 @@ def test_it_judges_each_image_alone_down_to_two_periods() -> None:
 
 
 def test_a_network_that_follows_it_loses_the_pattern_that_the_metric_measures() -> None:
+    torch.manual_seed(0)  # the energy of the true image is small and random: the ratio varies from 0.9 to 1.4
     hr = torch.rand(1, 3, 96, 96) * 0.2 + 0.4
     sr = (hr + pattern(4, 96)).requires_grad_()
     optimizer = torch.optim.SGD([sr], lr=1000.0)
@@ -52,5 +53,5 @@ def test_a_network_that_follows_it_loses_the_pattern_that_the_metric_measures() 
         optimizer.zero_grad()
         phase_error(sr, hr, 4).sum().backward()
         optimizer.step()
-    assert before > 3 * truth
-    assert energy() < 1.2 * truth
+    assert before > 10 * truth
+    assert energy() < 1.5 * truth
