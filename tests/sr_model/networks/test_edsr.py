@@ -4,11 +4,11 @@ import torch.nn.functional as F
 from skimage import data
 from torch import Tensor, nn
 
-from sr_model.degrade import downscale, upscale_bicubic
-from sr_model.metrics import luma, psnr
+from sr_model.degrade import downscale
 from sr_model.networks import from_weights
 from sr_model.networks.edsr import EDSR
 from sr_model.networks.settings import SCALES, STAGES
+from tests.sr_model.networks.promises import check_radius, check_untrained
 
 
 def as_published(net: EDSR, lr: Tensor, residual_scale: float) -> Tensor:
@@ -76,26 +76,14 @@ def test_refuses_an_unknown_scale() -> None:
 def test_output_depends_on_no_pixel_beyond_the_radius(scale: int) -> None:
     torch.manual_seed(0)
     net = EDSR(scale, channels=4, blocks=1, init="paper").double()
-    radius = net.receptive_radius
-    side = 2 * radius + 3
-    lr = torch.rand(1, 3, side, side, dtype=torch.float64, requires_grad=True)
-    middle = slice(scale * (radius + 1), scale * (radius + 2))
-    (gradient,) = torch.autograd.grad(net(lr)[..., middle, middle].abs().sum(), lr)
-    assert gradient[..., 0, :].abs().max() == gradient[..., -1].abs().max() == 0
+    check_radius(net)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_starts_as_an_upsampler(scale: int) -> None:
     torch.manual_seed(0)
     net = EDSR(scale, channels=16, blocks=2)
-    hr = torch.from_numpy(data.chelsea()[:288, :432]).permute(2, 0, 1)
-    lr = downscale(hr, scale)
-    with torch.no_grad():
-        sr = net(lr[None] / 255)[0].mul(255).round().clamp(0, 255)
-    inside = (..., slice(16, -16), slice(16, -16))
-    untrained = psnr(luma(sr)[inside], luma(hr)[inside])
-    bicubic = psnr(luma(upscale_bicubic(lr, scale))[inside], luma(hr)[inside])
-    assert untrained > bicubic - 0.5
+    check_untrained(net)
 
 
 def test_trains_stably_at_a_high_learning_rate() -> None:
